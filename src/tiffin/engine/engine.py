@@ -1,0 +1,5 @@
+"""The engine of one root."""
+
+
+class Engine:
+    """Everything under one engine root."""

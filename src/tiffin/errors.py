@@ -1,0 +1,108 @@
+"""Every error that tiffin raises on purpose, and what each becomes outside.
+
+This is the one place where an error meets an HTTP status (of the Docker Engine API) and an exit
+code (of the command line). A message says what happened, to which image, file or container, and
+what to do; clients match on Docker's own wording, so where Docker has a sentence for the case,
+the message starts with it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TiffinError(Exception):
+    """Something went wrong that tiffin can explain; the base of all the others."""
+
+    status: ClassVar[int] = 500
+    """The HTTP status that the API answers with."""
+    exit_code: int = 1
+    """What a command line exits with, unless the command has its own rule (``run``: 125)."""
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person, without a class name."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class InvalidParameter(TiffinError):
+    """What was asked makes no sense: a malformed reference, an unknown field, a bad archive."""
+
+    status = 400
+
+
+class Unsupported(InvalidParameter):
+    """What was asked is sensible, and tiffin can't do it yet; the message names it."""
+
+    status = 501
+
+
+class CorruptArchive(InvalidParameter):
+    """An archive or tar that is broken, truncated, or tries to leave its root."""
+
+
+class DigestMismatch(InvalidParameter):
+    """Bytes that do not hash to what they were said to be."""
+
+
+class NotFound(TiffinError):
+    """No image, container, layer, volume, file or command of that name."""
+
+    status = 404
+
+
+class Conflict(TiffinError):
+    """The thing exists already, is in use, or is in a state that does not allow this."""
+
+    status = 409
+
+
+class NotModified(TiffinError):
+    """The thing is in the wanted state already (starting what runs, stopping what doesn't)."""
+
+    status = 304
+    exit_code = 0
+
+
+class Forbidden(TiffinError):
+    """Refused for a reason of safety."""
+
+    status = 403
+
+
+class RootInUse(Conflict):
+    """Another process owns the engine root; the message says which."""
+
+
+class StorageFull(TiffinError):
+    """The file system under the engine root has no room; nothing was kept of the attempt."""
+
+    status = 507
+
+
+class StartFailure(TiffinError):
+    """A container's (or an exec's) first program could not be started.
+
+    ``exit_code`` is Docker's: 127 where the program does not exist, 126 where it may not or can't
+    be run, 125 for anything before that.
+    """
+
+    status = 400
+
+    def __init__(self, message: str, exit_code: int = 125) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class BuildFailure(TiffinError):
+    """An instruction of a Dockerfile failed; the message names it, its line and its exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Unreachable(TiffinError):
+    """The daemon, the keeper or a registry does not answer; the message says where and why."""
+
+    status = 503

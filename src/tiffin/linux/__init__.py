@@ -1,0 +1,1 @@
+"""The kernel seam: system calls, mounts, namespaces, cgroups, capabilities."""

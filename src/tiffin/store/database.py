@@ -1,0 +1,105 @@
+"""One SQLite database in WAL mode, one connection, transactions that nest by joining.
+
+A process killed at any line leaves the last committed transaction. ``synchronous=NORMAL``: after
+a power failure the database is consistent, and may lack the last moments; start-up then treats
+the files that these made as unowned and removes them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tiffin.errors import StorageFull, TiffinError
+from tiffin.store.schema import MIGRATIONS
+
+Row = sqlite3.Row
+
+
+class Database:
+    """The store of one engine root; safe to use from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open (making it if missing) and migrate; refuses a schema newer than this code."""
+        # One connection, serialised by the lock below, is faster here than one a thread: all
+        # statements are short, and no reader ever sees half a transaction.
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=30
+        )
+        self._connection.row_factory = sqlite3.Row
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._path = path
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._migrate()
+
+    def _migrate(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise TiffinError(
+                f"{self._path} was written by a newer tiffin (schema {version}, this one knows "
+                f"{len(MIGRATIONS)}): use that version, or another --root"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            self._connection.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; a transaction inside another joins it."""
+        with self._lock:
+            if self._depth:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            else:
+                try:
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            finally:
+                self._depth = 0
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement that returns no rows; the number of rows that it changed."""
+        with self._lock:
+            try:
+                return self._connection.execute(statement, parameters).rowcount
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise StorageFull(
+                        f"no space left for the database {self._path}: free some and try again"
+                    ) from error
+                raise
+
+    def all(self, query: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Every row of a query."""
+        with self._lock:
+            return self._connection.execute(query, parameters).fetchall()
+
+    def one(self, query: str, parameters: Sequence[Any] = ()) -> Row | None:
+        """The first row of a query, or None."""
+        with self._lock:
+            row: Row | None = self._connection.execute(query, parameters).fetchone()
+            return row
+
+    def close(self) -> None:
+        """Close the connection; the database is complete on disk without it as well."""
+        with self._lock:
+            self._connection.close()
