@@ -26,6 +26,7 @@ SYS_CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine(), 220)
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), 41)
 SYS_PIDFD_SEND_SIGNAL = 424
 SYS_PIDFD_OPEN = 434
+SYS_OPEN_TREE = 428
 SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 
@@ -51,6 +52,7 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+CLONE_FS = 0x00000200
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -59,6 +61,10 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -151,6 +157,14 @@ def openat2(directory: int, path: str | bytes, flags: int, mode: int = 0, resolv
         if ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
             break
     raise _fail(f"openat2({os.fsdecode(path)})")
+
+
+def open_tree(directory: int, path: str | bytes, flags: int) -> int:
+    """open_tree(2): a descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy of it."""
+    fd = int(_libc.syscall(SYS_OPEN_TREE, directory, _bytes(path), ctypes.c_uint(flags)))
+    if fd < 0:
+        raise _fail(f"open_tree({os.fsdecode(path)})")
+    return fd
 
 
 def sethostname(name: str) -> None:
