@@ -34,7 +34,7 @@ def detached_tree(place: str, mount: Callable[[], None]) -> int:
             syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_FS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
             mount()
-            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE | os.O_CLOEXEC
+            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
             result.append(syscalls.open_tree(syscalls.AT_FDCWD, place, flags))
         except BaseException as error:
             failure.append(error)
