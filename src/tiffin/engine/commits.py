@@ -7,7 +7,6 @@ Of a running one the layer is copied while its processes are frozen.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,16 +109,11 @@ class Commits:
         return stack[len(self._layers.chain(container.base)) if container.base else 0 :]
 
     def _move(self, container: Container) -> Layer:
-        fresh = f"c{container.id[:30]}{secrets.token_hex(5)}"
-
-        def record(layer: Layer) -> None:
-            self._database.execute(
-                "UPDATE containers SET frozen = ?, snapshot = ?, size = NULL WHERE id = ?",
-                (layer.chain_id, fresh, container.id),
-            )
-
-        layer = self._layers.commit(container.snapshot, container.top, successor=fresh, also=record)
-        container.snapshot, container.frozen, container.size = fresh, layer.chain_id, None
+        layer = self._layers.commit(container.snapshot, container.top)
+        container.frozen, container.size = layer.chain_id, None
+        self._layers.prepare(
+            container.snapshot, layer.chain_id, mountpoints=True, purpose="container"
+        )
         return layer
 
     @contextmanager

@@ -10,6 +10,7 @@ Source: Docker Engine API v1.50, ``ContainerConfig`` and ``HostConfig``.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,6 +167,19 @@ def _check_modes(host: JSON) -> None:
     ):
         if (host.get(key) or "") not in allowed:
             raise Unsupported(f"HostConfig.{key} '{host[key]}' can't be used yet")
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
+    if text == "-1":
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:

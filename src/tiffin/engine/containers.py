@@ -26,7 +26,7 @@ from tiffin.engine.names import check_name, random_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.streams import frame
-from tiffin.engine.trees import Trees
+from tiffin.engine.trees import Trees, read_file
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.compression import decompressed
@@ -430,7 +430,7 @@ class Containers:
             host = {**container.spec.host, **changed}
             if container.running:
                 Hierarchy.detect().limit(
-                    self._lifecycle.cgroup(container), isolation.resources(host)
+                    self._lifecycle.cgroup(container), isolation.resources(host).as_dict()
                 )
             container.spec.host = host
             container.save_spec(self._database)
@@ -559,7 +559,11 @@ class Containers:
         with self._trees.container(container) as tree:
 
             def owner() -> tuple[int, int]:
-                account = accounts.in_tree(tree, container.spec.config.get("User") or "")
+                account = accounts.resolve(
+                    container.spec.config.get("User") or "",
+                    read_file(tree, b"/etc/passwd"),
+                    read_file(tree, b"/etc/group"),
+                )
                 return account.uid, account.gid
 
             files.put(

@@ -135,7 +135,7 @@ class Execs:
             answer = self._lifecycle.keeper.exec(
                 exec_id,
                 container.id,
-                native.process(settings),
+                native.process_plan(settings, bool(body.get("Privileged"))),
                 terminal=terminal,
                 stdin=bool(body.get("AttachStdin")) and attachment is not None,
                 attachment=attachment,

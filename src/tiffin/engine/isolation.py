@@ -14,46 +14,46 @@ from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
-from tiffin.runtime.settings import ContainerSettings, ProcessSettings, Resources
+from tiffin.runtime.settings import (
+    DEFAULT_PATH,
+    MASKED_PATHS,
+    READONLY_PATHS,
+    ContainerSettings,
+    Device,
+    ProcessSettings,
+    Resources,
+)
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
 
-DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-HOST_NETWORK = ("host",)
-
-MASKED_PATHS = (
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-    "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
-    "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-)  # fmt: skip
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
-
 def capability_set(host: dict[str, Any]) -> list[str]:
-    """The capabilities that a container's root has: Docker's default set, changed as asked."""
+    """The capabilities that a container's root has: Docker's default set, changed as asked.
+
+    Raises InvalidParameter for a name that is no capability.
+    """
+    everything = capabilities.names(capabilities.bounding())
     if host.get("Privileged"):
-        return list(capabilities.available())
-    names = set(capabilities.DEFAULT)
-    known = set(capabilities.NAMES)
-
-    def normal(name: str) -> str:
-        full = name.upper() if name.upper().startswith("CAP_") else f"CAP_{name.upper()}"
-        if full not in known:
-            raise InvalidParameter(f'invalid CapAdd: unknown capability: "{full}"')
-        return full
-
-    add = [name for name in host.get("CapAdd") or []]
-    drop = [name for name in host.get("CapDrop") or []]
-    if any(name.upper() in ("ALL", "CAP_ALL") for name in add):
-        names = set(capabilities.available())
-        add = []
-    if any(name.upper() in ("ALL", "CAP_ALL") for name in drop):
+        return everything
+    add, drop = (
+        {_capability(name, key) for name in host.get(key) or []} for key in ("CapAdd", "CapDrop")
+    )
+    names = set(everything) if _ALL in add else set(capabilities.DEFAULT)
+    if _ALL in drop:
         names = set()
-        drop = []
-    names |= {normal(name) for name in add}
-    names -= {normal(name) for name in drop}
-    allowed = set(capabilities.available())
-    return [name for name in capabilities.NAMES if name in names and name in allowed]
+    names = (names | add) - drop
+    return [name for name in everything if name in names]
+
+
+_ALL = "ALL"
+
+
+def _capability(name: str, key: str) -> str:
+    if name.upper() in (_ALL, "CAP_ALL"):
+        return _ALL
+    full = capabilities.canonical(name)
+    if full is None:
+        raise InvalidParameter(f'invalid {key}: unknown capability: "{name}"')
+    return full
 
 
 def hostname(container: Container) -> str:
@@ -69,7 +69,7 @@ def environment(container: Container) -> list[str]:
     """The environment of the container's processes, HOME aside (the runtime knows the user)."""
     variables = list(container.spec.config.get("Env") or [])
     named = {variable.partition("=")[0] for variable in variables}
-    defaults = [DEFAULT_PATH, f"HOSTNAME={hostname(container)}"]
+    defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
     return [
@@ -131,16 +131,16 @@ def process_settings(
         user=user,
         groups=[str(group) for group in host.get("GroupAdd") or []],
         terminal=terminal,
-        capabilities=list(capabilities.available()) if privileged else capability_set(host),
+        capabilities=capability_set({"Privileged": True} if privileged else host),
         no_new_privileges=any(
             option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
             for option in security
         ),
         rlimits=[
-            (f"RLIMIT_{limit['Name'].upper()}", limit.get("Soft", 0), limit.get("Hard", 0))
+            (limit["Name"], limit.get("Soft", 0), limit.get("Hard", 0))
             for limit in host.get("Ulimits") or []
         ],
-        oom_score_adj=host.get("OomScoreAdj") or 0,
+        oom_score_adj=host.get("OomScoreAdj") or None,
     )
 
 
@@ -197,8 +197,13 @@ def container_settings(
         mounts=mounts,
         namespaces=namespaces(container),
         devices=[
-            (device["PathOnHost"], device["PathInContainer"], device.get("CgroupPermissions", "rwm"))
+            node
             for device in host.get("Devices") or []
+            for node in Device.of_host(
+                device["PathOnHost"],
+                device.get("PathInContainer") or None,
+                device.get("CgroupPermissions") or "rwm",
+            )
         ],
         privileged=privileged,
         masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from tiffin.engine import isolation
+from tiffin.engine import configuration, isolation
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.roster import Roster
@@ -98,6 +98,7 @@ class Lifecycle:
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
         self._cgroups = Hierarchy.detect()
+        self._mountpoint = str(root.keeper / "rootfs")
         self._execs_ended: dict[str, Any] = {}
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
@@ -138,16 +139,17 @@ class Lifecycle:
         )
         log = None
         if container.log_path:
+            options = host["LogConfig"]["Config"]
             log = {
                 "path": str(folder / container.log_path),
-                "max_size": host["LogConfig"]["Config"].get("max-size"),
-                "max_file": host["LogConfig"]["Config"].get("max-file"),
+                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
+                "max_file": int(options.get("max-file") or 1),
             }
         size = host.get("ConsoleSize") or None
         try:
             answer = self.keeper.start(
                 container.id,
-                native.plan(settings).to_json(),
+                native.plan(settings, self._mountpoint, self._cgroups).dump(),
                 log=log,
                 terminal=container.tty,
                 open_stdin=bool(config.get("OpenStdin")),
@@ -157,8 +159,6 @@ class Lifecycle:
         except TiffinError as error:
             container.state.exit_code = error.exit_code
             container.state.error = error.message
-            if container.state.status == "created":
-                container.state.finished = 0
             container.save_state(self._database)
             if container.auto_remove:
                 self._jobs.put(container)
@@ -202,6 +202,8 @@ class Lifecycle:
             if code is None:
                 state.error = "its exit status is unknown: it ended while nobody watched"
             container.save_state(self._database)
+            # Before the lock is given up, so that whoever starts it again finds the keeper clean.
+            self.keeper.forget(container.id)
         if oom:
             self._events.publish("container", "oom", container.id, **container.attributes())
         self._events.publish(
@@ -235,7 +237,6 @@ class Lifecycle:
                 # Somebody else is removing it.
                 return
             return
-        self.keeper.forget(container.id)
         self.measure(container)
 
     def measure(self, container: Container) -> int:

@@ -92,6 +92,7 @@ class System:
         states = [container.state.status for container in self._roster.all()]
         count = self._database.one("SELECT count(*) AS images FROM images")
         hierarchy = Hierarchy.detect()
+        controllers = hierarchy.available
         support = self._layers.driver.probe(self._layers.driver.home)
         return {
             "ID": f"tiffin-{self._identity}",
@@ -103,13 +104,13 @@ class System:
             "Driver": self._layers.driver.name,
             "DriverStatus": [list(row) for row in support.features],
             "Plugins": {"Volume": ["local"], "Network": ["host", "null"], "Log": ["json-file"]},
-            "MemoryLimit": hierarchy.has("memory"),
-            "SwapLimit": hierarchy.has("memory"),
-            "CpuCfsPeriod": hierarchy.has("cpu"),
-            "CpuCfsQuota": hierarchy.has("cpu"),
-            "CPUShares": hierarchy.has("cpu"),
-            "CPUSet": hierarchy.has("cpuset"),
-            "PidsLimit": hierarchy.has("pids"),
+            "MemoryLimit": "memory" in controllers,
+            "SwapLimit": "memory" in controllers,
+            "CpuCfsPeriod": "cpu" in controllers,
+            "CpuCfsQuota": "cpu" in controllers,
+            "CPUShares": "cpu" in controllers,
+            "CPUSet": "cpuset" in controllers,
+            "PidsLimit": "pids" in controllers,
             "IPv4Forwarding": True,
             "Debug": False,
             "NFd": len(os.listdir("/proc/self/fd")),
@@ -118,7 +119,7 @@ class System:
             "SystemTime": timestamps.rfc3339(time.time_ns()),
             "LoggingDriver": "json-file",
             "CgroupDriver": "cgroupfs",
-            "CgroupVersion": hierarchy.version,
+            "CgroupVersion": "2" if hierarchy.version == "2" else "1",
             "NEventsListener": 0,
             "KernelVersion": os.uname().release,
             "OperatingSystem": _operating_system(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,11 +33,11 @@ class Trees:
             for one in mounts:
                 if one.directory:
                     os.chdir(one.directory)
-                flags, data = mounting.parse_options(one.options)
-                syscalls.mount(one.source, place, one.fstype, flags, data)
-                if flags & syscalls.MS_BIND and flags & syscalls.MS_RDONLY:
+                options = mounting.parse_options(one.options)
+                syscalls.mount(one.source, place, one.fstype, options.flags, options.data)
+                if options.flags & syscalls.MS_BIND and options.flags & syscalls.MS_RDONLY:
                     # A bind mount takes its flags only when it is mounted again.
-                    syscalls.mount(None, place, None, flags | syscalls.MS_REMOUNT, None)
+                    syscalls.mount(None, place, None, options.flags | syscalls.MS_REMOUNT)
             if after is not None:
                 after(place)
 
@@ -69,7 +70,7 @@ class Trees:
         elif container.running:
             fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             alone = syscalls.open_tree(
-                fd, "", syscalls.OPEN_TREE_CLONE | os.O_CLOEXEC | syscalls.AT_EMPTY_PATH
+                fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
             )
             os.close(fd)
             fd = alone
@@ -121,3 +122,17 @@ def open_in(root: int, path: bytes, flags: int, mode: int = 0) -> int:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise InvalidParameter(f"{text}: {os.strerror(error.errno)}") from error
         raise
+
+
+def read_file(root: int, path: bytes, limit: int = 1 << 20) -> bytes:
+    """The beginning of a regular file of the tree; empty where there is none."""
+    try:
+        fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except (NotFound, InvalidParameter):
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
