@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tiffin.layer.entry import Entry
 from tiffin.layer.index import Index
@@ -25,7 +26,8 @@ class Lower(Protocol):
         """A new descriptor for reading the file at ``path``. Raises NotFound."""
 
 
-class StackedLayer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StackedLayer:
     """One layer of a stack."""
 
     index: Index

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from tiffin.layer.index import Index
 from tiffin.layer.lower import Lower
 from tiffin.storage.driver import Whiteouts
 
 
-class Unpacked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unpacked:
     """What unpacking gives."""
 
     index: Index
