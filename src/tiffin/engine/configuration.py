@@ -42,7 +42,7 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
 
     Raises InvalidParameter for what makes no sense and Unsupported for what is not done yet.
     """
-    host = {**_host_defaults(), **{k: v for k, v in (body.get("HostConfig") or {}).items()}}
+    host = {**_host_defaults(), **(body.get("HostConfig") or {})}
     networking = body.get("NetworkingConfig") or {}
     config = {
         key: value
@@ -91,7 +91,11 @@ def _host_defaults() -> JSON:
 def _check_config(config: JSON) -> None:
     for key, what in _CONFIG_REFUSED.items():
         value = config.get(key)
-        if value and value.get("Test") not in (None, [], ["NONE"]) if key == "Healthcheck" else value:
+        if (
+            value and value.get("Test") not in (None, [], ["NONE"])
+            if key == "Healthcheck"
+            else value
+        ):
             raise Unsupported(f"{key}: {what} can't be used yet")
     directory = config.get("WorkingDir") or ""
     if directory and not directory.startswith("/"):
@@ -130,14 +134,14 @@ def _check_host(host: JSON) -> None:
     for option in host.get("SecurityOpt") or []:
         name = option.replace(":", "=").partition("=")
         if name[0] == "no-new-privileges" or option in (
-            "seccomp=unconfined", "apparmor=unconfined", "label=disable",
+            "seccomp=unconfined",
+            "apparmor=unconfined",
+            "label=disable",
         ):
             continue
         raise Unsupported(f"the security option '{option}' can't be used yet")
     if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
-        raise InvalidParameter(
-            "Conflicting options: Nano CPUs and CPU Period cannot both be set"
-        )
+        raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
     memory = host.get("Memory") or 0
     if 0 < memory < 6 * 1024 * 1024:
         raise InvalidParameter("Minimum memory limit allowed is 6MB")

@@ -11,7 +11,7 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from tiffin.engine import configuration, files, inspection, isolation, logs, mountpoints, timestamps
@@ -36,6 +36,8 @@ from tiffin.linux.cgroups import Hierarchy
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
+Rows = list[JSON]
+Names = list[str]
 
 _FILTERS = {
     "ancestor", "before", "exited", "health", "id", "is-task", "label", "name", "network",
@@ -127,7 +129,7 @@ class Containers:
             name = f"{random_name()}{secrets.randbelow(100)}"
         return name
 
-    def _inherited(self, sources: list[str]) -> list[MountPoint]:
+    def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
         for source in sources:
             reference, _, mode = source.partition(":")
@@ -140,7 +142,7 @@ class Containers:
 
     def _prepare(self, container: Container) -> None:
         folder = self._root.container(container.id)
-        made: list[str] = []
+        made: Names = []
         try:
             self._layers.prepare(
                 container.snapshot, container.base, mountpoints=True, purpose="container"
@@ -163,7 +165,7 @@ class Containers:
                 self._volumes.remove(name, force=True)
             raise
 
-    def _use_volume(self, container: Container, point: MountPoint, made: list[str]) -> None:
+    def _use_volume(self, container: Container, point: MountPoint, made: Names) -> None:
         if not point.name:
             point.mode = ANONYMOUS
         fresh = not point.name or not self._volumes.exists(point.name)
@@ -198,7 +200,7 @@ class Containers:
         limit: int = 0,
         size: bool = False,
         filters: filtering.Filters | None = None,
-    ) -> list[JSON]:
+    ) -> Rows:
         """The rows of ``ps``, the newest first."""
         filters = filters or {}
         filtering.check(filters, _FILTERS)
@@ -212,7 +214,7 @@ class Containers:
             if filters.get(key)
         }
         ancestors = self._ancestors(filters.get("ancestor", ()))
-        rows: list[JSON] = []
+        rows: Rows = []
         for container in reversed(self._roster.all()):
             if (
                 (everything or container.running)
@@ -222,9 +224,7 @@ class Containers:
                 and (ancestors is None or container.image in ancestors)
                 and self._matches(container, filters)
             ):
-                rows.append(
-                    inspection.summary(container, self._sizes(container) if size else None)
-                )
+                rows.append(inspection.summary(container, self._sizes(container) if size else None))
                 if 0 < limit <= len(rows):
                     break
         return rows
@@ -256,17 +256,12 @@ class Containers:
             and (not ids or any(container.id.startswith(value) for value in ids))
             and (
                 not exited
-                or (
-                    container.state.status == "exited"
-                    and str(container.state.exit_code) in exited
-                )
+                or (container.state.status == "exited" and str(container.state.exit_code) in exited)
             )
             and (not volumes or bool(targets & set(volumes)))
             and (
                 not filters.get("network")
-                or bool(
-                    {key for key in inspection.networks(container)} & set(filters["network"])
-                )
+                or bool(set(inspection.networks(container)) & set(filters["network"]))
             )
         )
 
@@ -307,15 +302,13 @@ class Containers:
             raise Conflict(f"container {container.id} is not running")
         return container
 
-    def changes(self, reference: str) -> list[JSON]:
+    def changes(self, reference: str) -> Rows:
         """``docker diff``: ``[{"Path", "Kind"}]`` with 0 changed, 1 added, 2 deleted."""
         container = self._roster.get(reference)
         kinds = {"C": 0, "A": 1, "D": 2}
         return [
             {"Path": "/" + os.fsdecode(change.path), "Kind": kinds[change.kind]}
-            for change in self._layers.changes(
-                container.snapshot, container.base, container.frozen
-            )
+            for change in self._layers.changes(container.snapshot, container.base, container.frozen)
         ]
 
     def stats(self, reference: str) -> JSON:
@@ -337,9 +330,7 @@ class Containers:
         del detach_keys  # belongs to the attachment, which has been told
         self._lifecycle.start(self._roster.get(reference))
 
-    def stop(
-        self, reference: str, timeout: float | None = None, signal: str | None = None
-    ) -> None:
+    def stop(self, reference: str, timeout: float | None = None, signal: str | None = None) -> None:
         """Stop by the stop signal, then by SIGKILL; raises NotModified if it doesn't run."""
         self._lifecycle.stop(
             self._roster.get(reference), timeout, parse_signal(signal) if signal else None
@@ -376,9 +367,7 @@ class Containers:
             raise InvalidParameter("Neither old nor new names may be empty")
         bare = check_name(name)
         if bare == container.name:
-            raise InvalidParameter(
-                "Renaming a container with the same name as its current name"
-            )
+            raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name
         self._roster.rename(container, bare)
         attributes = {**container.attributes(), "oldName": old}
@@ -483,7 +472,9 @@ class Containers:
         """
         container = self._roster.get(reference)
         if container.state.status == "paused":
-            raise Conflict(f"Container {container.id} is paused, unpause the container before attach")
+            raise Conflict(
+                f"Container {container.id} is paused, unpause the container before attach"
+            )
         framed = not container.tty if multiplexed is None else multiplexed
         if logs and container.log_path:
             path = str(self._root.container(container.id) / container.log_path)
@@ -600,8 +591,8 @@ def logs_reader(
     follow: bool,
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Read a container's log as asked; a followed one ends when the container or the client does."""
-    lines = None if tail in (None, "", "all") else int(tail)  # type: ignore[arg-type]
+    """Read a log as asked; a followed one ends when the container or the client does."""
+    lines = None if tail in (None, "", "all") else int(tail)
 
     def ended() -> bool:
         return not container.running or (cancelled is not None and cancelled())

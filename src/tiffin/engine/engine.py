@@ -130,7 +130,7 @@ class Engine:
         for entry in os.scandir(self._root.containers):
             if entry.name not in known:
                 shutil.rmtree(entry.path)
-        self._layers.sweep({container.snapshot for container in self._roster.all()})
+        self._layers.sweep()
         self.volumes.sweep()
         self.images.collect()
 

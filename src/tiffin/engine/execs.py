@@ -53,9 +53,7 @@ class Execs:
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
-            raise Conflict(
-                f"Container {container.id} is paused, unpause the container before exec"
-            )
+            raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
         if not container.running:
             raise Conflict(f"container {container.id} is not running")
         exec_id = secrets.token_hex(32)
@@ -222,4 +220,3 @@ class Execs:
         one = self.get(exec_id)
         one.ended.wait()
         return one.exit_code, stdout, stderr
-

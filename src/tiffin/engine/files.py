@@ -14,7 +14,7 @@ import posixpath
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tiffin.engine import timestamps
 from tiffin.engine.trees import open_in
@@ -95,10 +95,11 @@ class TreeTar:
     """Writes files of a tree into a tar stream, sorted by name."""
 
     def __init__(self, output: BinaryIO) -> None:
-        self._tar = tarfile.open(
-            fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER,
-            copybufsize=_BUFFER,
+        self._tar = tarfile.open(  # noqa: SIM115 - finish() closes it
+            fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER
         )
+        # An attribute of TarFile that typeshed does not know.
+        self._tar.copybufsize = _BUFFER  # type: ignore[attr-defined]
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, parent: int, name: str, arcname: str) -> None:
@@ -116,7 +117,7 @@ class TreeTar:
         seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
         info.mtime = seconds
         if nanoseconds:
-            info.pax_headers["mtime"] = f"{seconds}.{nanoseconds:09d}"
+            info.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09d}"}
         if stat.S_ISDIR(status.st_mode):
             self._directory(parent, name, arcname, info)
         elif stat.S_ISREG(status.st_mode):
@@ -168,12 +169,12 @@ class TreeTar:
 
     @staticmethod
     def _xattrs(fd: int, info: tarfile.TarInfo) -> None:
+        headers = dict(info.pax_headers)
         for attribute in os.listxattr(fd):
             if not attribute.startswith(("trusted.overlay.", "security.selinux")):
                 value = os.getxattr(fd, attribute)
-                info.pax_headers[f"SCHILY.xattr.{attribute}"] = value.decode(
-                    "utf-8", "surrogateescape"
-                )
+                headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
+        info.pax_headers = headers
 
     def finish(self) -> None:
         """Write the end of the tar."""
@@ -257,7 +258,7 @@ def _extract(
     ids: tuple[int, int] | None,
 ) -> None:
     late: list[tuple[str, tarfile.TarInfo]] = []
-    for info in _members(source):
+    for info, content in _members(source):
         name = posixpath.normpath("/" + info.name).lstrip("/")
         if not name or name == ".":
             continue
@@ -265,7 +266,7 @@ def _extract(
         parent = _directory(root, f"{base}/{directory}")
         try:
             _replace(parent, last, info, no_overwrite, name)
-            _create(root, base, parent, last, info, ids)
+            _create(root, base, parent, last, (info, content), ids)
             if info.isdir():
                 late.append((f"{base}/{name}", info))
         finally:
@@ -277,21 +278,16 @@ def _extract(
         os.close(fd)
 
 
-class _Members:
-    """The members of a tar stream; each member's content must be read before the next."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER)
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        for info in self._tar:
-            info.content = self._tar.extractfile(info) if info.isreg() else None  # type: ignore[attr-defined]
-            yield info
+Member = tuple[tarfile.TarInfo, BinaryIO | None]
+"""A member of a tar, and its content; that must be read before the next member is asked for."""
 
 
-def _members(source: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _members(source: BinaryIO) -> Iterator[Member]:
     try:
-        yield from _Members(source)
+        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
+            for info in tar:
+                content = tar.extractfile(info) if info.isreg() else None
+                yield info, cast("BinaryIO | None", content)
     except tarfile.TarError as error:
         raise CorruptArchive(f"the archive to copy can't be read: {error}") from error
 
@@ -343,9 +339,14 @@ def _remove_tree(parent: int, name: str) -> None:
 
 
 def _create(
-    root: int, base: str, parent: int, name: str, info: tarfile.TarInfo,
+    root: int,
+    base: str,
+    parent: int,
+    name: str,
+    member: Member,
     ids: tuple[int, int] | None,
-) -> None:  # fmt: skip
+) -> None:
+    info, content = member
     uid, gid = ids or (info.uid, info.gid)
     mode = info.mode & 0o7777
     if info.isdir():
@@ -357,8 +358,7 @@ def _create(
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, mode, dir_fd=parent)
         with open(fd, "wb", buffering=0) as file:
-            content = info.content  # type: ignore[attr-defined]
-            while data := content.read(_BUFFER):
+            while content is not None and (data := content.read(_BUFFER)):
                 file.write(data)
     elif info.issym():
         os.symlink(info.linkname, name, dir_fd=parent)

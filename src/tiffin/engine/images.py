@@ -28,6 +28,8 @@ from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
 
 JSON = dict[str, Any]
+Rows = list[JSON]
+Layers = list[Layer]
 Progress = Callable[[JSON], None]
 
 
@@ -44,12 +46,13 @@ class Image:
     tagged: int | None
 
 
+Loaded = list[Image]
+
+
 class Images:
     """The images of a root."""
 
-    def __init__(
-        self, database: Database, root: Root, layers: LayerStore, events: Events
-    ) -> None:
+    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
         self._database = database
         self._root = root
         self._layers = layers
@@ -126,7 +129,9 @@ class Images:
 
     def tags(self, image_id: str) -> list[str]:
         """The canonical names of an image, sorted."""
-        rows = self._database.all("SELECT name FROM tags WHERE image = ? ORDER BY name", (image_id,))
+        rows = self._database.all(
+            "SELECT name FROM tags WHERE image = ? ORDER BY name", (image_id,)
+        )
         return [row["name"] for row in rows]
 
     def descendants(self, image: Image) -> set[str]:
@@ -187,14 +192,12 @@ class Images:
         all: bool = False,
         filters: filtering.Filters | None = None,
         shared_size: bool = False,
-    ) -> list[JSON]:
+    ) -> Rows:
         """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
         intermediate images here, the build cache keeps layers without them."""
         del all
         filters = filters or {}
-        filtering.check(
-            filters, {"before", "since", "dangling", "label", "reference", "until"}
-        )
+        filtering.check(filters, {"before", "since", "dangling", "label", "reference", "until"})
         dangling = filtering.boolean(filters, "dangling")
         bounds = {
             key: self.find(filters[key][0]).config.created_ns
@@ -247,7 +250,7 @@ class Images:
     def shared_sizes(self) -> dict[str, int]:
         """For each image the bytes of those of its layers that other images rest on too."""
         users: dict[str, int] = {}
-        stacks: dict[str, list[Layer]] = {}
+        stacks: dict[str, Layers] = {}
         for row in self._database.all("SELECT id, top FROM images"):
             stacks[row["id"]] = self._layers.chain(row["top"]) if row["top"] else []
             for layer in stacks[row["id"]]:
@@ -283,7 +286,7 @@ class Images:
             view["Variant"] = config.variant
         return view
 
-    def history(self, reference: str) -> list[JSON]:
+    def history(self, reference: str) -> Rows:
         """What made the image, the newest step first."""
         image = self.find(reference)
         rows = []
@@ -307,14 +310,14 @@ class Images:
 
     # -- removing ---------------------------------------------------------------------------
 
-    def remove(self, reference: str, force: bool = False, noprune: bool = False) -> list[JSON]:
+    def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
         """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
 
         Raises Conflict where a container uses it, or where an ID has several names.
         """
         image, name = self._find(reference)
         tags = self.tags(image.id)
-        done: list[JSON] = []
+        done: Rows = []
         if name is not None and len(tags) > 1:
             self._untag(image, [name], done)
             return done
@@ -358,7 +361,7 @@ class Images:
         done.extend({"Deleted": layer.chain_id} for layer in self.collect())
         return done
 
-    def _untag(self, image: Image, names: Sequence[str], done: list[JSON]) -> None:
+    def _untag(self, image: Image, names: Sequence[str], done: Rows) -> None:
         for name in names:
             self._database.execute(
                 "DELETE FROM tags WHERE name = ? AND image = ?", (name, image.id)
@@ -367,7 +370,7 @@ class Images:
             done.append({"Untagged": familiar})
             self._events.publish("image", "untag", image.id, name=familiar)
 
-    def collect(self) -> list[Layer]:
+    def collect(self) -> Layers:
         """Free the layers that no image, container, build cache record or lease needs.
 
         Gives back those that are gone, the topmost first.
@@ -390,7 +393,7 @@ class Images:
         only_dangling = filtering.boolean(filters, "dangling", True)
         until = timestamps.parse(filters["until"][0]) if filters.get("until") else None
         before = self._layers.total_size()
-        deleted: list[JSON] = []
+        deleted: Rows = []
         for row in self._database.all(
             "SELECT * FROM images WHERE id NOT IN (SELECT image FROM containers)"
         ):
@@ -426,16 +429,25 @@ class Images:
         else:
             yield source
 
+    @contextmanager
+    def _collected_on_failure(self) -> Iterator[None]:
+        """Free the layers that an attempt has brought in before it failed."""
+        try:
+            yield
+        except BaseException:
+            self.collect()
+            raise
+
     def load(
         self, source: BinaryIO | str | os.PathLike[str], progress: Progress | None = None
-    ) -> list[Image]:
+    ) -> Loaded:
         """Take in the images of a ``docker save`` archive or an OCI layout.
 
         Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
         """
         say = progress or (lambda message: None)
         loaded = []
-        with self._layers.lease(), self._opened(source) as file:
+        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             for one in archive.read_archive(
                 file, self._ingest, known=self._layers.known, spool=self._root.work
             ):
@@ -478,11 +490,11 @@ class Images:
                 ],
             )
 
-    def _stack(self, image: Image) -> list[Layer]:
+    def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
 
-    def _saved(self, layer: Layer) -> tuple[str, int, Callable[[BinaryIO], None]]:
-        return (
+    def _saved(self, layer: Layer) -> archive.SavedLayer:
+        return archive.SavedLayer(
             layer.diff_id,
             layer.tar_size,
             lambda output: self._layers.write_tar(layer, output),
@@ -505,11 +517,9 @@ class Images:
         system, _, architecture = platform.partition("/")
         if system not in ("", "linux"):
             raise Unsupported(f"images for {system} can't be imported: linux")
-        config = ImageConfig.scratch(
-            architecture=architecture or isolation.architecture()
-        )
+        config = ImageConfig.scratch(architecture=architecture or isolation.architecture())
         config = apply_changes(config, changes)
-        with self._layers.lease(), self._opened(source) as file:
+        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             layer = self._layers.ingest(decompressed(file), None)
             now = timestamps.rfc3339(time.time_ns())
             config = config.with_created(now).with_layer(

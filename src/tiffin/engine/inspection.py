@@ -17,7 +17,6 @@ from tiffin.engine.mountpoints import MountPoint
 JSON = dict[str, Any]
 
 
-
 def human_duration(seconds: float) -> str:
     """A duration as Docker says it: ``Less than a second``, ``About a minute``, ``3 hours``."""
     whole = int(seconds)
@@ -153,9 +152,7 @@ def state_view(container: Container) -> JSON:
     }
 
 
-def inspect(
-    container: Container, folder: Path, driver: str, sizes: tuple[int, int] | None
-) -> JSON:
+def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, int] | None) -> JSON:
     """The whole of ``inspect``."""
     arguments = container.arguments
     log = container.log_path

@@ -26,6 +26,7 @@ from tiffin.runtime.settings import (
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
 
+
 def capability_set(host: dict[str, Any]) -> list[str]:
     """The capabilities that a container's root has: Docker's default set, changed as asked.
 
@@ -72,9 +73,7 @@ def environment(container: Container) -> list[str]:
     defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
-    return [
-        default for default in defaults if default.partition("=")[0] not in named
-    ] + variables
+    return [default for default in defaults if default.partition("=")[0] not in named] + variables
 
 
 def namespaces(container: Container) -> dict[str, str | None]:

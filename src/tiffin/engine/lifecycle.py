@@ -15,13 +15,14 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tiffin.engine import configuration, isolation
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
-from tiffin.engine.roster import Roster
 from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, TiffinError
 from tiffin.keeper.client import KeeperClient
@@ -99,11 +100,10 @@ class Lifecycle:
         self.keeper = KeeperClient(root.path, self.keeper_event)
         self._cgroups = Hierarchy.detect()
         self._mountpoint = str(root.keeper / "rootfs")
-        self._execs_ended: dict[str, Any] = {}
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
-        self.exec_ended = lambda event: None
+        self.exec_ended: Callable[[JSON], None] = lambda event: None
 
     def close(self) -> None:
         """Finish the work that ends have left, and let go of the keeper."""
@@ -123,9 +123,7 @@ class Lifecycle:
             if container.removed or container.removing:
                 raise Conflict(f"container {container.id} is marked for removal, it can't start")
             if container.state.status == "paused":
-                raise Conflict(
-                    "cannot start a paused container, try unpause instead"
-                )
+                raise Conflict("cannot start a paused container, try unpause instead")
             if container.running:
                 raise NotModified(f"container {container.id} is running already")
             self._start_locked(container)
@@ -187,9 +185,7 @@ class Lifecycle:
         elif kind == "detached":
             container = self._roster.find(event["id"])
             if container is not None:
-                self._events.publish(
-                    "container", "detach", container.id, **container.attributes()
-                )
+                self._events.publish("container", "detach", container.id, **container.attributes())
 
     def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
         with container.lock:
@@ -263,7 +259,8 @@ class Lifecycle:
         with container.lock:
             if not container.running:
                 raise Conflict(
-                    f"cannot kill container: {container.id}: container {container.id} is not running"
+                    f"cannot kill container: {container.id}: container {container.id} is not "
+                    "running"
                 )
         self.keeper.signal(container.id, signum)
         self._events.publish(
@@ -410,7 +407,10 @@ def parse_signal(text: str | int) -> int:
         full = name if name.startswith("SIG") else f"SIG{name}"
         if full in signal.Signals.__members__:
             return int(signal.Signals[full])
-        for base, start, sign in (("SIGRTMIN+", signal.SIGRTMIN, 1), ("SIGRTMAX-", signal.SIGRTMAX, -1)):
+        for base, start, sign in (
+            ("SIGRTMIN+", signal.SIGRTMIN, 1),
+            ("SIGRTMAX-", signal.SIGRTMAX, -1),
+        ):
             if full.startswith(base) and full[len(base) :].isdigit():
                 return int(start) + sign * int(full[len(base) :])
     raise InvalidParameter(f"invalid signal: {text}")

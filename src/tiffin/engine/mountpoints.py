@@ -18,7 +18,8 @@ from tiffin.errors import InvalidParameter, Unsupported
 JSON = dict[str, Any]
 
 _BIND_MODES = frozenset(
-    "ro rw z Z nocopy private rprivate shared rshared slave rslave consistent cached delegated".split()
+    "ro rw z Z nocopy private rprivate shared rshared slave rslave "
+    "consistent cached delegated".split()
 )
 _PROPAGATION = frozenset("private rprivate shared rshared slave rslave".split())
 
@@ -73,7 +74,7 @@ def parse_bind(text: str) -> MountPoint:
     modes = parts[2].split(",") if len(parts) == 3 and parts[2] else []
     for mode in modes:
         if mode not in _BIND_MODES:
-            raise InvalidParameter(f'invalid mode: "{mode}" in \'{text}\'')
+            raise InvalidParameter(f"invalid mode: \"{mode}\" in '{text}'")
     point = MountPoint(
         "bind",
         target,
@@ -107,8 +108,8 @@ def parse_mount(mount: JSON) -> MountPoint:
         options = mount.get("BindOptions") or {}
         if not source.startswith("/"):
             raise InvalidParameter(
-                f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount path "
-                "must be absolute"
+                f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount "
+                "path must be absolute"
             )
         point.source = posixpath.normpath(source)
         point.propagation = options.get("Propagation") or "rprivate"
@@ -128,7 +129,9 @@ def parse_mount(mount: JSON) -> MountPoint:
     elif kind == "tmpfs":
         options = mount.get("TmpfsOptions") or {}
         if source:
-            raise InvalidParameter('invalid mount config for type "tmpfs": field Source must be empty')
+            raise InvalidParameter(
+                'invalid mount config for type "tmpfs": field Source must be empty'
+            )
         point.size = options.get("SizeBytes") or 0
         point.permissions = options.get("Mode") or 0o1777
     else:

@@ -181,7 +181,9 @@ class System:
             for name in ("host", "none")
             if filtering.pattern(filters, "name", [name])
             and filtering.any_of(filters, "driver", _DRIVERS[name])
-            and (not filters.get("id") or any(NETWORK_IDS[name].startswith(i) for i in filters["id"]))
+            and (
+                not filters.get("id") or any(NETWORK_IDS[name].startswith(i) for i in filters["id"])
+            )
             and (not filters.get("type") or "builtin" in filters["type"])
         ]
 

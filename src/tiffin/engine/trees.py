@@ -44,7 +44,7 @@ class Trees:
         return detached_tree(place, mount)
 
     @contextmanager
-    def image(self, chain_id: str | None) -> Iterator[int]:
+    def image(self, chain_id: str) -> Iterator[int]:
         """A descriptor of the root of a stack of layers, read-only."""
         fd = self._mounted(self._layers.view(chain_id))
         try:
@@ -69,9 +69,7 @@ class Trees:
                 ) from error
         elif container.running:
             fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            alone = syscalls.open_tree(
-                fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
-            )
+            alone = syscalls.open_tree(fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
             os.close(fd)
             fd = alone
         else:

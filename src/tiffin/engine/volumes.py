@@ -15,8 +15,8 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.names import check_name
-from tiffin.engine.roster import Roster
 from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict, NotFound, Unsupported
 from tiffin.store.database import Database, Row
 

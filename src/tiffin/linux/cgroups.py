@@ -376,7 +376,9 @@ def _remove(directory: str) -> bool:
             raise
     try:
         children = [entry.path for entry in os.scandir(directory) if entry.is_dir()]
-        if not all([_remove(child) for child in children]):
+        # Every one is tried, also after one that could not be removed.
+        removed = [_remove(child) for child in children]
+        if not all(removed):
             return False
         os.rmdir(directory)
     except FileNotFoundError:

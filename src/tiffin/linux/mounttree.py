@@ -12,7 +12,6 @@ Source: open_tree(2), unshare(2), mount_namespaces(7).
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 

@@ -135,7 +135,7 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
 def enter(
     pidfd: int, process: dict[str, Any], stdio: Stdio, entrances: list[str] | tuple[str, ...] = ()
 ) -> Launched:
-    """Start a process (the JSON form of :func:`tiffin.runtime.native.process_plan`) in the container
+    """Start a process (JSON as of :func:`tiffin.runtime.native.process_plan`) in the container
     whose first process ``pidfd`` is; ``entrances`` are its cgroup's, as in the plan.
 
     Raises StartFailure.

@@ -5,8 +5,8 @@
 :mod:`tiffin.runtime.launch` executes it.
 
 The JSON form: ``id``; ``flags`` (namespaces for clone); ``pid_namespace`` (path to join, or null);
-``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}; ``operations`` (lists); ``process``
-(as :func:`process_plan` makes it, also for an exec); ``init``.
+``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}; ``operations`` (lists);
+``process`` (as :func:`process_plan` makes it, also for an exec); ``init``.
 """
 
 from __future__ import annotations
