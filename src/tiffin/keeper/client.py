@@ -95,11 +95,11 @@ class KeeperClient:
         stdin_once: bool = False,
         size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """Start a container; ``{"pid", "started"}`` (nanoseconds of the clock).
+        """Start a container; ``{"pid", "started", "warnings"}`` (nanoseconds of the clock).
 
         ``log`` is ``{"path", "max_size": int | None, "max_file": int, "attrs": dict}`` (only the
-        path is required); ``size`` is (rows, columns) of the terminal. Raises StartFailure;
-        Conflict if it runs, or has exited and was not forgotten.
+        path is required); ``size`` is (rows, columns) of the terminal. An earlier exit of the same
+        container is forgotten. Raises StartFailure; Conflict if it runs.
         """
         answer = self._ask(
             "start",
@@ -124,7 +124,7 @@ class KeeperClient:
         attachment: tuple[int | socket.socket, dict[str, Any]] | None = None,
         size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """Start a process in a running container; ``{"pid", "started"}``.
+        """Start a process in a running container; ``{"pid", "started", "warnings"}``.
 
         ``attachment`` is a client's connection and the keyword arguments of :meth:`attach`.
         Raises StartFailure; NotFound if the container does not run.
@@ -283,6 +283,9 @@ class KeeperClient:
                 if not start:
                     return None
                 problem = self._spawn(deadline)
+                if problem == "busy":
+                    # Another one is just coming or going.
+                    time.sleep(0.01)
                 continue
             except OSError as error:
                 sock.close()
