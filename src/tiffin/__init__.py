@@ -6,11 +6,13 @@ keeper nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tiffin.version import __version__
 
+# Importing typing costs 8 ms; type checkers know this name without it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tiffin.engine import Engine
 
 __all__ = ["Engine", "__version__"]

@@ -8,7 +8,10 @@ the message starts with it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+# Importing typing costs 8 ms; type checkers know this name without it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class TiffinError(Exception):
