@@ -223,17 +223,17 @@ class Lifecycle:
                     container.save_state(self._database)
 
     def _after_end(self, container: Container) -> None:
+        with container.lock:
+            if container.running or container.removed or container.removing:
+                return
         if container.auto_remove:
-            with container.lock:
-                if container.running or container.removed:
-                    return
             try:
                 self.remove(container, force=False, volumes=True)
             except (NotFound, Conflict):
                 # Somebody else is removing it.
                 return
-            return
-        self.measure(container)
+        else:
+            self.measure(container)
 
     def measure(self, container: Container) -> int:
         """Bytes of the container's own files; kept in the database while it doesn't run."""
@@ -370,21 +370,41 @@ class Lifecycle:
 
     def reconcile(self) -> None:
         """At start-up: learn from the keeper what became of the containers that were running."""
-        running = [container for container in self._roster.all() if container.running]
-        if running:
+        running = {container.id for container in self._roster.all() if container.running}
+        if running or (self._root.keeper / "keeper.sock").exists():
             self.keeper.ensure()
-            known = {entry["id"]: entry for entry in self.keeper.list()}
-            for container in running:
-                entry = known.pop(container.id, None)
-                if entry is None:
-                    self._ended(container, None, time.time_ns(), False)
-                elif entry["status"] == "exited":
-                    self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
-                else:
-                    container.state.pid = entry["pid"]
+            for entry in self.keeper.list():
+                if not entry["exec"]:
+                    running.discard(entry["id"])
+                    self._reconcile_one(entry)
+            for container_id in running:
+                self._ended(self._roster.get(container_id), None, time.time_ns(), False)
         for container in self._roster.all():
             if not container.running and container.auto_remove and container.state.runs:
                 self._jobs.put(container)
+
+
+    def _reconcile_one(self, entry: JSON) -> None:
+        container = self._roster.find(entry["id"])
+        if container is None:
+            # Its row is gone, or was never written: nobody can reach it any more.
+            if entry["status"] == "running":
+                self.keeper.signal(entry["id"], signal.SIGKILL)
+            else:
+                self.keeper.forget(entry["id"])
+            return
+        with container.lock:
+            state = container.state
+            if not container.running or state.started != entry["started"]:
+                # The daemon died between the start and writing it down.
+                state.status, state.started, state.finished = "running", entry["started"], 0
+                state.exit_code, state.error = 0, ""
+                state.runs += 1
+                container.size = None
+            state.pid = entry["pid"]
+            container.save_state(self._database)
+        if entry["status"] == "exited":
+            self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
 
 
 ANONYMOUS = "anonymous"
