@@ -1,4 +1,9 @@
 """Builds (being put together)."""
+
+
 class Builds:
-    def __init__(self, *a): pass
-    def cache(self): return []
+    def __init__(self, *a):
+        pass
+
+    def cache(self):
+        return []

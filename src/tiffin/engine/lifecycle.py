@@ -383,7 +383,6 @@ class Lifecycle:
             if not container.running and container.auto_remove and container.state.runs:
                 self._jobs.put(container)
 
-
     def _reconcile_one(self, entry: JSON) -> None:
         container = self._roster.find(entry["id"])
         if container is None:

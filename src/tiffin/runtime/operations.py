@@ -72,7 +72,7 @@ class UnshareCgroup(Operation):
 class CopyTree(Operation):
     """Keep a copy of a host mount before its propagation is cut."""
 
-    __slots__ = ("key", "recursive", "source")
+    __slots__ = ("source", "recursive", "key")
     name = "copy-tree"
 
     def __init__(self, source: str, recursive: bool, key: str) -> None:
@@ -103,7 +103,7 @@ class Isolate(Operation):
 class MountRoot(Operation):
     """Mount (one of the mounts of) the root file system on a host path."""
 
-    __slots__ = ("data", "directory", "flags", "fstype", "source", "target")
+    __slots__ = ("fstype", "source", "target", "flags", "data", "directory")
     name = "mount-root"
 
     def __init__(
@@ -146,7 +146,7 @@ class EnterRoot(Operation):
 class Mount(Operation):
     """Mount a new file system inside."""
 
-    __slots__ = ("data", "flags", "fstype", "source", "target")
+    __slots__ = ("fstype", "source", "target", "flags", "data")
     name = "mount"
 
     def __init__(self, fstype: str, source: str, target: str, flags: int, data: str) -> None:
@@ -168,13 +168,13 @@ class Bind(Operation):
     """Bind a host path inside."""
 
     __slots__ = (
-        "attributes",
-        "attributes_recursive",
-        "key",
-        "propagation",
-        "recursive",
         "source",
         "target",
+        "recursive",
+        "attributes",
+        "attributes_recursive",
+        "propagation",
+        "key",
     )
     name = "bind"
 
@@ -215,7 +215,7 @@ class Bind(Operation):
 class Device(Operation):
     """Make a device node inside."""
 
-    __slots__ = ("gid", "kind", "major", "minor", "mode", "path", "uid")
+    __slots__ = ("path", "kind", "major", "minor", "mode", "uid", "gid")
     name = "device"
 
     def __init__(
@@ -253,7 +253,7 @@ class HostDevices(Operation):
 class Symlink(Operation):
     """Make a symbolic link inside."""
 
-    __slots__ = ("path", "target")
+    __slots__ = ("target", "path")
     name = "symlink"
 
     def __init__(self, target: str, path: str) -> None:
@@ -270,7 +270,7 @@ class Symlink(Operation):
 class MakeDirectory(Operation):
     """Make a directory inside, with its parents."""
 
-    __slots__ = ("mode", "path")
+    __slots__ = ("path", "mode")
     name = "directory"
 
     def __init__(self, path: str, mode: int = 0o755) -> None:
@@ -400,7 +400,7 @@ class RaiseInterface(Operation):
 class Terminal(Operation):
     """Open the container's terminal and put it on /dev/console."""
 
-    __slots__ = ("columns", "rows")
+    __slots__ = ("rows", "columns")
     name = "terminal"
 
     def __init__(self, rows: int, columns: int) -> None:
