@@ -77,6 +77,11 @@ def held() -> int:
     return syscalls.capget()[1] & bounding()
 
 
+def permitted() -> int:
+    """This process's permitted set."""
+    return syscalls.capget()[1]
+
+
 def drop_bounding(keep: int) -> None:
     """Take everything but ``keep`` out of the bounding set. Needs CAP_SETPCAP."""
     for number in range(64):

@@ -51,6 +51,18 @@ _TREE = (
 )
 
 
+_UNIFIED = "/cgroup.procs"
+"""How the entrance of a version 2 group ends; clone takes its directory."""
+_hierarchy: list[Hierarchy] = []
+
+
+def hierarchy() -> Hierarchy:
+    """The machine's cgroups, looked up once in the life of this process."""
+    if not _hierarchy:
+        _hierarchy.append(Hierarchy.detect())
+    return _hierarchy[0]
+
+
 class Stdio:
     """Where a process's streams lead: three descriptors, or None for a terminal of its own.
 
@@ -88,15 +100,15 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
     cgroup = plan["cgroup"]
     if cgroup is None:
         return _launch(plan, stdio, [])
-    hierarchy = Hierarchy.detect()
+    groups = hierarchy()
     try:
-        warnings = hierarchy.create(cgroup["name"], cgroup["resources"], cgroup["devices"])
+        warnings = groups.create(cgroup["name"], cgroup["resources"], cgroup["devices"])
     except OSError as error:
         raise StartFailure(f"failed to create cgroup {cgroup['name']}: {error.strerror}") from None
     try:
         return _launch(plan, stdio, warnings)
     except BaseException:
-        hierarchy.delete(cgroup["name"])
+        groups.delete(cgroup["name"])
         raise
 
 
@@ -126,7 +138,7 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
                 f"failed to join pid namespace {plan['pid_namespace']}: {error.strerror}"
             ) from None
     try:
-        return _spawn(child, plan["flags"], namespace, warnings)
+        return _spawn(child, plan["flags"], namespace, entrances, warnings)
     finally:
         if namespace is not None:
             os.close(namespace)
@@ -148,7 +160,7 @@ def enter(
         terminal = _open_terminal() if process["terminal"] else None
         _become(process, False, stdio, terminal, channel, warn)
 
-    return _spawn(child, 0, pidfd, [])
+    return _spawn(child, 0, pidfd, entrances, [])
 
 
 def _settle(
@@ -158,6 +170,8 @@ def _settle(
 ) -> None:
     """What the child does while it still sees the host."""
     for path in entrances:
+        if path.endswith(_UNIFIED):
+            continue  # born there
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, b"0")
@@ -214,6 +228,7 @@ def _spawn(
     body: Callable[[socket.socket, Callable[[str], None]], None],
     flags: int,
     namespace: int | None,
+    entrances: list[str] | tuple[str, ...],
     warnings: list[str],
 ) -> Launched:
     """Clone, run ``body`` in the child, and wait until it has executed its program.
@@ -225,7 +240,7 @@ def _spawn(
         # No handler of the caller's may run in the child, where it would act on the caller's files.
         mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
-            pid = _clone(flags, namespace)
+            pid = _clone(flags, namespace, entrances)
             if pid == 0:
                 _run_child(body, theirs)
         finally:
@@ -247,23 +262,32 @@ def _spawn(
         theirs.close()
 
 
-def _clone(flags: int, namespace: int | None) -> int:
-    if namespace is None:
-        return syscalls.clone(flags)
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+def _clone(flags: int, namespace: int | None, entrances: list[str] | tuple[str, ...]) -> int:
+    """Clone into the version 2 group, if any, and into the pid namespace of ``namespace``."""
+    own = group = None
     try:
-        try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWPID)
-        except ProcessLookupError:
-            raise StartFailure("the container is not running") from None
-        try:
-            return syscalls.clone(flags)
-        finally:
-            # Also run by the child, to which it does nothing that matters: it forks no more, but
-            # as an init, whose children belong where it is itself.
+        for path in entrances:
+            if path.endswith(_UNIFIED):
+                directory = path[: -len(_UNIFIED)]
+                group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if namespace is None:
+            return syscalls.clone(flags, group)
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(namespace, syscalls.CLONE_NEWPID)
+        pid = syscalls.clone(flags, group)
+        if pid:
             syscalls.setns(own, syscalls.CLONE_NEWPID)
+        return pid
+    except ProcessLookupError:
+        raise StartFailure("the container is not running") from None
+    except OSError as error:
+        if own is not None:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        raise StartFailure(f"failed to create a process: {error.strerror}") from None
     finally:
-        os.close(own)
+        for fd in (own, group):
+            if fd is not None:
+                os.close(fd)
 
 
 def _reap(pid: int) -> None:

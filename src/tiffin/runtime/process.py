@@ -135,7 +135,7 @@ def _give_streams(uid: int) -> None:
 
 def take_credentials(account: accounts.Account, bits: int, no_new_privileges: bool) -> None:
     """Become the user, with these capabilities (-1: all that there are)."""
-    bits &= capabilities.held()
+    bits &= capabilities.permitted()
     capabilities.drop_bounding(bits)
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
