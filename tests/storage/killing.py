@@ -17,10 +17,11 @@ import tiffin
 SOURCE = str(Path(tiffin.__file__).parent)
 
 
-def killed_at(step: int, action: Callable[[], object], rooms: Iterable[str]) -> bool:
+def killed_at(step: int, action: Callable[[], object], code: Iterable[str]) -> bool:
     """Run ``action`` in a forked child that dies by SIGKILL as it comes to the ``step``-th line of
-    the named rooms' code. False if the action ended before that; what it raises fails the test."""
-    prefixes = tuple(f"{SOURCE}/{room}/" for room in rooms)
+    the named rooms (``storage/``) and modules (``layer/store.py``). False if the action ended
+    before that; what it raises fails the test."""
+    prefixes = tuple(f"{SOURCE}/{name}" for name in code)
     with warnings.catch_warnings():
         # A fork beside threads: the child uses nothing that another thread may have locked.
         warnings.simplefilter("ignore", DeprecationWarning)

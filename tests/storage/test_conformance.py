@@ -261,7 +261,7 @@ def test_killed_at_any_line_nothing_but_the_snapshot_in_hand_is_lost(
 
     deaths = 0
     for step in steps():
-        if not killed_at(step, live, ["storage"]):
+        if not killed_at(step, live, ["storage/"]):
             break
         deaths += 1
         for key in list(driver.keys()):
