@@ -6,11 +6,12 @@ keeper nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tiffin.version import __version__
 
+TYPE_CHECKING = False  # typing would cost the command line and the keeper 10 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from tiffin.engine import Engine
 
 __all__ = ["Engine", "__version__"]

@@ -8,7 +8,9 @@ the message starts with it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # typing would cost the command line and the keeper 10 ms
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class TiffinError(Exception):
