@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from keeper.lab import Lab
 
 
@@ -18,7 +19,24 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     busybox = shutil.which("busybox")
     assert busybox, "these tests need busybox (Debian: busybox-static)"
     shutil.copy(busybox, bin / "busybox")
-    names = "sh cat echo true sleep seq head yes wc dd stty tr id printf kill sed".split()
+    names = [
+        "sh",
+        "cat",
+        "echo",
+        "true",
+        "sleep",
+        "seq",
+        "head",
+        "yes",
+        "wc",
+        "dd",
+        "stty",
+        "tr",
+        "id",
+        "printf",
+        "kill",
+        "sed",
+    ]
     for name in names:
         (bin / name).symlink_to("busybox")
     (tmp_path / "keeper/rootfs").mkdir(parents=True)
