@@ -153,7 +153,9 @@ PS = Command(
     (
         Flag("all", BOOL, "Show all containers, not just those that run", short="a"),
         Flag("filter", FILTERS, "Show only what fits (name=value)", short="f"),
-        Flag("format", STRING, "table, json, or a Go template, with 'table ' before it for headers"),
+        Flag(
+            "format", STRING, "table, json, or a Go template, with 'table ' before it for headers"
+        ),
         Flag("last", INT, "Show the N containers created last", short="n", default=-1),
         Flag("latest", BOOL, "Show the container created last", short="l"),
         Flag("no-trunc", BOOL, "Cut nothing short"),

@@ -76,7 +76,6 @@ def truth(value: Any) -> bool:
     return bool(value)
 
 
-
 def _equal(first: Any, *others: Any) -> bool:
     if not others:
         raise ValueError("missing argument for comparison")
@@ -174,7 +173,6 @@ def _title(text: str) -> str:
         out.append(char.upper() if start else char)
         start = not (char.isalnum() or char in "_'")
     return "".join(out)
-
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -394,9 +392,7 @@ def plain(value: Any) -> Any:
 
 def _failure(where: tuple[Any, ...], message: str) -> TemplateError:
     source, line, column = where
-    return TemplateError(
-        f'template: :{line}:{column}: executing "" at <{source}>: {message}'
-    )
+    return TemplateError(f'template: :{line}:{column}: executing "" at <{source}>: {message}')
 
 
 def _field(value: Any, name: str, arguments: list[Any], where: tuple[Any, ...]) -> Any:
@@ -423,5 +419,5 @@ def _field(value: Any, name: str, arguments: list[Any], where: tuple[Any, ...]) 
             return None
         raise _failure(where, f'map has no entry for key "{name}"')
     if value is None:
-        raise _failure(where, f"nil data; no entry for key \"{name}\"")
+        raise _failure(where, f'nil data; no entry for key "{name}"')
     raise _failure(where, f"can't evaluate field {name} in type {_type_name(value)}")

@@ -117,7 +117,9 @@ IMAGES = Command(
         Flag("all", BOOL, "Show images too that only serve others", short="a"),
         Flag("digests", BOOL, "Show digests"),
         Flag("filter", FILTERS, "Show only what fits (name=value)", short="f"),
-        Flag("format", STRING, "table, json, or a Go template, with 'table ' before it for headers"),
+        Flag(
+            "format", STRING, "table, json, or a Go template, with 'table ' before it for headers"
+        ),
         Flag("no-trunc", BOOL, "Cut nothing short"),
         Flag("quiet", BOOL, "Show IDs only", short="q"),
         Flag("tree", BOOL, "Draw which image rests on which, and what they share"),

@@ -18,13 +18,18 @@ from tiffin.errors import StorageFull, TiffinError
 from tiffin.store.schema import MIGRATIONS
 
 Row = sqlite3.Row
+# A full disk: writing the log, and growing the index of the log that is mapped into memory.
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
 class Database:
     """The store of one engine root; safe to use from any thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open (making it if missing) and migrate; refuses a schema newer than this code."""
+        """Open (making it if missing) and migrate.
+
+        Raises TiffinError for a schema newer than this code, and for a file that is no database.
+        """
         # One connection, serialised by the lock below, is faster here than one a thread: all
         # statements are short, and no reader ever sees half a transaction.
         self._connection = sqlite3.connect(
@@ -34,9 +39,18 @@ class Database:
         self._lock = threading.RLock()
         self._depth = 0
         self._path = path
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            self._connection.execute(f"PRAGMA {pragma}")
-        self._migrate()
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+                self._run(f"PRAGMA {pragma}")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise TiffinError(
+                f"the database {path} can't be used ({error}): move it away, or use another --root"
+            ) from error
+        except TiffinError:
+            self._connection.close()
+            raise
 
     def _migrate(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -59,16 +73,18 @@ class Database:
                 finally:
                     self._depth -= 1
                 return
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._run("BEGIN IMMEDIATE")
             self._depth = 1
             try:
                 yield
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # Some errors (a full disk) have rolled back by themselves.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
             else:
                 try:
-                    self._connection.execute("COMMIT")
+                    self._run("COMMIT")
                 except BaseException:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
@@ -79,14 +95,17 @@ class Database:
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement that returns no rows; the number of rows that it changed."""
         with self._lock:
-            try:
-                return self._connection.execute(statement, parameters).rowcount
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                    raise StorageFull(
-                        f"no space left for the database {self._path}: free some and try again"
-                    ) from error
-                raise
+            return self._run(statement, parameters)
+
+    def _run(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        try:
+            return self._connection.execute(statement, parameters).rowcount
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode in _FULL:
+                raise StorageFull(
+                    f"no space left for the database {self._path}: free some and try again"
+                ) from error
+            raise
 
     def all(self, query: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Every row of a query."""

@@ -27,6 +27,18 @@ MIGRATIONS: tuple[str, ...] = (
         key       TEXT NOT NULL,
         driver    TEXT NOT NULL,
         purpose   TEXT NOT NULL CHECK (purpose IN ('layer', 'container', 'init', 'work')),
+        chain     TEXT REFERENCES layers,  -- the stack that it lies on; NULL for a layer's own
+                                           -- snapshot, and for one that lies on nothing
+        mountpoints INTEGER NOT NULL DEFAULT 0, -- whether an init snapshot is in between
+        PRIMARY KEY (driver, key)
+    ) STRICT;
+    CREATE INDEX snapshots_by_chain ON snapshots (chain);
+
+    CREATE TABLE moves (                   -- commits under way: finished at the next start
+        driver    TEXT NOT NULL,
+        key       TEXT NOT NULL,           -- the writable snapshot whose files
+        name      TEXT NOT NULL,           -- become this committed one
+        chain     TEXT NOT NULL REFERENCES layers,
         PRIMARY KEY (driver, key)
     ) STRICT;
 
