@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _STRING_MAPS = frozenset(
     "Labels Options Config Annotations Sysctls Tmpfs StorageOpt Data DriverOpts".split()
 )
-"""Fields that are maps of text to text in Docker's own types: a missing key is an empty text."""
+"""Fields that are maps of text to text in Docker's own types: asking for a missing key is no mistake."""
 
 _OPTIONAL = frozenset(("Health", "Healthcheck", "Error", "ContainerCount"))
 """Fields that Docker leaves out of JSON when there is nothing; asking for them is no mistake."""
@@ -36,7 +36,7 @@ class _Continue(Exception):
 
 
 class StringMap(dict[str, str]):
-    """A map of text to text: a key that is missing stands for an empty text."""
+    """A map of text to text: ``index`` gives an empty text for a key that is missing."""
 
 
 def text_of(value: Any) -> str:
@@ -415,9 +415,7 @@ def _field(value: Any, name: str, arguments: list[Any], where: tuple[Any, ...]) 
                 if isinstance(found, dict) and all(isinstance(v, str) for v in found.values()):
                     return StringMap(found)
             return found
-        if isinstance(value, StringMap):
-            return ""
-        if name in _OPTIONAL:
+        if isinstance(value, StringMap) or name in _OPTIONAL:
             return None
         raise _failure(where, f'map has no entry for key "{name}"')
     if value is None:

@@ -349,11 +349,13 @@ class Parser:
         kind, word, start = action.take()
         where = (action.line, action.column + start)
         if kind == "field":
+            where = self._place(action, where)
             names = [word[1:], *self._fields(action)]
             return ("field", names, action.text_since(start), where)
         if kind == "variable":
             if word not in self._variables[-1]:
                 raise _error(action.line, f'undefined variable "{word}"')
+            where = self._place(action, where)
             return ("variable", word, self._fields(action), action.text_since(start), where)
         if kind == "(":
             pipe = self._pipe(action, ")")
@@ -373,6 +375,13 @@ class Parser:
                 raise _error(action.line, f'function "{word}" not defined')
             return ("function", word, word, where)
         raise _error(action.line, f"unexpected {word!r} in operand")
+
+    @staticmethod
+    def _place(action: Action, where: tuple[int, int]) -> tuple[int, int]:
+        """Where messages place a chain of fields: Go names the second one's column."""
+        if action.peek() == "field":
+            return (action.line, action.column + action.tokens[action.position][2])
+        return where
 
     @staticmethod
     def _fields(action: Action) -> list[str]:
