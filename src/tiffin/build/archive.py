@@ -12,15 +12,17 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Buffer
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.build.tree import join, parent, resolve
 from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.tarreader import Member, TarReader
 from tiffin.layer.writer import Content
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 _BLOCK = 1 << 20
 _IN_MEMORY = 16 << 20
@@ -38,7 +40,7 @@ class Spool:
         self._file: IO[bytes] | None = None
         self.length = 0
 
-    def append(self, data: Buffer) -> None:
+    def append(self, data: ReadableBuffer) -> None:
         """Put more bytes at the end."""
         view = memoryview(data)
         self.length += len(view)
@@ -46,7 +48,8 @@ class Spool:
             self._memory += view
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            # Closed by close(): it has no name, so it ends with the process at the latest.
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
             view = memoryview(bytes(self._memory) + bytes(view))
             self._memory = bytearray()
         while view:
@@ -84,7 +87,7 @@ class _Slice(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         data = self._spool.read(self._offset, min(len(view), self._left))
         view[: len(data)] = data

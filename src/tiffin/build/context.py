@@ -320,8 +320,7 @@ class FolderSource:
                     if checked:
                         out, state = ignore.check(name, above)
                         if out and not (
-                            item.is_dir(follow_symlinks=False)
-                            and ignore.may_hold_exceptions(name)
+                            item.is_dir(follow_symlinks=False) and ignore.may_hold_exceptions(name)
                         ):
                             continue
                     else:

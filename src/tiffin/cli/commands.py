@@ -86,11 +86,7 @@ COMMON = ("run", "exec", "ps", "build", "images", "version", "info")
 """The commands that the overview lists first."""
 
 TOP: dict[str, Entry] = {
-    **{
-        name: CONTAINER[name]
-        for name in CONTAINER
-        if name not in ("ls", "prune", "inspect")
-    },
+    **{name: CONTAINER[name] for name in CONTAINER if name not in ("ls", "prune", "inspect")},
     "build": IMAGE["build"],
     "history": IMAGE["history"],
     "images": IMAGE["ls"],

@@ -295,9 +295,7 @@ class Client:
             response = stream.answer()
         return self._checked(stream, response)
 
-    def _head(
-        self, method: str, where: str, headers: Mapping[str, str] | None, json: bool
-    ) -> str:
+    def _head(self, method: str, where: str, headers: Mapping[str, str] | None, json: bool) -> str:
         lines = [f"{method} {where} HTTP/1.1", "Host: tiffin", "User-Agent: tiffin-cli"]
         if json:
             lines.append("Content-Type: application/json")

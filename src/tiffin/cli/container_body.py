@@ -91,11 +91,7 @@ def create_body(
     body: dict[str, Any] = {
         "Image": image,
         **streams(options),
-        **{
-            field: options[name]
-            for name, field in _PLAIN_CONFIG.items()
-            if name in options.given
-        },
+        **{field: options[name] for name, field in _PLAIN_CONFIG.items() if name in options.given},
     }
     if command:
         body["Cmd"] = command
@@ -239,7 +235,9 @@ def _seccomp_profile(path: str) -> str:
     try:
         return dumps(loads(text), separators=(",", ":"))
     except ValueError as error:
-        raise InvalidParameter(f"compacting json for seccomp profile ({path}) failed: {error}") from None
+        raise InvalidParameter(
+            f"compacting json for seccomp profile ({path}) failed: {error}"
+        ) from None
 
 
 def _health(options: Options) -> dict[str, Any]:
@@ -263,7 +261,9 @@ def _health(options: Options) -> dict[str, Any]:
 
 
 def _network(options: Options, body: dict[str, Any], host: dict[str, Any]) -> None:
-    networks = [_network_fields(text) for text in options["network"] + options["net"]] or [("default", {})]
+    networks = [_network_fields(text) for text in options["network"] + options["net"]] or [
+        ("default", {})
+    ]
     host["NetworkMode"] = networks[0][0]
     first = networks[0][1]
     addresses = {

@@ -50,9 +50,7 @@ def published(texts: list[str]) -> dict[str, list[dict[str, str]]]:
                 f"invalid ranges specified for container and host Ports: {container} and {host}"
             )
         for offset in range(high - low + 1):
-            published_at = (
-                host if one_of_many else str(host_low + offset) if host else ""
-            )
+            published_at = host if one_of_many else str(host_low + offset) if host else ""
             bindings.setdefault(f"{low + offset}/{protocol}", []).append(
                 {"HostIp": address, "HostPort": published_at}
             )

@@ -57,9 +57,7 @@ class RawMode:
         )  # fmt: skip
         mode[1] &= ~termios.OPOST
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        mode[3] &= ~(
-            termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
-        )
+        mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         mode[6][termios.VMIN] = 1
         mode[6][termios.VTIME] = 0
         self._saved = saved

@@ -74,7 +74,9 @@ def read_lines(path: str) -> list[str]:
                 f"poorly formatted environment: variable '{name}' contains whitespaces"
             )
         if not name:
-            raise InvalidParameter(f"poorly formatted environment: no variable name on line '{text}'")
+            raise InvalidParameter(
+                f"poorly formatted environment: no variable name on line '{text}'"
+            )
         found.append(text if equals else name)
     return found
 
@@ -253,9 +255,7 @@ def restart_policy(text: str) -> dict[str, Any]:
     times = 0
     if colon:
         if not name:
-            raise InvalidParameter(
-                "invalid restart policy format: no policy provided before colon"
-            )
+            raise InvalidParameter("invalid restart policy format: no policy provided before colon")
         try:
             times = int(count)
         except ValueError:

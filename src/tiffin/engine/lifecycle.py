@@ -15,7 +15,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tiffin.engine import configuration, isolation
@@ -103,6 +104,7 @@ class Lifecycle:
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
 
     def close(self) -> None:
@@ -130,30 +132,8 @@ class Lifecycle:
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
-        folder = self._root.container(container.id)
-        host, config = container.spec.host, container.spec.config
-        settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
-        )
-        log = None
-        if container.log_path:
-            options = host["LogConfig"]["Config"]
-            log = {
-                "path": str(folder / container.log_path),
-                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
-                "max_file": int(options.get("max-file") or 1),
-            }
-        size = host.get("ConsoleSize") or None
         try:
-            answer = self.keeper.start(
-                container.id,
-                native.plan(settings, self._mountpoint, self._cgroups).dump(),
-                log=log,
-                terminal=container.tty,
-                open_stdin=bool(config.get("OpenStdin")),
-                stdin_once=bool(config.get("StdinOnce")),
-                size=(size[0], size[1]) if size and any(size) else None,
-            )
+            answer = self.launch(container)
         except TiffinError as error:
             container.state.exit_code = error.exit_code
             container.state.error = error.message
@@ -169,6 +149,41 @@ class Lifecycle:
         container.size = None
         container.save_state(self._database)
 
+    def launch(self, container: Container) -> JSON:
+        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        folder = self._root.container(container.id)
+        host, config = container.spec.host, container.spec.config
+        settings = isolation.container_settings(
+            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+        )
+        log = None
+        if container.log_path:
+            options = host["LogConfig"]["Config"]
+            log = {
+                "path": str(folder / container.log_path),
+                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
+                "max_file": int(options.get("max-file") or 1),
+            }
+        size = host.get("ConsoleSize") or None
+        return self.keeper.start(
+            container.id,
+            native.plan(settings, self._mountpoint, self._cgroups).dump(),
+            log=log,
+            terminal=container.tty,
+            open_stdin=bool(config.get("OpenStdin")),
+            stdin_once=bool(config.get("StdinOnce")),
+            size=(size[0], size[1]) if size and any(size) else None,
+        )
+
+    @contextmanager
+    def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
+        """Inside the block, the end of a container that has no row is told to ``ended``."""
+        self._watchers[container_id] = ended
+        try:
+            yield
+        finally:
+            del self._watchers[container_id]
+
     # -- ends -------------------------------------------------------------------------------
 
     def keeper_event(self, event: JSON) -> None:
@@ -176,6 +191,8 @@ class Lifecycle:
         kind = event.get("event")
         if kind == "exited" and event.get("exec"):
             self.exec_ended(event)
+        elif kind == "exited" and event["id"] in self._watchers:
+            self._watchers[event["id"]](event)
         elif kind == "exited":
             container = self._roster.find(event["id"])
             if container is None:
@@ -223,17 +240,17 @@ class Lifecycle:
                     container.save_state(self._database)
 
     def _after_end(self, container: Container) -> None:
+        with container.lock:
+            if container.running or container.removed or container.removing:
+                return
         if container.auto_remove:
-            with container.lock:
-                if container.running or container.removed:
-                    return
             try:
                 self.remove(container, force=False, volumes=True)
             except (NotFound, Conflict):
                 # Somebody else is removing it.
                 return
-            return
-        self.measure(container)
+        else:
+            self.measure(container)
 
     def measure(self, container: Container) -> int:
         """Bytes of the container's own files; kept in the database while it doesn't run."""
@@ -370,21 +387,40 @@ class Lifecycle:
 
     def reconcile(self) -> None:
         """At start-up: learn from the keeper what became of the containers that were running."""
-        running = [container for container in self._roster.all() if container.running]
-        if running:
+        running = {container.id for container in self._roster.all() if container.running}
+        if running or (self._root.keeper / "keeper.sock").exists():
             self.keeper.ensure()
-            known = {entry["id"]: entry for entry in self.keeper.list()}
-            for container in running:
-                entry = known.pop(container.id, None)
-                if entry is None:
-                    self._ended(container, None, time.time_ns(), False)
-                elif entry["status"] == "exited":
-                    self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
-                else:
-                    container.state.pid = entry["pid"]
+            for entry in self.keeper.list():
+                if not entry["exec"]:
+                    running.discard(entry["id"])
+                    self._reconcile_one(entry)
+            for container_id in running:
+                self._ended(self._roster.get(container_id), None, time.time_ns(), False)
         for container in self._roster.all():
             if not container.running and container.auto_remove and container.state.runs:
                 self._jobs.put(container)
+
+    def _reconcile_one(self, entry: JSON) -> None:
+        container = self._roster.find(entry["id"])
+        if container is None:
+            # Its row is gone, or was never written: nobody can reach it any more.
+            if entry["status"] == "running":
+                self.keeper.signal(entry["id"], signal.SIGKILL)
+            else:
+                self.keeper.forget(entry["id"])
+            return
+        with container.lock:
+            state = container.state
+            if not container.running or state.started != entry["started"]:
+                # The daemon died between the start and writing it down.
+                state.status, state.started, state.finished = "running", entry["started"], 0
+                state.exit_code, state.error = 0, ""
+                state.runs += 1
+                container.size = None
+            state.pid = entry["pid"]
+            container.save_state(self._database)
+        if entry["status"] == "exited":
+            self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
 
 
 ANONYMOUS = "anonymous"

@@ -41,7 +41,13 @@ class Root:
             ) from error
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, json.dumps({"pid": os.getpid(), "what": what}).encode(), 0)
-        for folder in (self.containers, self.volumes, self.work, self.keeper):
+        for folder in (
+            self.containers,
+            self.volumes,
+            self.work,
+            self.keeper,
+            self.keeper / "rootfs",
+        ):
             folder.mkdir(exist_ok=True, mode=0o711)
 
     def _owner(self) -> str:

@@ -64,7 +64,14 @@ class Volumes:
             try:
                 self._database.execute(
                     "INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?)",
-                    (name, anonymous, driver, b"{}", json.dumps(labels or {}), time.time_ns()),
+                    (
+                        name,
+                        anonymous,
+                        driver,
+                        b"{}",
+                        json.dumps(labels or {}).encode(),
+                        time.time_ns(),
+                    ),
                 )
             except sqlite3.IntegrityError:
                 # Another request made it in between: it is the same volume.

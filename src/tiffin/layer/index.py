@@ -238,7 +238,16 @@ class Index:
                 real = effect.linked.get(path, entry)
                 known = first.setdefault(id(real), path)
                 if known != path:
-                    yield replace(real, path=path, kind=Kind.HARDLINK, target=known, size=0)
+                    yield replace(
+                        real,
+                        path=path,
+                        kind=Kind.HARDLINK,
+                        target=known,
+                        size=0,
+                        device=(0, 0),
+                        xattrs=None,
+                        digest=b"",
+                    )
                 elif real.path != path:
                     yield replace(real, path=path)
                 else:
