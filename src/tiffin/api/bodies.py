@@ -11,7 +11,7 @@ import io
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import h11
 
@@ -269,6 +269,11 @@ class BodyWriter(io.BufferedIOBase):
     def started(self) -> bool:
         """Whether any byte of the answer is out, so that no other status can be sent."""
         return self._sink.started
+
+    @property
+    def file(self) -> BinaryIO:
+        """The writer, for those who ask for a file."""
+        return cast(BinaryIO, self)
 
     def write(self, data: ReadableBuffer) -> int:
         """Take all of ``data``; raises Disconnected if the client is gone."""

@@ -280,6 +280,14 @@ class Response:
         send(self._connection, [head.encode("latin-1")])
         return Hijacked(self._connection, self._request.rest)
 
+    def last_words(self, data: bytes) -> None:
+        """Say something on a hijacked connection that nobody took over."""
+        send(self._connection, [data])
+
+    def abandon(self) -> None:
+        """Leave a begun answer as it is, since nobody reads it; the connection is closed."""
+        raise Disconnected("the answer is no longer wanted")
+
     def discard(self) -> None:
         """Forget a streamed answer of which nothing was sent, to begin another one."""
         self._writer = None
@@ -395,6 +403,11 @@ def _date() -> str:
         f"{_DAYS[now.tm_wday]}, {now.tm_mday:02} {_MONTHS[now.tm_mon - 1]} {now.tm_year} "
         f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT"
     )
+
+
+def media_type(request: Request, *, multiplexed: bool) -> str:
+    """What a container's output is called; older clients know one name for both forms."""
+    return MULTIPLEXED_STREAM if multiplexed and request.version >= (1, 42) else RAW_STREAM
 
 
 def error_answer(status: int, message: str) -> bytes:
