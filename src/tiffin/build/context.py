@@ -92,9 +92,11 @@ def from_stream(
     ``work`` is where a large context is spooled. Raises CorruptArchive, NotFound.
     """
     plain = decompressed(stream)
-    beginning = plain.read(_TAR_HEADER)
+    beginning = b""
+    while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
+        beginning += part
     if b"\0" not in beginning:
-        return lone(beginning + plain.read(_LARGEST_DOCKERFILE))
+        return lone(beginning + _rest(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:
         source.read_tar(cast(BinaryIO, _Rejoined(beginning, plain)))
@@ -114,6 +116,14 @@ def from_stream(
         source.close()
         raise
     return BuildContext(_not_empty(content, name), name, source, [source])
+
+
+def _rest(stream: BinaryIO, limit: int) -> bytes:
+    parts = []
+    while limit > 0 and (part := stream.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
 
 
 class _Rejoined:
