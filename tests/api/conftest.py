@@ -1,4 +1,4 @@
-"""A server on a socket of its own, an engine to put behind it, and a client that speaks raw HTTP."""
+"""A server on its own socket, an engine to put behind it, and a client that speaks raw HTTP."""
 
 from __future__ import annotations
 
