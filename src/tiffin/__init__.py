@@ -6,11 +6,13 @@ keeper nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tiffin.version import __version__
 
+# Not from typing, which the keeper and the command line do not import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tiffin.engine import Engine
 
 __all__ = ["Engine", "__version__"]

@@ -8,7 +8,10 @@ the message starts with it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+# Not from typing, which the keeper and the command line do not import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class TiffinError(Exception):

@@ -13,19 +13,28 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
+
+_MACHINE = os.uname().machine
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # The same library, called without giving up the GIL: for clone, whose child must own it.
 _libc_holding_gil = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc_holding_gil.syscall.restype = ctypes.c_long
+_prctl = _libc["prctl"]
+_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 # System call numbers: the newer ones are the same on every architecture.
-SYS_CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine(), 220)
-SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), 41)
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, 41)
+SYS_CAPGET = {"x86_64": 125, "aarch64": 90}.get(_MACHINE, 90)
+SYS_CAPSET = {"x86_64": 126, "aarch64": 91}.get(_MACHINE, 91)
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(_MACHINE, 219)
 SYS_PIDFD_SEND_SIGNAL = 424
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
+SYS_CLONE3 = 435
+SYS_CLOSE_RANGE = 436
 SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 
@@ -51,6 +60,7 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+CLONE_FS = 0x00000200
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -59,6 +69,31 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+_SIGCHLD = 17
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+CLOSE_RANGE_CLOEXEC = 4
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -115,16 +150,41 @@ def setns(fd: int, nstype: int = 0) -> None:
         raise _fail(f"setns({fd}, {nstype:#x})")
 
 
-def clone(flags: int) -> int:
-    """clone(2) as fork with namespace flags: the child's pid in the parent, 0 in the child.
+class _CloneArgs(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    )
+
+
+def clone(flags: int, cgroup: int | None = None) -> int:
+    """clone3(2) as fork with namespace flags: the child's pid in the parent, 0 in the child.
+
+    With ``cgroup``, a descriptor of a version 2 group's directory, the child starts in it, which
+    is much faster than moving it there.
 
     Only for a single-threaded process: Python's and glibc's at-fork handlers are not run. The GIL
     is kept across the call, so that the child owns it.
     """
-    import signal
-
-    arguments = [ctypes.c_ulong(flags | signal.SIGCHLD), None, None, None, None]
-    pid = int(_libc_holding_gil.syscall(SYS_CLONE, *arguments))
+    arguments = _CloneArgs(flags=flags, exit_signal=_SIGCHLD)
+    if cgroup is not None:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup
+    pid = int(
+        _libc_holding_gil.syscall(SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    )
     if pid < 0:
         raise _fail(f"clone({flags:#x})")
     return pid
@@ -169,8 +229,113 @@ def setdomainname(name: str) -> None:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2) with integer arguments."""
-    longs = [ctypes.c_ulong(value) for value in (arg2, arg3, arg4, arg5)]
-    result = int(_libc.prctl(option, *longs))
+    result = int(_prctl(option, arg2, arg3, arg4, arg5))
     if result < 0:
         raise _fail(f"prctl({option})")
     return result
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def open_tree(directory: int, path: str | bytes, flags: int) -> int:
+    """open_tree(2): a new descriptor (close-on-exec) of a mount, or of a detached copy of it."""
+    fd = int(_libc.syscall(SYS_OPEN_TREE, directory, _bytes(path), flags | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail(f"open_tree({os.fsdecode(path)})")
+    return fd
+
+
+def move_mount(tree: int, target: int) -> None:
+    """move_mount(2): attach the mount ``tree`` on what ``target`` (an O_PATH descriptor) is."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    if _libc.syscall(SYS_MOVE_MOUNT, tree, b"", target, b"", flags) != 0:
+        raise _fail("move_mount")
+
+
+def mount_setattr(
+    fd: int, set_: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2) on the mount that ``fd`` is the root of (Linux 5.12)."""
+    attributes = _MountAttr(set_, clear, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    result = _libc.syscall(
+        SYS_MOUNT_SETATTR,
+        fd,
+        b"",
+        flags,
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if result != 0:
+        raise _fail(f"mount_setattr({set_:#x})")
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    """close_range(2)."""
+    if _libc.syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), flags) != 0:
+        raise _fail(f"close_range({first})")
+
+
+def join_session_keyring() -> None:
+    """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a new, empty session keyring for this process."""
+    if _libc.syscall(SYS_KEYCTL, 1, None, 0, 0, 0) < 0:
+        raise _fail("keyctl(join session keyring)")
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2): this process's effective, permitted and inheritable sets as bit masks."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapabilityData * 2)()
+    if _libc.syscall(SYS_CAPGET, ctypes.byref(header), data) != 0:
+        raise _fail("capget")
+    low, high = data
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) for this process, the sets as bit masks."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    low = 0xFFFFFFFF
+    data = (_CapabilityData * 2)(
+        _CapabilityData(effective & low, permitted & low, inheritable & low),
+        _CapabilityData(effective >> 32, permitted >> 32, inheritable >> 32),
+    )
+    if _libc.syscall(SYS_CAPSET, ctypes.byref(header), data) != 0:
+        raise _fail("capset")
+
+
+def prctl_name(name: bytes) -> None:
+    """prctl(PR_SET_NAME): the process's short name (15 bytes)."""
+    if _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name[:15]), 0, 0, 0) != 0:
+        raise _fail("prctl(PR_SET_NAME)")
+
+
+def write_memory(address: int, content: bytes) -> None:
+    """Overwrite this process's own memory: for the area that holds its arguments."""
+    ctypes.memmove(address, content, len(content))

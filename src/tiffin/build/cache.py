@@ -1,0 +1,328 @@
+"""The build cache: a step's key out of named parts, and why a step was not found.
+
+The *parts* of a step are everything that its result depends on, each with a name: ``parent`` (the
+key of the step before) or ``base`` (the image's id, for a stage's first step), ``instruction``
+(its text, variables replaced), ``argument NAME`` (build arguments that a RUN can see), and a row
+for each file that a COPY brings: path, type, mode, owner, and the digest of its content.
+Modification times are no part. The *key* is the digest of the parts. The parts are kept with the
+result, so that a miss can be explained: the first part that differs from the nearest cached step
+is named.
+
+A record holds the image configuration and the top layer after the step; the layers of records are
+alive for the collection of layers (:meth:`BuildCache.layers`).
+
+In the table ``build_cache`` the column ``parts`` is msgpack in zstd: ``[1, [[name, value], …],
+[[path, type, mode, uid, gid, content, xattrs], …]]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+import zstandard
+
+from tiffin.layer.entry import Entry, Kind
+from tiffin.store.database import Database, Row
+
+_FORMAT = 1
+_NEAREST_LOOKED_AT = 8
+_PART = tuple[str, str]
+_FILE = tuple[bytes, str, int, int, int, bytes, dict[str, bytes] | None]
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(tuple[int, list[_PART], list[_FILE]])
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a step's result depends on, in the order in which differences are reported."""
+
+    step: str
+    """The instruction, as it is shown and as it is written to the history."""
+    named: list[_PART] = field(default_factory=list)
+    files: list[_FILE] = field(default_factory=list)
+    _packed: bytes = b""
+
+    def add(self, name: str, value: str) -> None:
+        """One more named part."""
+        self.named.append((name, value))
+
+    def add_files(self, entries: Iterable[Entry]) -> None:
+        """The files that a step reads; their digests must be known."""
+        self.files += [file_part(entry) for entry in entries]
+
+    def packed(self) -> bytes:
+        """The parts as bytes, always the same for the same parts."""
+        if not self._packed:
+            self._packed = _encoder.encode((_FORMAT, self.named, self.files))
+        return self._packed
+
+    @property
+    def parent(self) -> str:
+        """The key of the step before, or the base image."""
+        return next((value for name, value in self.named if name in ("parent", "base")), "")
+
+    @property
+    def key(self) -> str:
+        """The step's key."""
+        return "sha256:" + hashlib.sha256(self.packed()).hexdigest()
+
+
+def file_part(entry: Entry) -> _FILE:
+    """What of a file counts."""
+    if entry.kind is Kind.FILE:
+        content = entry.digest
+    elif entry.kind is Kind.SYMLINK:
+        content = entry.target
+    elif entry.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
+        content = f"{entry.device[0]}:{entry.device[1]}".encode()
+    else:
+        content = b""
+    return (
+        entry.path,
+        entry.kind.value,
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        content,
+        entry.xattrs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the cache knows of one step."""
+
+    key: str
+    parent: str | None
+    step: str
+    config: bytes
+    """The image configuration after the step."""
+    top: str | None
+    """The chain ID of the top layer after the step."""
+    size: int
+    """Bytes of the layer that the step made."""
+    created: int
+    used: int
+    uses: int
+    in_use: bool = False
+    """Whether an image or a container is made of its layer."""
+
+
+_COLUMNS = "key, parent, step, result, top, size, created, used, uses"
+
+_IN_USE = """
+    WITH RECURSIVE alive (chain) AS (
+        SELECT top FROM images WHERE top IS NOT NULL
+        UNION SELECT base FROM containers WHERE base IS NOT NULL
+        UNION SELECT frozen FROM containers WHERE frozen IS NOT NULL
+        UNION SELECT parent FROM layers JOIN alive ON chain_id = chain WHERE parent IS NOT NULL
+    ) SELECT chain FROM alive
+"""
+
+
+class BuildCache:
+    """The records of one engine; safe to use from any thread."""
+
+    def __init__(self, database: Database, clock: Callable[[], int] = time.time_ns) -> None:
+        self._database = database
+        self._clock = clock
+
+    def find(self, key: str) -> Record | None:
+        """The record of a step, noted as used now."""
+        row = self._database.one(f"SELECT {_COLUMNS} FROM build_cache WHERE key = ?", (key,))
+        return _record(row) if row is not None else None
+
+    def touch(self, keys: Collection[str]) -> None:
+        """Note that a build has used these records."""
+        with self._database.transaction():
+            for key in keys:
+                self._database.execute(
+                    "UPDATE build_cache SET used = ?, uses = uses + 1 WHERE key = ?",
+                    (self._clock(), key),
+                )
+
+    def may_have(self, parent: str, instruction: str) -> bool:
+        """Whether any step of this kind has followed ``parent``; if not, no key will be found."""
+        row = self._database.one(
+            "SELECT 1 FROM build_cache WHERE parent = ? AND step LIKE ? ESCAPE '\\' LIMIT 1",
+            (parent, f"{instruction} %"),
+        )
+        return row is not None
+
+    def store(
+        self, parts: Parts, config: bytes, top: str | None, size: int, *, replace: bool = False
+    ) -> Record:
+        """Keep a step's result; gives back the record that is in the cache afterwards.
+
+        Where another build has stored the same step meanwhile, that one stays (unless
+        ``replace``), so that both builds end in the same image.
+        """
+        now = self._clock()
+        packed = zstandard.compress(parts.packed(), 1)
+        verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+        with self._database.transaction():
+            self._database.execute(
+                f"{verb} INTO build_cache (key, parent, step, parts, result, top, size, created,"
+                " used, uses) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+                (parts.key, parts.parent, parts.step, packed, config, top, size, now, now),
+            )
+            record = self.find(parts.key)
+        assert record is not None
+        return record
+
+    def why(self, parts: Parts) -> str:
+        """One line on why a step was not found: the first part that differs from the nearest
+        cached step; empty if nothing like it is cached."""
+        nearest = self._nearest(parts)
+        return explain(parts, nearest) if nearest is not None else ""
+
+    def _nearest(self, parts: Parts) -> Parts | None:
+        instruction = parts.step.partition(" ")[0]
+        queries = (
+            ("parent = ? AND step = ?", (parts.parent, parts.step)),
+            ("step = ?", (parts.step,)),
+            ("parent = ? AND step LIKE ?", (parts.parent, f"{instruction} %")),
+        )
+        for condition, arguments in queries:
+            rows = self._database.all(
+                f"SELECT step, parts FROM build_cache WHERE {condition} ORDER BY used DESC LIMIT ?",
+                (*arguments, _NEAREST_LOOKED_AT),
+            )
+            if rows:
+                candidates = [_unpacked(row) for row in rows]
+                return min(candidates, key=lambda each: _distance(parts, each))
+        return None
+
+    # -- what there is, and getting rid of it
+
+    def layers(self) -> set[str]:
+        """The chain IDs that records hold: roots for the collection of layers."""
+        rows = self._database.all("SELECT DISTINCT top FROM build_cache WHERE top IS NOT NULL")
+        return {row["top"] for row in rows}
+
+    def records(self) -> list[Record]:
+        """Every record, the one longest unused first."""
+        alive = {row["chain"] for row in self._database.all(_IN_USE)}
+        rows = self._database.all(f"SELECT {_COLUMNS} FROM build_cache ORDER BY used, created")
+        return [_record(row, alive) for row in rows]
+
+    def prune(
+        self,
+        *,
+        everything: bool = False,
+        unused_since: int | None = None,
+        keep_bytes: int = 0,
+    ) -> list[Record]:
+        """Remove records, and say which; the layers are then the layer store's to collect.
+
+        A record in use is kept unless ``everything``, one that was used at ``unused_since``
+        (nanoseconds) or later always is, and so are the last used ones that together take at most
+        ``keep_bytes``.
+        """
+        with self._database.transaction():
+            records = self.records()
+            kept = 0
+            removed: list[Record] = []
+            for record in reversed(records):
+                recent = unused_since is not None and record.used >= unused_since
+                if recent or (record.in_use and not everything):
+                    continue
+                if keep_bytes and kept + record.size <= keep_bytes:
+                    kept += record.size
+                    continue
+                removed.append(record)
+            for record in removed:
+                self._database.execute("DELETE FROM build_cache WHERE key = ?", (record.key,))
+        return removed[::-1]
+
+
+def _record(row: Row, alive: Collection[str] = ()) -> Record:
+    return Record(
+        row["key"],
+        row["parent"],
+        row["step"],
+        row["result"],
+        row["top"],
+        row["size"],
+        row["created"],
+        row["used"],
+        row["uses"],
+        row["top"] is not None and row["top"] in alive,
+    )
+
+
+def _unpacked(row: Row) -> Parts:
+    packed = zstandard.ZstdDecompressor().decompress(row["parts"])
+    _, named, files = _decoder.decode(packed)
+    return Parts(row["step"], named, files)
+
+
+def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
+    """How much differs: named parts weigh more than files."""
+    named = len(set(parts.named) ^ set(other.named))
+    theirs = {each[0]: each[1:6] for each in other.files}
+    ours = {each[0]: each[1:6] for each in parts.files}
+    files = sum(1 for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    return named, files
+
+
+def explain(missed: Parts, nearest: Parts) -> str:
+    """``COPY . /app: app/config.py changed (content)``: the first part that differs."""
+    theirs = dict(nearest.named)
+    difference = ""
+    for name, value in missed.named:
+        was = theirs.pop(name, None)
+        if was == value:
+            continue
+        if name == "parent":
+            difference = "the step before it changed"
+        elif name == "base":
+            difference = "the base image changed"
+        elif name == "instruction":
+            difference = f"the instruction changed (it was: {nearest.step})"
+        elif was is None:
+            difference = f"{name} is new"
+        else:
+            difference = f"{name} changed"
+        break
+    else:
+        if theirs:
+            difference = f"{next(iter(theirs))} is gone"
+    if not difference:
+        difference = _file_difference(missed.files, nearest.files)
+    return f"{missed.step}: {difference}"
+
+
+def _file_difference(files: list[_FILE], others: list[_FILE]) -> str:
+    theirs = {each[0]: each for each in others}
+    differences: list[str] = []
+    for each in files:
+        was = theirs.pop(each[0], None)
+        if was != each:
+            shown = os.fsdecode(each[0]) or "."
+            differences.append(
+                f"{shown} is new" if was is None else f"{shown} changed ({_what(each, was)})"
+            )
+    differences += [f"{os.fsdecode(path) or '.'} is gone" for path in theirs]
+    if not differences:
+        return "the order of its sources changed"
+    more = len(differences) - 1
+    return differences[0] + (f", and {more} more" if more else "")
+
+
+def _what(one: _FILE, other: _FILE) -> str:
+    if one[1] != other[1]:
+        return "type"
+    if one[5] != other[5]:
+        return "link target" if one[1] == Kind.SYMLINK.value else "content"
+    if one[2] != other[2]:
+        return f"mode {other[2]:04o} to {one[2]:04o}"
+    if one[3:5] != other[3:5]:
+        return "owner"
+    return "extended attributes"

@@ -1,0 +1,403 @@
+"""COPY and ADD: which files are taken, and where in the image each goes.
+
+Two steps. :func:`pick` finds the sources; that is what a step's cache key is made of. ``Placement``
+decides what is written, once it is known that the step must run:
+
+- a directory's content is copied, not the directory itself; a file keeps its name if the
+  destination ends in a slash or is a directory;
+- a destination is resolved with the image's symlinks, inside the image; below it a symlink of the
+  image is replaced by a file of the same name, but not by a directory;
+- directories that are missing are made with mode 0755; existing ones keep what they have;
+- files of the context belong to root, files of a stage keep their owner, ``--chown`` overrides
+  both, also for the directories that are made;
+- permissions and modification times are kept;
+- ADD unpacks a local tar, compressed or not, into the destination, with the tar's owners.
+
+Source: the Dockerfile reference (COPY, ADD); where Docker's two builders differ, BuildKit.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from tiffin.build import wildcards
+from tiffin.build.tree import Source, Tree, changed_meanwhile, join, parent, resolve
+from tiffin.errors import BuildFailure, CorruptArchive
+from tiffin.layer.compression import decompressed
+from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.index import order_key
+from tiffin.layer.tarreader import Member, TarReader
+from tiffin.layer.writer import Content, LayerWriter
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_NEW_DIRECTORY = 0o755
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One source of a COPY, found."""
+
+    name: bytes
+    """The last part of the source as written: what a file is called in a directory."""
+    entry: Entry
+    """What it leads to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a COPY goes."""
+
+    path: bytes
+    """Inside the image, symlinks not yet followed."""
+    is_directory: bool
+    """Whether it was written as a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What ``--chown`` and ``--chmod`` say; None leaves things as they are."""
+
+    owner: tuple[int, int] | None = None
+    mode: int | None = None
+
+
+def pick(source: Source, patterns: Iterable[str], name: str, *, from_stage: bool) -> list[Pick]:
+    """The sources of one COPY or ADD (``name``), in order. Raises BuildFailure."""
+    picks: list[Pick] = []
+    for pattern in patterns:
+        found = _pick(source, pattern, name, from_stage)
+        picks += found
+    if not picks:
+        raise BuildFailure(f"{name} failed: no source files were specified")
+    return picks
+
+
+def _pick(source: Source, pattern: str, name: str, from_stage: bool) -> list[Pick]:
+    parts: list[str] = []
+    for part in pattern.split("/"):
+        if part == "..":
+            if not parts and not from_stage:
+                raise BuildFailure(
+                    f"{name} failed: forbidden path outside the build context: {pattern} ()"
+                )
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    cleaned = "/".join(parts)
+    if wildcards.has_wildcards(cleaned):
+        return [
+            Pick(path.rpartition(b"/")[2], _followed(source, path))
+            for path in _matches(source, parts)
+        ]
+    path = resolve(source, os.fsencode(cleaned))
+    entry = source.entry(path)
+    if entry is None:
+        where = "" if from_stage else "file not found in build context or excluded by "
+        where += "" if from_stage else ".dockerignore: "
+        raise BuildFailure(f"{name} failed: {where}stat {cleaned}: file does not exist")
+    return [Pick(os.fsencode(parts[-1]) if parts else b"", entry)]
+
+
+def _followed(source: Source, path: bytes) -> Entry:
+    entry = source.entry(resolve(source, path))
+    if entry is None:
+        raise BuildFailure(
+            f"{os.fsdecode(path)} is a symbolic link to something that is not in the context"
+        )
+    return entry
+
+
+def _matches(source: Source, parts: list[str]) -> list[bytes]:
+    """What a pattern matches, one component after the other; directories that are symlinks are
+    not looked into."""
+    found = [b""]
+    for part in parts:
+        below: list[bytes] = []
+        if not wildcards.has_wildcards(part):
+            for directory in found:
+                path = join(directory, os.fsencode(part.replace("\\", "")))
+                if source.entry(path) is not None:
+                    below.append(path)
+        else:
+            expression = wildcards.compiled(part)
+            for directory in found:
+                below += [
+                    entry.path
+                    for entry in source.children(directory)
+                    if expression.fullmatch(os.fsdecode(entry.path.rpartition(b"/")[2]))
+                ]
+        found = below
+    return sorted(found)
+
+
+def walk(source: Source, directory: Entry) -> Iterator[Entry]:
+    """Everything below a directory, each directory before what is in it."""
+    for entry in source.children(directory.path):
+        yield entry
+        if entry.kind is Kind.DIRECTORY:
+            yield from walk(source, entry)
+
+
+def picked_files(source: Source, picks: Iterable[Pick]) -> list[Entry]:
+    """Every entry that the picks bring, in the order in which they are copied."""
+    entries: list[Entry] = []
+    for each in picks:
+        if each.entry.kind is Kind.DIRECTORY:
+            entries += walk(source, each.entry)
+        else:
+            entries.append(each.entry)
+    return entries
+
+
+def destination(working_directory: str, text: str) -> Destination:
+    """Where ``text`` leads, from the working directory."""
+    is_directory = text.endswith(("/", "/.", "/..")) or text in (".", "..")
+    path = text if text.startswith("/") else f"{working_directory}/{text}"
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return Destination(os.fsencode("/".join(parts)), is_directory)
+
+
+class Placement:
+    """What one COPY or ADD writes. Use once."""
+
+    def __init__(
+        self,
+        source: Source,
+        image: Tree,
+        writer: LayerWriter,
+        ownership: Ownership,
+        *,
+        keep_owners: bool,
+    ) -> None:
+        self._source = source
+        self._image = image
+        self._writer = writer
+        self._ownership = ownership
+        self._keep_owners = keep_owners
+        self._new: dict[bytes, Entry] = {}
+        """What is there by this COPY, written already or not."""
+        self._planned: dict[bytes, Entry] = {}
+        """What is still to be written: the path, and the entry of the source."""
+        self._made: set[bytes] = set()
+        """Directories that the image does not have, so that nothing is in them but what is new."""
+        self._newest = 0
+        self._copied: list[tuple[Entry, Entry]] = []
+        """Each file of the source, with the entry as it was stored."""
+
+    def entry(self, path: bytes) -> Entry | None:
+        """What is at ``path`` with what is copied so far; as a Tree."""
+        found = self._new.get(path)
+        if found is None and parent(path) not in self._made:
+            found = self._image.entry(path)
+        return found
+
+    def children(self, path: bytes) -> list[Entry]:
+        """As a Tree: what the image has."""
+        return self._image.children(path)
+
+    def copy(self, picks: list[Pick], where: Destination, *, unpack: bool) -> None:
+        """Write everything. Raises BuildFailure where it does not fit into the image."""
+        # What is made on the way is as old as the newest file that it is made for, so that the
+        # same files give the same layer on another day.
+        self._newest = max(
+            (entry.mtime_ns for entry in picked_files(self._source, picks)), default=0
+        )
+        target = resolve(self, where.path)
+        for each in picks:
+            if each.entry.kind is Kind.DIRECTORY:
+                self._plan_directory(each.entry, target)
+            elif not (unpack and self._unpack(each.entry, target)):
+                here = self.entry(target)
+                into = where.is_directory or (here is not None and here.kind is Kind.DIRECTORY)
+                path = join(target, each.name) if into else target
+                self._plan_parents(parent(path))
+                self._plan(path, each.entry)
+        self._write_planned()
+
+    def verify(self) -> None:
+        """Once the layer is finished: what was copied is what was found.
+
+        The digests that were not known before are known then. Raises BuildFailure.
+        """
+        for origin, stored in self._copied:
+            if origin.digest and origin.digest != stored.digest:
+                raise changed_meanwhile(origin)
+            origin.digest = stored.digest
+            self._source.learn(origin)
+
+    def _plan_directory(self, directory: Entry, target: bytes) -> None:
+        self._plan_parents(target)
+        skip = len(directory.path) + 1 if directory.path else 0
+        for entry in walk(self._source, directory):
+            self._plan(join(target, entry.path[skip:]), entry)
+
+    def _plan_parents(self, path: bytes) -> None:
+        """Make sure that ``path`` is a directory."""
+        here = self.entry(path)
+        if here is None:
+            self._plan_parents(parent(path))
+            self._made.add(path)
+            made = Entry(path, Kind.DIRECTORY, _NEW_DIRECTORY, mtime_ns=self._newest)
+            self._new[path] = self._planned[path] = made
+        elif here.kind is not Kind.DIRECTORY:
+            raise BuildFailure(f"cannot copy to non-directory: /{os.fsdecode(path)}")
+
+    def _plan(self, path: bytes, origin: Entry) -> None:
+        here = self.entry(path)
+        if here is not None:
+            if origin.kind is Kind.DIRECTORY:
+                if here.kind is not Kind.DIRECTORY:
+                    raise BuildFailure(f"cannot copy to non-directory: /{os.fsdecode(path)}")
+                return
+            if here.kind is Kind.DIRECTORY:
+                raise BuildFailure(f"cannot replace to directory /{os.fsdecode(path)} with file")
+        elif origin.kind is Kind.DIRECTORY:
+            self._made.add(path)
+        self._new[path] = self._planned[path] = origin
+
+    def _write_planned(self) -> None:
+        """In the order of a layer's tar, so that it is hashed as it is written."""
+        for path in sorted(self._planned, key=order_key):
+            origin = self._planned[path]
+            if origin.kind is Kind.FILE:
+                with self._source.opened(origin) as content:
+                    stored = self._writer.add(self._owned(path, origin), content)
+                self._copied.append((origin, stored))
+            else:
+                self._writer.add(self._owned(path, origin))
+        self._planned.clear()
+
+    def _owned(self, path: bytes, origin: Entry) -> Entry:
+        entry = replace(origin, path=path, digest=b"")
+        if self._ownership.owner is not None:
+            entry.uid, entry.gid = self._ownership.owner
+        elif not self._keep_owners:
+            entry.uid = entry.gid = 0
+        if self._ownership.mode is not None and entry.kind is not Kind.SYMLINK:
+            entry.mode = self._ownership.mode
+        return entry
+
+    def _unpack(self, origin: Entry, target: bytes) -> bool:
+        """Unpack a tar into ``target``; False if the file is none."""
+        if origin.kind is not Kind.FILE:
+            return False
+        with self._source.opened(origin) as content:
+            stream = decompressed(_as_stream(content))
+            beginning = stream.read(512)
+            if not _is_tar(beginning):
+                return False
+            self._plan_parents(target)
+            self._write_planned()
+            reader = TarReader(_Blocks(beginning, stream))
+            while (member := reader.next()) is not None:
+                self._unpack_member(member, reader, target)
+                reader.raw.clear()
+        return True
+
+    def _unpack_member(self, member: Member, reader: TarReader, target: bytes) -> None:
+        entry = member.entry
+        name = _inside(entry.path)
+        if not name and entry.kind is Kind.DIRECTORY:
+            return  # the destination itself stays as it is
+        if entry.kind is Kind.HARDLINK:
+            entry.target = join(target, _inside(entry.target))
+        entry.path = join(target, name)
+        entry.digest = b""
+        if self._ownership.owner is not None:
+            entry.uid, entry.gid = self._ownership.owner
+        content = None
+        if entry.kind is Kind.FILE:
+            content = cast(BinaryIO, io.BufferedReader(_Content(member, reader), _BLOCK))
+        self._writer.add(entry, content)
+        self._new[entry.path] = entry
+
+
+def _inside(path: bytes) -> bytes:
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise CorruptArchive(f"the archive's entry {os.fsdecode(path)!r} would leave its root")
+    return b"/".join(parts)
+
+
+def _as_stream(content: Content) -> BinaryIO:
+    if isinstance(content, int):
+        return cast(BinaryIO, open(content, "rb", closefd=False))
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    assert content is not None and not isinstance(content, os.PathLike)
+    return content
+
+
+def _is_tar(header: bytes) -> bool:
+    """Whether a block is the header of a tar's first entry."""
+    if len(header) < 512 or not header[0]:
+        return False
+    reader = TarReader(_Blocks(header, io.BytesIO()))
+    try:
+        return reader.next() is not None
+    except CorruptArchive:
+        # A header that is followed by more than this block can hold has a good checksum still.
+        return bool(reader.raw)
+
+
+class _Blocks:
+    """A tar's stream in blocks, as TarReader wants it."""
+
+    def __init__(self, beginning: bytes, stream: BinaryIO) -> None:
+        self._beginning = beginning
+        self._stream = stream
+
+    def __call__(self) -> memoryview:
+        parts, self._beginning = [self._beginning], b""
+        wanted = _BLOCK - len(parts[0])
+        while wanted and (part := self._stream.read(wanted)):
+            parts.append(part)
+            wanted -= len(part)
+        return memoryview(b"".join(parts))
+
+
+class _Content(io.RawIOBase):
+    """The content of a tar's member as a stream, with the holes of a sparse file filled."""
+
+    def __init__(self, member: Member, reader: TarReader) -> None:
+        self._parts = self._pieces(member, reader)
+        self._current = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        if not self._current:
+            self._current = next(self._parts, memoryview(b""))
+        count = min(len(view), len(self._current))
+        view[:count] = self._current[:count]
+        self._current = self._current[count:]
+        return count
+
+    @staticmethod
+    def _pieces(member: Member, reader: TarReader) -> Iterator[memoryview]:
+        if member.stretches is None:
+            yield from reader.content(member.length)
+            return
+        end = 0
+        for offset, length in [*member.stretches, (member.entry.size, 0)]:
+            hole = offset - end
+            while hole:
+                zeros = memoryview(bytes(min(hole, _BLOCK)))
+                yield zeros
+                hole -= len(zeros)
+            yield from reader.content(length)
+            end = offset + length

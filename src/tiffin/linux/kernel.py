@@ -1,0 +1,381 @@
+"""The kernel as a container's set-up uses it: one object, so that a fake can stand in.
+
+Paths come in two kinds. *Host paths* are looked up as this process sees them. *Inside paths* are
+absolute paths of the container, looked up under the root file system that :meth:`Kernel.enter_root`
+named, by openat2(2) with RESOLVE_IN_ROOT: whatever symlinks an image holds, they stay inside.
+
+Everything raises OSError that names the call and its argument.
+
+Needs Linux 5.12 (mount_setattr).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+
+from tiffin.linux import syscalls
+
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
+_TIOCSWINSZ = 0x5414
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+
+
+def _named(error: OSError, what: str) -> OSError:
+    return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}")
+
+
+class Kernel:
+    """The real one."""
+
+    def __init__(self) -> None:
+        self._root = -1
+        self._trees: dict[str, int] = {}
+        self.terminal: tuple[int, int] | None = None
+        """Master and slave, once :meth:`open_terminal` has made them."""
+
+    # namespaces
+
+    def join_namespace(self, path: str) -> None:
+        """setns(2) into the namespace that a host path names."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _named(error, f"open({path})") from None
+        try:
+            syscalls.setns(fd, 0)
+        finally:
+            os.close(fd)
+
+    def unshare(self, flags: int) -> None:
+        """unshare(2)."""
+        syscalls.unshare(flags)
+
+    def set_hostname(self, name: str) -> None:
+        """sethostname(2)."""
+        syscalls.sethostname(name)
+
+    def set_domainname(self, name: str) -> None:
+        """setdomainname(2)."""
+        syscalls.setdomainname(name)
+
+    def raise_interface(self, name: str) -> None:
+        """Bring a network interface up."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as request:
+            encoded = name.encode()
+            answer = fcntl.ioctl(request, _SIOCGIFFLAGS, struct.pack("16sH14x", encoded, 0))
+            flags = struct.unpack("16sH14x", answer)[1] | _IFF_UP
+            fcntl.ioctl(request, _SIOCSIFFLAGS, struct.pack("16sH14x", encoded, flags))
+
+    # mounts, host paths
+
+    def set_propagation(self, path: str, flags: int) -> None:
+        """Change how mounts under a host path propagate."""
+        syscalls.mount(None, path, None, flags)
+
+    def copy_tree(self, source: str, recursive: bool, key: str) -> None:
+        """Keep a detached copy of what a host path shows, for a later :meth:`attach_tree`."""
+        flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
+        self._trees[key] = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+
+    def mount_root(
+        self, fstype: str, source: str, target: str, flags: int, data: str, directory: str | None
+    ) -> None:
+        """mount(2) on a host path, from ``directory`` as the current one."""
+        if directory is not None:
+            try:
+                os.chdir(directory)
+            except OSError as error:
+                raise _named(error, f"chdir({directory})") from None
+        syscalls.mount(source, target, fstype, flags, data or None)
+        # Of a bind mount, mount(2) takes the other flags in a second step only.
+        extra = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        if flags & syscalls.MS_BIND and flags & extra:
+            again = flags & extra | syscalls.MS_BIND | syscalls.MS_REMOUNT
+            syscalls.mount(None, target, None, again)
+
+    def enter_root(self, path: str) -> None:
+        """Take a host path as the root that inside paths are looked up in."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._root = os.open(path, flags)
+
+    # inside paths
+
+    def _open(self, path: str, flags: int = os.O_PATH) -> int:
+        try:
+            return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            raise _named(error, path) from None
+
+    def _open_parent(self, path: str, mode: int = 0o755) -> tuple[int, str]:
+        parent, _, name = path.rstrip("/").rpartition("/")
+        return self._open_directory(parent or "/", mode), name
+
+    def _open_directory(self, path: str, mode: int = 0o755) -> int:
+        """A directory, made with its parents if missing."""
+        flags = os.O_PATH | os.O_DIRECTORY
+        try:
+            return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            if error.errno != errno.ENOENT or path == "/":
+                raise _named(error, path) from None
+        parent, name = self._open_parent(path, mode)
+        try:
+            try:
+                os.mkdir(name, mode, dir_fd=parent)
+            except FileExistsError:
+                pass
+        finally:
+            os.close(parent)
+        return self._open(path, flags)
+
+    def _open_target(self, path: str, directory: bool) -> int:
+        """What a mount is attached to; made if missing, as a directory or as an empty file."""
+        if directory:
+            return self._open_directory(path)
+        try:
+            return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _named(error, path) from None
+        parent, name = self._open_parent(path)
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                os.close(os.open(name, flags, 0o644, dir_fd=parent))
+            except FileExistsError:
+                pass
+        finally:
+            os.close(parent)
+        return self._open(path)
+
+    def make_directory(self, path: str, mode: int = 0o755) -> None:
+        """Make an inside directory with its parents, owned by root; fine if it exists."""
+        os.close(self._open_directory(path, mode))
+
+    def make_node(
+        self, path: str, kind: int, major: int, minor: int, mode: int, uid: int, gid: int
+    ) -> None:
+        """mknod(2) at an inside path; what is there already stays if it is that device."""
+        parent, name = self._open_parent(path)
+        try:
+            try:
+                os.mknod(name, kind | mode, os.makedev(major, minor), dir_fd=parent)
+            except FileExistsError:
+                return
+            except OSError as error:
+                raise _named(error, f"mknod({path})") from None
+            if uid or gid:
+                os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def make_symlink(self, target: str, path: str) -> None:
+        """symlink(2) at an inside path; what is there already stays."""
+        parent, name = self._open_parent(path)
+        try:
+            os.symlink(target, name, dir_fd=parent)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(parent)
+
+    def mount(self, fstype: str, source: str, target: str, flags: int, data: str) -> None:
+        """mount(2) of a new file system on an inside directory, made if missing."""
+        fd = self._open_directory(target)
+        try:
+            syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+        except OSError as error:
+            raise _named(error, f"mount({fstype} on {target})") from None
+        finally:
+            os.close(fd)
+
+    def attach_tree(
+        self,
+        source: str,
+        target: str,
+        recursive: bool = True,
+        attributes: int = 0,
+        attributes_recursive: bool = False,
+        propagation: int = 0,
+        key: str | None = None,
+    ) -> None:
+        """Bind the host path ``source`` (or the copy under ``key``) at an inside path.
+
+        The target is made if missing: a directory for a directory, else an empty file. The
+        attributes (MOUNT_ATTR_*) are set before the mount can be seen.
+        """
+        if key is None:
+            flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
+            tree = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+        else:
+            tree = self._trees.pop(key)
+        try:
+            self._attach(tree, source, target, attributes, attributes_recursive, propagation)
+        finally:
+            os.close(tree)
+
+    def _attach(
+        self,
+        tree: int,
+        source: str,
+        target: str,
+        attributes: int = 0,
+        attributes_recursive: bool = False,
+        propagation: int = 0,
+    ) -> None:
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        if attributes:
+            syscalls.mount_setattr(tree, attributes, recursive=attributes_recursive)
+        fd = self._open_target(target, directory)
+        try:
+            syscalls.move_mount(tree, fd)
+        except OSError as error:
+            raise _named(error, f"mount({source} on {target})") from None
+        finally:
+            os.close(fd)
+        if propagation:
+            recursive = bool(propagation & syscalls.MS_REC)
+            kind = propagation & ~syscalls.MS_REC
+            syscalls.mount_setattr(tree, propagation=kind, recursive=recursive)
+
+    def bind_groups(self, root: str, groups: list[list[str]], attributes: int) -> None:
+        """A tmpfs at an inside path with a bind mount (or a symlink, ``@target``) a group.
+
+        The tmpfs is new, so that names in it need no care.
+        """
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        self.mount("tmpfs", "cgroup", root, flags, "mode=755")
+        directory = self._open_directory(root)
+        os.fchdir(directory)
+        for name, source in groups:
+            if source.startswith("@"):
+                os.symlink(source[1:], name)
+                continue
+            os.mkdir(name, 0o755)
+            syscalls.mount(source, name, None, syscalls.MS_BIND)
+            syscalls.mount(None, name, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | attributes)
+        if attributes & syscalls.MOUNT_ATTR_RDONLY:
+            syscalls.mount_setattr(directory, syscalls.MOUNT_ATTR_RDONLY)
+        os.close(directory)
+
+    def set_read_only(self, path: str) -> None:
+        """Make the mount at an inside path (its very root) read-only."""
+        fd = self._open(path)
+        try:
+            syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(fd)
+
+    def protect(self, path: str) -> None:
+        """Bind an inside path on itself, read-only; nothing happens if it isn't there."""
+        self._cover(path, None)
+
+    def mask(self, path: str) -> None:
+        """Hide an inside path: a directory under an empty read-only tmpfs, a file under
+        /dev/null; nothing happens if it isn't there."""
+        self._cover(path, "/dev/null")
+
+    def _cover(self, path: str, null: str | None) -> None:
+        try:
+            fd = syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return
+            raise _named(error, path) from None
+        try:
+            if null is not None and stat.S_ISDIR(os.fstat(fd).st_mode):
+                flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+                flags |= syscalls.MS_NOEXEC
+                data = "nr_blocks=1,nr_inodes=1"
+                syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
+                return
+            clone = syscalls.OPEN_TREE_CLONE
+            if null is None:
+                flags = clone | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
+                tree = syscalls.open_tree(fd, "", flags)
+            else:
+                tree = syscalls.open_tree(syscalls.AT_FDCWD, null, clone)
+            try:
+                if null is None:
+                    syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_RDONLY, recursive=True)
+                syscalls.move_mount(tree, fd)
+            finally:
+                os.close(tree)
+        except OSError as error:
+            raise _named(error, f"mount(on {path})") from None
+        finally:
+            os.close(fd)
+
+    def write(self, path: str, value: str) -> None:
+        """Write to an existing inside file (a sysctl, say)."""
+        fd = self._open(path, os.O_WRONLY)
+        try:
+            os.write(fd, value.encode())
+        except OSError as error:
+            raise _named(error, f"write({value} to {path})") from None
+        finally:
+            os.close(fd)
+
+    def open_terminal(self, rows: int, columns: int) -> None:
+        """Open a terminal in the container's devpts, and bind it on /dev/console."""
+        master = self._open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        slave = unlock_terminal(master)
+        set_size(master, rows, columns)
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+        tree = syscalls.open_tree(slave, "", flags)
+        try:
+            self._attach(tree, "terminal", "/dev/console")
+        finally:
+            os.close(tree)
+        self.terminal = (master, slave)
+
+    def copy_host_devices(self) -> None:
+        """Make every device node of the host's /dev inside, for a privileged container."""
+        skipped = {"pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts"}
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            for entry in os.scandir(f"/dev/{prefix}"):
+                if not prefix and entry.name in skipped:
+                    continue
+                path = f"{prefix}{entry.name}"
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    pending.append(f"{path}/")
+                elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+                    major, minor = os.major(info.st_rdev), os.minor(info.st_rdev)
+                    kind, mode = stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode)
+                    if (major, minor) == (5, 2):
+                        continue  # ptmx: the container has its own
+                    self.make_node(
+                        f"/dev/{path}", kind, major, minor, mode, info.st_uid, info.st_gid
+                    )
+
+    def pivot_root(self) -> None:
+        """Make the root that was entered this process's own, and let go of the host's."""
+        os.fchdir(self._root)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+        os.close(self._root)
+        self._root = -1
+
+
+def unlock_terminal(master: int) -> int:
+    """The slave of a pseudoterminal's master, opened without going through a path."""
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    return int(fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+
+
+def set_size(master: int, rows: int, columns: int) -> None:
+    """Tell a terminal its size."""
+    if rows or columns:
+        fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -1,0 +1,369 @@
+"""Starting containers, and processes in them: what the keeper calls.
+
+:func:`launch` executes a plan (the JSON form of :class:`tiffin.runtime.native.Plan`), :func:`enter`
+starts one more process in a running container. Both return once the program has been executed, or
+raise :class:`tiffin.errors.StartFailure`; after a failure nothing is left, neither process nor
+cgroup.
+
+The caller must be single-threaded: the child is made by clone(2), without a C library's or
+Python's fork handlers. The new process is the caller's direct child; the caller reaps it.
+
+Between clone and exec the child speaks to its parent over a *channel*, a close-on-exec socket:
+JSON messages (``warning``; ``terminal``, with the terminal's master as descriptor; ``error``), and
+its end means that exec happened. Should the caller die before that, the child dies too.
+
+Clean places for what follows: user namespaces belong into the flags of ``clone`` and next to
+``take_credentials``; seccomp between ``find_program`` and exec.
+
+This module is part of the keeper: it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal, without the enums
+import errno
+import json
+import os
+import socket
+import stat
+import sys
+
+from tiffin.errors import StartFailure
+from tiffin.linux import syscalls
+from tiffin.linux.cgroups import Hierarchy
+from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
+from tiffin.runtime import process as program
+from tiffin.runtime.operations import load
+
+TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_PATIENCE = 120.0
+"""Seconds that a child may take to exec: a hung network file system must not hang the keeper."""
+_ALL_SIGNALS = _signal.valid_signals()
+_TREE = (
+    syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWCGROUP
+)
+
+
+_UNIFIED = "/cgroup.procs"
+"""How the entrance of a version 2 group ends; clone takes its directory."""
+_hierarchy: list[Hierarchy] = []
+
+
+def hierarchy() -> Hierarchy:
+    """The machine's cgroups, looked up once in the life of this process."""
+    if not _hierarchy:
+        _hierarchy.append(Hierarchy.detect())
+    return _hierarchy[0]
+
+
+class Stdio:
+    """Where a process's streams lead: three descriptors, or None for a terminal of its own.
+
+    The descriptors stay the caller's; the child gets copies. ``size`` is the terminal's (rows,
+    columns), (0, 0) for none.
+    """
+
+    __slots__ = ("fds", "size")
+
+    def __init__(
+        self, fds: tuple[int, int, int] | None, size: tuple[int, int] | None = None
+    ) -> None:
+        self.fds = fds
+        self.size = size or (0, 0)
+
+
+class Launched:
+    """A started process: ``pid``, ``pidfd``, ``terminal_fd`` (the master, or None), ``warnings``.
+    The descriptors are the caller's, close-on-exec."""
+
+    __slots__ = ("pid", "pidfd", "terminal_fd", "warnings")
+
+    def __init__(self, pid: int, pidfd: int, terminal_fd: int | None, warnings: list[str]) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.terminal_fd = terminal_fd
+        self.warnings = warnings
+
+
+def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
+    """Make a container and start its first process.
+
+    Raises StartFailure with Docker's sentence and exit code.
+    """
+    cgroup = plan["cgroup"]
+    if cgroup is None:
+        return _launch(plan, stdio, [])
+    groups = hierarchy()
+    try:
+        warnings = groups.create(cgroup["name"], cgroup["resources"], cgroup["devices"])
+    except OSError as error:
+        raise StartFailure(f"failed to create cgroup {cgroup['name']}: {error.strerror}") from None
+    try:
+        return _launch(plan, stdio, warnings)
+    except BaseException:
+        groups.delete(cgroup["name"])
+        raise
+
+
+def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched:
+    process = plan["process"]
+    entrances = plan["cgroup"]["entrances"] if plan["cgroup"] is not None else ()
+
+    def child(channel: socket.socket, warn: Callable[[str], None]) -> None:
+        _settle(entrances, process["oom_score_adj"], warn)
+        kernel = Kernel()
+        for item in plan["operations"]:
+            operation = load(item)
+            try:
+                operation.execute(kernel)
+            except OSError as error:
+                raise program.Refusal(
+                    f"failed to {operation.describe()}: {error.strerror}", 125
+                ) from None
+        _become(process, plan["init"], stdio, kernel.terminal, channel, warn)
+
+    namespace = None
+    if plan["pid_namespace"] is not None:
+        try:
+            namespace = os.open(plan["pid_namespace"], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StartFailure(
+                f"failed to join pid namespace {plan['pid_namespace']}: {error.strerror}"
+            ) from None
+    try:
+        return _spawn(child, plan["flags"], namespace, entrances, warnings)
+    finally:
+        if namespace is not None:
+            os.close(namespace)
+
+
+def enter(
+    pidfd: int,
+    process: dict[str, Any],
+    stdio: Stdio,
+    entrances: list[str] | tuple[str, ...] = (),
+) -> Launched:
+    """Start a process in the container whose first process ``pidfd`` is.
+
+    ``process`` is as :func:`tiffin.runtime.native.process_plan` makes it, and ``entrances`` are
+    the container's cgroup's, as in its plan.
+
+    Raises StartFailure.
+    """
+
+    def child(channel: socket.socket, warn: Callable[[str], None]) -> None:
+        _settle(entrances, process["oom_score_adj"], warn)
+        syscalls.setns(pidfd, _TREE)
+        os.chdir("/")
+        terminal = _open_terminal() if process["terminal"] else None
+        _become(process, False, stdio, terminal, channel, warn)
+
+    return _spawn(child, 0, pidfd, entrances, [])
+
+
+def _settle(
+    entrances: list[str] | tuple[str, ...],
+    oom_score_adj: int | None,
+    warn: Callable[[str], None],
+) -> None:
+    """What the child does while it still sees the host."""
+    for path in entrances:
+        if path.endswith(_UNIFIED):
+            continue  # born there
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            raise OSError(error.errno, f"joining cgroup {path}: {error.strerror}") from None
+        finally:
+            os.close(fd)
+    try:
+        syscalls.join_session_keyring()
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            warn(f"no session keyring of its own: {error.strerror}")
+    if oom_score_adj is not None:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(oom_score_adj).encode())
+        except PermissionError:
+            warn(f"oom_score_adj {oom_score_adj} is less than this host allows; it is unchanged")
+        finally:
+            os.close(fd)
+
+
+def _open_terminal() -> tuple[int, int]:
+    """A new terminal in the running container's devpts."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    info = os.fstat(master)
+    if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(5, 2):
+        raise OSError(errno.ENOTTY, "/dev/pts/ptmx is not a terminal multiplexer")
+    return master, unlock_terminal(master)
+
+
+def _become(
+    process: dict[str, Any],
+    init: bool,
+    stdio: Stdio,
+    terminal: tuple[int, int] | None,
+    channel: socket.socket,
+    warn: Callable[[str], None],
+) -> None:
+    if terminal is not None:
+        master, slave = terminal
+        set_size(master, *stdio.size)
+        socket.send_fds(channel, [b'{"terminal":true}'], [master])
+        fds = (slave, slave, slave)
+    elif stdio.fds is not None:
+        fds = stdio.fds
+    else:
+        raise program.Refusal("a process without a terminal needs three streams", 125)
+    program.take_streams(fds, channel.fileno())
+    program.become(process, init, terminal is not None, warn)
+
+
+def _spawn(
+    body: Callable[[socket.socket, Callable[[str], None]], None],
+    flags: int,
+    namespace: int | None,
+    entrances: list[str] | tuple[str, ...],
+    warnings: list[str],
+) -> Launched:
+    """Clone, run ``body`` in the child, and wait until it has executed its program.
+
+    ``namespace`` is a pidfd or a namespace file whose pid namespace the child shall be in.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # No handler of the caller's may run in the child, where it would act on the caller's files.
+        mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
+        try:
+            pid = _clone(flags, namespace, entrances)
+            if pid == 0:
+                _run_child(body, theirs)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        theirs.close()
+        pidfd = os.pidfd_open(pid)
+        terminal: int | None = None
+        try:
+            terminal = _listen(ours, warnings)
+        except BaseException as error:
+            os.close(pidfd)
+            _reap(pid)
+            if isinstance(error, TimeoutError):
+                raise StartFailure("the container did not start in time") from None
+            raise
+        return Launched(pid, pidfd, terminal, warnings)
+    finally:
+        ours.close()
+        theirs.close()
+
+
+def _clone(flags: int, namespace: int | None, entrances: list[str] | tuple[str, ...]) -> int:
+    """Clone into the version 2 group, if any, and into the pid namespace of ``namespace``."""
+    own = group = None
+    try:
+        for path in entrances:
+            if path.endswith(_UNIFIED):
+                directory = path[: -len(_UNIFIED)]
+                group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if namespace is None:
+            return syscalls.clone(flags, group)
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(namespace, syscalls.CLONE_NEWPID)
+        pid = syscalls.clone(flags, group)
+        if pid:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        return pid
+    except ProcessLookupError:
+        raise StartFailure("the container is not running") from None
+    except OSError as error:
+        if own is not None:
+            syscalls.setns(own, syscalls.CLONE_NEWPID)
+        raise StartFailure(f"failed to create a process: {error.strerror}") from None
+    finally:
+        for fd in (own, group):
+            if fd is not None:
+                os.close(fd)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.kill(pid, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        # The caller's own SIGCHLD handler was faster.
+        pass
+
+
+def _listen(channel: socket.socket, warnings: list[str]) -> int | None:
+    """Read the child's messages up to their end; the terminal's master, if it sent one."""
+    terminal: int | None = None
+    channel.settimeout(_PATIENCE)
+    try:
+        while True:
+            data, fds, _, _ = socket.recv_fds(channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                return terminal
+            if fds:
+                terminal = fds[0]
+            message = json.loads(data)
+            if "warning" in message:
+                warnings.append(message["warning"])
+            elif "error" in message:
+                raise StartFailure(message["error"], message["code"])
+    except BaseException:
+        if terminal is not None:
+            os.close(terminal)
+        raise
+
+
+def _run_child(
+    body: Callable[[socket.socket, Callable[[str], None]], None], channel: socket.socket
+) -> None:
+    """The child's whole life; never returns."""
+    code = 125
+    fd = channel.fileno()
+
+    def send(message: dict[str, Any]) -> None:
+        # The channel's number changes when the streams are taken.
+        os.write(program.CHANNEL if taken() else fd, json.dumps(message).encode())
+
+    inode = os.fstat(fd).st_ino
+
+    def taken() -> bool:
+        try:
+            return os.fstat(program.CHANNEL).st_ino == inode
+        except OSError:
+            return False
+
+    def warn(text: str) -> None:
+        send({"warning": text})
+
+    try:
+        # Whatever happens from here on, no code is loaded: soon it would be the container's.
+        sys.meta_path.clear()
+        sys.path_hooks.clear()
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        program.reset_signals()
+        os.umask(0)
+        body(channel, warn)
+    except program.Refusal as refusal:
+        code = refusal.code
+        send({"error": refusal.message, "code": code})
+    except OSError as error:
+        send({"error": f"failed to start the container: {error.strerror}", "code": code})
+    except BaseException as error:
+        send({"error": f"failed to start the container: {error!r}", "code": code})
+    finally:
+        os._exit(code)

@@ -1,0 +1,372 @@
+"""The native runtime's planning: from settings to the list of operations that makes a container.
+
+:func:`plan` is pure: it looks at nothing but its arguments. What it returns can be printed
+(:meth:`Plan.describe`), tested, and sent to the keeper as JSON (:meth:`Plan.dump`), whose
+:mod:`tiffin.runtime.launch` executes it.
+
+The JSON form: ``id``; ``flags`` (namespaces for clone); ``pid_namespace`` (path to join, or
+null); ``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}, or null; ``operations``
+(lists); ``process`` (as :func:`process_plan` makes it, also for an exec); ``init``.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from tiffin.errors import InvalidParameter
+from tiffin.linux import capabilities, syscalls
+from tiffin.linux.cgroups import DEFAULT_DEVICES, Hierarchy
+from tiffin.linux.mounts import ATTRIBUTES, parse_options
+from tiffin.runtime import operations as op
+from tiffin.runtime.settings import ULIMITS, ContainerSettings, MountPoint, ProcessSettings
+
+_FLAGS = {
+    "pid": syscalls.CLONE_NEWPID,
+    "mount": syscalls.CLONE_NEWNS,
+    "uts": syscalls.CLONE_NEWUTS,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "network": syscalls.CLONE_NEWNET,
+}
+_NOSUID_NOEXEC_NODEV = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
+_RO_ALL = (
+    syscalls.MOUNT_ATTR_RDONLY
+    | syscalls.MOUNT_ATTR_NOSUID
+    | syscalls.MOUNT_ATTR_NODEV
+    | syscalls.MOUNT_ATTR_NOEXEC
+)
+
+_DEVICES = (
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+)
+_SYMLINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/proc/kcore", "/dev/core"),
+    ("pts/ptmx", "/dev/ptmx"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a container will be made."""
+
+    id: str
+    flags: int
+    pid_namespace: str | None
+    cgroup: dict[str, Any] | None
+    operations: list[op.Operation]
+    process: dict[str, Any]
+    init: bool
+
+    def describe(self) -> str:
+        """The plan for a person, one step a line."""
+        new = [name for name, flag in _FLAGS.items() if self.flags & flag]
+        lines = []
+        if self.cgroup is not None:
+            limits = ", ".join(f"{key}={value}" for key, value in self.cgroup["resources"].items())
+            lines.append(f"cgroup {self.cgroup['name']}{f' ({limits})' if limits else ''}")
+        lines.append(f"clone with new namespaces: {', '.join(new) or 'none'}")
+        if self.pid_namespace is not None:
+            lines[-1] += f"; in pid namespace {self.pid_namespace}"
+        lines += [item.describe() for item in self.operations]
+        process = self.process
+        kept = capabilities.names(process["capabilities"])
+        lines.append(f"user {process['user'] or '0'}, capabilities {' '.join(kept) or 'none'}")
+        lines.append(f"exec {' '.join(process['args'])} in {process['cwd']}")
+        if self.init:
+            lines[-1] += " under an init"
+        return "\n".join(lines) + "\n"
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "id": self.id,
+            "flags": self.flags,
+            "pid_namespace": self.pid_namespace,
+            "cgroup": self.cgroup,
+            "operations": [item.dump() for item in self.operations],
+            "process": self.process,
+            "init": self.init,
+        }
+
+
+def process_plan(process: ProcessSettings, privileged: bool = False) -> dict[str, Any]:
+    """The JSON form of a process: what ``launch`` and ``enter`` take.
+
+    Raises InvalidParameter for a capability or ulimit that does not exist, or empty arguments.
+    """
+    if not process.args:
+        raise InvalidParameter("no command specified")
+    if privileged:
+        bits = -1
+    else:
+        unknown = [name for name in process.capabilities if capabilities.canonical(name) is None]
+        if unknown:
+            raise InvalidParameter(f'invalid CapAdd: unknown capability: "{unknown[0]}"')
+        bits = capabilities.mask(process.capabilities)
+    rlimits = []
+    for name, soft, hard in process.rlimits:
+        number = ULIMITS.get(name.lower().removeprefix("rlimit_"))
+        if number is None:
+            raise InvalidParameter(f"invalid ulimit type: {name}")
+        rlimits.append([number, soft, hard, name])
+    cwd = process.cwd or "/"
+    if not cwd.startswith("/"):
+        raise InvalidParameter(
+            f"the working directory '{cwd}' is invalid, it needs to be an absolute path"
+        )
+    return {
+        "args": list(process.args),
+        "env": list(process.env),
+        "cwd": cwd,
+        "user": process.user,
+        "groups": list(process.groups),
+        "terminal": process.terminal,
+        "size": list(process.console_size),
+        "capabilities": bits,
+        "no_new_privileges": process.no_new_privileges,
+        "rlimits": rlimits,
+        "oom_score_adj": process.oom_score_adj,
+    }
+
+
+def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | None = None) -> Plan:
+    """Plan a container.
+
+    ``mountpoint`` is an empty directory of the host (ROOT/keeper/rootfs), which the container's own
+    mount namespace has its root file system on until it becomes the root. ``hierarchy`` is the
+    machine's cgroups (None: no cgroup at all). Raises InvalidParameter.
+    """
+    namespaces = settings.namespaces
+    unknown = set(namespaces) - set(_FLAGS) - {"cgroup"}
+    if unknown:
+        raise InvalidParameter(f"unknown namespace {', '.join(sorted(unknown))}")
+    if "mount" not in namespaces or namespaces["mount"] is not None:
+        raise InvalidParameter("a container needs a mount namespace of its own")
+    if not settings.rootfs:
+        raise InvalidParameter("a container needs a root file system")
+    flags = 0
+    for kind, flag in _FLAGS.items():
+        if kind in namespaces and namespaces[kind] is None:
+            flags |= flag
+    steps: list[op.Operation] = []
+    for kind in ("uts", "ipc", "network", "cgroup"):
+        path = namespaces.get(kind)
+        if path is not None:
+            steps.append(op.JoinNamespace(kind, path))
+    own_cgroup_namespace = "cgroup" in namespaces and namespaces["cgroup"] is None
+    if own_cgroup_namespace:
+        steps.append(op.UnshareCgroup())
+    if flags & syscalls.CLONE_NEWNET:
+        steps.append(op.RaiseInterface("lo"))
+    if settings.hostname and "uts" in namespaces:
+        steps.append(op.Hostname(settings.hostname))
+    if settings.domainname and "uts" in namespaces:
+        steps.append(op.Domainname(settings.domainname))
+    steps += _file_systems(settings, mountpoint, hierarchy, own_cgroup_namespace)
+    cgroup = None
+    if hierarchy is not None and hierarchy.controllers:
+        name = settings.cgroup_name
+        cgroup = {
+            "name": name,
+            "entrances": hierarchy.entrances(name),
+            "resources": settings.resources.as_dict(),
+            "devices": None if settings.privileged else _device_rules(settings),
+        }
+    return Plan(
+        id=settings.id,
+        flags=flags,
+        pid_namespace=namespaces.get("pid"),
+        cgroup=cgroup,
+        operations=steps,
+        process=process_plan(settings.process, settings.privileged),
+        init=settings.init,
+    )
+
+
+def _device_rules(settings: ContainerSettings) -> list[str]:
+    own = [
+        f"{device.kind} {device.major}:{device.minor} {device.access}"
+        for device in settings.devices
+    ]
+    return [*DEFAULT_DEVICES, *own, *settings.device_rules]
+
+
+def _file_systems(
+    settings: ContainerSettings,
+    mountpoint: str,
+    hierarchy: Hierarchy | None,
+    own_cgroup_namespace: bool,
+) -> list[op.Operation]:
+    """Everything about mounts, in order, up to the new root."""
+    steps: list[op.Operation] = []
+    binds = {}
+    for number, item in enumerate(settings.mounts):
+        if item.kind == "bind" and parse_options(item.options).propagation & (
+            syscalls.MS_SHARED | syscalls.MS_SLAVE
+        ):
+            binds[item] = str(number)
+            steps.append(op.CopyTree(item.source, "bind" not in item.options, str(number)))
+    steps.append(op.Isolate())
+    for mount in settings.rootfs:
+        options = parse_options(mount.options, syscalls.MS_BIND if mount.fstype == "bind" else 0)
+        steps.append(
+            op.MountRoot(
+                mount.fstype,
+                mount.source,
+                mountpoint,
+                options.flags,
+                options.data,
+                mount.directory,
+            )
+        )
+    steps.append(op.EnterRoot(mountpoint))
+
+    taken = {posixpath.normpath(item.target) for item in settings.mounts}
+    steps += _defaults(settings, taken, hierarchy, own_cgroup_namespace)
+    # Mounts closer to the root come first, so that none hides another; else the order given.
+    for item in sorted(
+        settings.mounts, key=lambda item: posixpath.normpath(item.target).count("/")
+    ):
+        steps.append(_mount_point(item, binds.get(item)))
+    if settings.process.terminal:
+        steps.append(op.Terminal(*settings.process.console_size))
+    for key, value in settings.effective_sysctls.items():
+        if key.startswith("net.") and "network" not in settings.namespaces:
+            raise InvalidParameter(f'sysctl "{key}" not allowed in host network namespace')
+        steps.append(op.Sysctl(key, value))
+    if not settings.privileged:
+        steps += [op.Protect(path) for path in settings.readonly_paths]
+        steps += [op.Mask(path) for path in settings.masked_paths]
+    cwd = posixpath.normpath(settings.process.cwd or "/")
+    if cwd not in ("/", "//"):
+        steps.append(op.MakeDirectory(cwd))
+    if settings.readonly_rootfs:
+        steps.append(op.SetReadOnly("/"))
+    steps.append(op.PivotRoot())
+    return steps
+
+
+def _mount_point(item: MountPoint, key: str | None) -> op.Operation:
+    target = posixpath.normpath("/" + item.target.lstrip("/"))
+    if target == "/":
+        raise InvalidParameter("invalid volume specification: destination can't be '/'")
+    if item.kind == "tmpfs":
+        options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
+        return op.Mount("tmpfs", "tmpfs", target, options.flags, options.data)
+    attributes = 0
+    for option in item.options:
+        attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
+    propagation = parse_options(item.options).propagation
+    return op.Bind(
+        item.source,
+        target,
+        recursive="bind" not in item.options,
+        attributes=attributes,
+        attributes_recursive="rro" in item.options,
+        propagation=propagation if key is not None else 0,
+        key=key,
+    )
+
+
+def _defaults(
+    settings: ContainerSettings,
+    taken: set[str],
+    hierarchy: Hierarchy | None,
+    own_cgroup_namespace: bool,
+) -> list[op.Operation]:
+    """The file systems that every container has, but those that a mount point replaces."""
+    steps: list[op.Operation] = []
+    privileged = settings.privileged
+    if "/proc" not in taken:
+        steps.append(op.Mount("proc", "proc", "/proc", _NOSUID_NOEXEC_NODEV, ""))
+    if "/dev" not in taken:
+        flags = syscalls.MS_NOSUID | syscalls.MS_STRICTATIME
+        steps.append(op.Mount("tmpfs", "tmpfs", "/dev", flags, "mode=755,size=65536k"))
+        steps += _devices(settings)
+    if "/dev/pts" not in taken:
+        steps.append(
+            op.Mount(
+                "devpts",
+                "devpts",
+                "/dev/pts",
+                syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
+                "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            )
+        )
+    ro = 0 if privileged else syscalls.MS_RDONLY
+    if "/sys" not in taken:
+        if "network" in settings.namespaces:
+            steps.append(op.Mount("sysfs", "sysfs", "/sys", _NOSUID_NOEXEC_NODEV | ro, ""))
+        else:
+            attributes = _RO_ALL if not privileged else _RO_ALL & ~syscalls.MOUNT_ATTR_RDONLY
+            steps.append(op.Bind("/sys", "/sys", recursive=False, attributes=attributes))
+        if hierarchy is not None and "/sys/fs/cgroup" not in taken:
+            steps += _cgroups(settings, hierarchy, own_cgroup_namespace)
+    if "/dev/mqueue" not in taken:
+        if settings.namespaces.get("ipc", "host") != "host" or "ipc" in settings.namespaces:
+            steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
+        else:
+            steps.append(op.Bind("/dev/mqueue", "/dev/mqueue"))
+    if "/dev/shm" not in taken:
+        if "ipc" in settings.namespaces:
+            data = f"mode=1777,size={settings.shm_size}"
+            steps.append(op.Mount("tmpfs", "shm", "/dev/shm", _NOSUID_NOEXEC_NODEV, data))
+        else:
+            steps.append(op.Bind("/dev/shm", "/dev/shm"))
+    return steps
+
+
+def _devices(settings: ContainerSettings) -> list[op.Operation]:
+    steps: list[op.Operation] = [
+        op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in _DEVICES
+    ]
+    steps += [
+        op.Device(
+            device.path,
+            device.kind,
+            device.major,
+            device.minor,
+            device.mode,
+            device.uid,
+            device.gid,
+        )
+        for device in settings.devices
+    ]
+    steps += [op.Symlink(target, path) for target, path in _SYMLINKS]
+    if settings.privileged:
+        steps.append(op.HostDevices())
+    return steps
+
+
+def _cgroups(
+    settings: ContainerSettings, hierarchy: Hierarchy, own_namespace: bool
+) -> list[op.Operation]:
+    """The container's own groups at /sys/fs/cgroup; the whole version 2 tree where the cgroup
+    namespace is the host's, since /proc/self/cgroup then speaks of the whole tree."""
+    attributes = _RO_ALL if not settings.privileged else _RO_ALL & ~syscalls.MOUNT_ATTR_RDONLY
+    name = settings.cgroup_name
+    root = "/sys/fs/cgroup"
+    if hierarchy.version == "2":
+        source = hierarchy.unified or root
+        if own_namespace:
+            source = f"{source}/{name}"
+        return [op.Bind(source, root, recursive=False, attributes=attributes)]
+    if not hierarchy.controllers:
+        return []
+    groups: list[list[str]] = []
+    for item in hierarchy.controllers:
+        base = posixpath.basename(item.path)
+        groups.append([base, f"{item.path}/{name}"])
+        if len(item.names) > 1:
+            groups += [[one, f"@{base}"] for one in item.names if one != base]
+    return [op.BindGroups(root, groups, attributes)]

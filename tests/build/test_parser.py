@@ -1,0 +1,72 @@
+"""The parser against its golden cases: ``cases/<name>/{Dockerfile,result.json}``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tiffin.build.parser import Node, parse
+from tiffin.errors import InvalidParameter, TiffinError
+
+CASES = Path(__file__).parent / "cases"
+
+
+def shown(node: Node) -> dict[str, Any]:
+    result: dict[str, Any] = {"name": node.name, "lines": [node.line, node.last_line]}
+    if node.flags:
+        result["flags"] = list(node.flags)
+    if node.is_json:
+        result["json"] = True
+    result["arguments"] = list(node.arguments)
+    if node.child is not None:
+        result["child"] = shown(node.child)
+    return result
+
+
+def outcome(content: bytes) -> dict[str, Any]:
+    try:
+        file = parse(content)
+    except TiffinError as error:
+        return {"error": error.message, "kind": type(error).__name__}
+    result: dict[str, Any] = {"nodes": [shown(node) for node in file.nodes]}
+    if file.directives:
+        result["directives"] = file.directives
+    if file.warnings:
+        result["warnings"] = list(file.warnings)
+    return result
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir()))
+def test_golden_case(case: str) -> None:
+    expected = json.loads((CASES / case / "result.json").read_text())
+    assert outcome((CASES / case / "Dockerfile").read_bytes()) == expected
+
+
+def test_every_bad_case_is_an_error_that_names_a_line() -> None:
+    for path in CASES.iterdir():
+        result = json.loads((path / "result.json").read_text())
+        assert ("error" in result) == path.name.startswith("bad-")
+        if "error" in result:
+            assert result["error"].startswith("dockerfile parse error on line ")
+
+
+@given(st.text(alphabet=st.sampled_from("RUN COPY\\\n\r\t #=[]\"'`$ab-<")))
+@example("RUN a \\\n\n\n")
+@example('HEALTHCHECK --a="')
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        file = parse("FROM x\n" + text)
+    except InvalidParameter:
+        return
+    assert all(node.line <= node.last_line for node in file.nodes)
+    assert [node.line for node in file.nodes] == sorted({node.line for node in file.nodes})
+
+
+def test_bytes_that_are_no_utf8_survive() -> None:
+    (node,) = parse(b"RUN echo \xff").nodes
+    assert node.arguments[0].encode("utf-8", "surrogateescape") == b"echo \xff"
