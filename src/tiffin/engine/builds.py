@@ -123,9 +123,9 @@ class Builds:
         self,
         all: bool = False,
         filters: filtering.Filters | None = None,
-        keep: int = 0,
+        keep_bytes: int = 0,
     ) -> JSON:
-        """Remove cache records, and the layers that nothing else needs; ``keep`` bytes stay."""
+        """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` of them stay."""
         filters = filters or {}
         filtering.check(filters, {"until", "unused-for"})
         until = filters.get("until") or filters.get("unused-for")
@@ -133,7 +133,7 @@ class Builds:
         removed = self._cache.prune(
             everything=all,
             unused_since=timestamps.parse(until[0]) if until else None,
-            keep_bytes=keep,
+            keep_bytes=keep_bytes,
         )
         self._images.collect()
         return {
