@@ -367,9 +367,9 @@ def _remove(directory: str) -> bool:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
     try:
-        children = [entry.path for entry in os.scandir(directory) if entry.is_dir()]
-        if not all([_remove(child) for child in children]):
-            return False
+        for entry in os.scandir(directory):
+            if entry.is_dir() and not _remove(entry.path):
+                return False
         os.rmdir(directory)
     except FileNotFoundError:
         return True
