@@ -92,7 +92,10 @@ def from_stream(
     ``work`` is where a large context is spooled. Raises CorruptArchive, NotFound.
     """
     plain = decompressed(stream)
-    beginning = plain.read(_TAR_HEADER)
+    beginning = b""
+    # A decompressed stream gives what it has, which may be less than was asked for.
+    while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
+        beginning += part
     if b"\0" not in beginning:
         return lone(beginning + plain.read(_LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
