@@ -93,6 +93,7 @@ def from_stream(
     """
     plain = decompressed(stream)
     beginning = b""
+    # A decompressed stream gives what it has, which may be less than was asked for.
     while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
         beginning += part
     if b"\0" not in beginning:
@@ -116,14 +117,6 @@ def from_stream(
         source.close()
         raise
     return BuildContext(_not_empty(content, name), name, source, [source])
-
-
-def _rest(stream: BinaryIO, limit: int) -> bytes:
-    parts = []
-    while limit > 0 and (part := stream.read(limit)):
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)
 
 
 class _Rejoined:
