@@ -119,6 +119,14 @@ def from_stream(
     return BuildContext(_not_empty(content, name), name, source, [source])
 
 
+def _rest(stream: BinaryIO, limit: int) -> bytes:
+    parts = []
+    while limit > 0 and (part := stream.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
 class _Rejoined:
     """A stream, with what was read of it put back in front."""
 
