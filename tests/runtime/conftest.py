@@ -22,10 +22,41 @@ from tiffin.runtime.settings import ContainerSettings, ProcessSettings
 from tiffin.storage.driver import Mount
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = (
-    "cat chmod chown echo env false grep hostname id ip kill ls mkdir mknod mount nc ping printf ps "
-    "pwd readlink rm sh sleep stat stty sync touch true tty ulimit umask wc"
-).split()
+APPLETS = [
+    "cat",
+    "chmod",
+    "chown",
+    "echo",
+    "env",
+    "false",
+    "grep",
+    "hostname",
+    "id",
+    "ip",
+    "kill",
+    "ls",
+    "mkdir",
+    "mknod",
+    "mount",
+    "nc",
+    "ping",
+    "printf",
+    "ps",
+    "pwd",
+    "readlink",
+    "rm",
+    "sh",
+    "sleep",
+    "stat",
+    "stty",
+    "sync",
+    "touch",
+    "true",
+    "tty",
+    "ulimit",
+    "umask",
+    "wc",
+]
 
 
 @dataclass
