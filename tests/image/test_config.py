@@ -79,6 +79,10 @@ def test_changes_leave_the_original_alone() -> None:
     changed = config.with_healthcheck(healthcheck)
     healthcheck["Test"].append("later")
     assert changed.healthcheck == {"Test": ["NONE"]}
+    field = {"list": [1]}
+    changed = config.with_field("future", field)
+    field["list"].append(2)
+    assert changed.to_document()["future"] == {"list": [1]}
     assert config.to_document() == before
 
 

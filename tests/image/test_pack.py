@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -297,6 +298,18 @@ def test_libraries_beside_the_program_are_found(
     folder = binary.parent.parent
     assert {f"{folder}/lib/libone.so", f"{folder}/lib/libtwo.so"} <= paths(packed)
     inside(unpack(packed), str(binary))
+
+
+def test_library_for_another_machine_is_passed_over(made: Callable[..., Path]) -> None:
+    binary = made("-Wl,--disable-new-dtags", "-Wl,-rpath,$ORIGIN/../foreign:$ORIGIN/../lib")
+    folder = binary.parent.parent
+    foreign = bytearray((folder / "lib/libone.so").read_bytes())
+    foreign[18:20] = (0xF00F).to_bytes(2, sys.byteorder)  # e_machine
+    (folder / "foreign").mkdir()
+    (folder / "foreign/libone.so").write_bytes(foreign)
+    packed = pack([str(binary)], timezones=False)
+    assert f"{folder}/lib/libone.so" in paths(packed)
+    assert f"{folder}/foreign/libone.so" not in paths(packed)
 
 
 def test_library_that_is_nowhere_is_named(made: Callable[..., Path]) -> None:
