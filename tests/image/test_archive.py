@@ -637,7 +637,9 @@ def test_truncated_archive_is_refused_before_anything_is_read(
 
 
 @given(st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_truncation_or_damage_is_an_error_or_harmless(
     tmp_path: Path,
     store: Store,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiffin.errors import InvalidParameter
@@ -206,6 +206,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(text.map("x-".__add__), json_values, max_size=4), st.data())
 def test_unknown_fields_survive_every_change(unknown: dict[str, Any], data: st.DataObject) -> None:
     raw = json.dumps({**unknown, "config": unknown}).encode()

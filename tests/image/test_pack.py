@@ -232,7 +232,9 @@ def test_program_outside_the_search_path_is_linked_into_it(
     assert str(tool) in paths(packed)
 
 
-def test_python_is_the_interpreter_behind_a_shim(tmp_path: Path) -> None:
+def test_python_is_the_interpreter_behind_a_shim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need("python3")
     real = subprocess.run(
         ["python3", "-I", "-S", "-c", "import os, sys; print(os.path.realpath(sys.executable))"],
@@ -240,7 +242,13 @@ def test_python_is_the_interpreter_behind_a_shim(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    shim = program(tmp_path / "shims/python3", f'#!/bin/sh\nexec {real} "$@"\n')
+    # It has to be told which version it stands for, and must not be told where modules are.
+    shim = program(
+        tmp_path / "shims/python3",
+        f'#!/bin/sh\n[ "$PYENV_VERSION" = 3 ] && [ -z "$PYTHONPATH" ] && exec {real} "$@"\n',
+    )
+    monkeypatch.setenv("PYENV_VERSION", "3")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
     script = program(tmp_path / "app", f"#!{shim}\n")
     packed = pack([str(script)], timezones=False)
     entries = {"/" + os.fsdecode(entry.path): entry for entry, _ in packed}
