@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.build import wildcards
+from tiffin.build.archive import read_up_to
 from tiffin.build.tree import Source, Tree, changed_meanwhile, join, parent, resolve
 from tiffin.errors import BuildFailure, CorruptArchive
 from tiffin.layer.compression import decompressed
@@ -295,7 +296,7 @@ class Placement:
             return False
         with self._source.opened(origin) as content:
             stream = decompressed(_as_stream(content))
-            beginning = stream.read(512)
+            beginning = read_up_to(stream, 512)
             if not _is_tar(beginning):
                 return False
             self._plan_parents(target)
@@ -360,12 +361,8 @@ class _Blocks:
         self._stream = stream
 
     def __call__(self) -> memoryview:
-        parts, self._beginning = [self._beginning], b""
-        wanted = _BLOCK - len(parts[0])
-        while wanted and (part := self._stream.read(wanted)):
-            parts.append(part)
-            wanted -= len(part)
-        return memoryview(b"".join(parts))
+        beginning, self._beginning = self._beginning, b""
+        return memoryview(beginning + read_up_to(self._stream, _BLOCK - len(beginning)))
 
 
 class _Content(io.RawIOBase):
