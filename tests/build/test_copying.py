@@ -165,7 +165,7 @@ def test_a_symlink_below_the_destination_is_replaced(kitchen: Kitchen, tree: Pat
 
 
 def test_modes_and_times_stay_and_owners_do_not(kitchen: Kitchen, tree: Path) -> None:
-    kitchen.base(files={"kept": None})
+    kitchen.base(files={"kept/sub": None})
     os.chown(tree / "a.txt", 5, 6)
     (tree / "a.txt").chmod(0o4711)
     (tree / "dir").chmod(0o700)
@@ -179,7 +179,8 @@ def test_modes_and_times_stay_and_owners_do_not(kitchen: Kitchen, tree: Path) ->
     assert kitchen.entry(image, "x/dir").mode == 0o700
     assert kitchen.entry(image, "x/dir/sub").mode == 0o1777
     assert kitchen.entry(image, "x/dir/sub").mtime_ns == 77
-    assert kitchen.entry(image, "kept").mode == 0o755, "a directory that is there stays as it is"
+    assert kitchen.entry(image, "kept").mode == 0o755, "the destination stays as it is"
+    assert kitchen.entry(image, "kept/sub").mode == 0o1777
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ decides what is written, once it is known that the step must run:
   destination ends in a slash or is a directory;
 - a destination is resolved with the image's symlinks, inside the image; below it a symlink of the
   image is replaced by a file of the same name, but not by a directory;
-- directories that are missing are made with mode 0755; existing ones keep what they have;
+- directories that are missing on the way are made with mode 0755; the destination keeps what it
+  has, and directories below it take what the source's have;
 - files of the context belong to root, files of a stage keep their owner, ``--chown`` overrides
   both, also for the directories that are made;
 - permissions and modification times are kept;
@@ -261,8 +262,7 @@ class Placement:
             if origin.kind is Kind.DIRECTORY:
                 if here.kind is not Kind.DIRECTORY:
                     raise BuildFailure(f"cannot copy to non-directory: /{os.fsdecode(path)}")
-                return
-            if here.kind is Kind.DIRECTORY:
+            elif here.kind is Kind.DIRECTORY:
                 raise BuildFailure(f"cannot replace to directory /{os.fsdecode(path)} with file")
         elif origin.kind is Kind.DIRECTORY:
             self._made.add(path)
