@@ -97,7 +97,7 @@ def from_stream(
     while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
         beginning += part
     if b"\0" not in beginning:
-        return lone(beginning + plain.read(_LARGEST_DOCKERFILE))
+        return lone(beginning + _rest(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:
         source.read_tar(cast(BinaryIO, _Rejoined(beginning, plain)))
@@ -117,6 +117,14 @@ def from_stream(
         source.close()
         raise
     return BuildContext(_not_empty(content, name), name, source, [source])
+
+
+def _rest(stream: BinaryIO, limit: int) -> bytes:
+    parts = []
+    while limit > 0 and (part := stream.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
 
 
 class _Rejoined:
