@@ -205,11 +205,8 @@ def test_wait_ends_when_its_client_vanishes(docker: Any) -> None:
 def attached(docker: Any) -> Callable[..., Any]:
     def attach(identity: str, *, upgrade: bool = True, early: bytes = b"", query: str = "") -> Any:
         client = docker.client()
-        lines = [
-            f"POST /v1.50/containers/{identity}/attach?stream=1&stdin=1&stdout=1&stderr=1{query} "
-            "HTTP/1.1",
-            "Host: d",
-        ]
+        path = f"/v1.50/containers/{identity}/attach?stream=1&stdin=1&stdout=1&stderr=1{query}"
+        lines = [f"POST {path} HTTP/1.1", "Host: d"]
         if upgrade:
             lines += ["Connection: Upgrade", "Upgrade: tcp"]
         client.send("\r\n".join([*lines, "", ""]).encode() + early)
