@@ -124,7 +124,11 @@ class Running:
 
     def request(self, *arguments: Any, **named: Any) -> Answer:
         """One request on a connection of its own."""
-        return self.client().request(*arguments, **named)
+        client = Client(self.path)
+        try:
+            return client.request(*arguments, **named)
+        finally:
+            client.close()
 
 
 Start = Callable[..., Running]
