@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from keeper.lab import Lab
+
+_SHELL = ("sh", "echo", "printf", "true", "sleep", "kill", "id", "stty")
+_TEXT = ("cat", "head", "tr", "wc", "sed", "seq", "yes")
+_OTHER = ("dd",)
 
 
 @pytest.fixture
@@ -18,8 +23,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     busybox = shutil.which("busybox")
     assert busybox, "these tests need busybox (Debian: busybox-static)"
     shutil.copy(busybox, bin / "busybox")
-    names = "sh cat echo true sleep seq head yes wc dd stty tr id printf kill sed".split()
-    for name in names:
+    for name in (*_SHELL, *_TEXT, *_OTHER):
         (bin / name).symlink_to("busybox")
     (tmp_path / "keeper/rootfs").mkdir(parents=True)
     lab = Lab(tmp_path)

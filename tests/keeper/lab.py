@@ -74,8 +74,7 @@ class Lab:
 
     def exec(self, name: str, container: str, *args: str, **options: Any) -> socket.socket:
         attachment = {"stdin": True, "multiplexed": False, **options.pop("attachment", {})}
-        ours, theirs = socket.socketpair()
-        ours.settimeout(PATIENCE)
+        ours, theirs = self._sockets()
         terminal = options.get("terminal", False)
         with theirs:
             self.client.exec(

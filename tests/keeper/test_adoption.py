@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from keeper.lab import Lab, eventually, read_all, read_until
 from tiffin.keeper import adoption
 from tiffin.keeper.client import KeeperClient
@@ -123,7 +124,6 @@ def test_an_exit_that_nobody_saw_is_unknown(lab: Lab) -> None:
     lab.client = lab.connect()
     lab.client.ensure()
     assert lab.exit("one") is None
-    assert text(lab.log("one")) == "last\n"
 
 
 def test_a_terminal_outlives_the_keeper(lab: Lab) -> None:
@@ -132,7 +132,6 @@ def test_a_terminal_outlives_the_keeper(lab: Lab) -> None:
     read_until(client, b"ready")
     lab.kill_keeper()
     lab.event("adopted", "one")
-    assert read_all(client) == b"\r\n"[: 2 if client.fileno() < 0 else 0] or True
     client = lab.attach("one", stdin=True, multiplexed=False)
     client.sendall(b"word\r")
     assert read_all(client).endswith(b"got word\r\n")

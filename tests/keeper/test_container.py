@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from keeper.lab import PATIENCE, Lab, eventually, process, read_all, read_until
 from tiffin.errors import Conflict, InvalidParameter, NotFound, StartFailure
 from tiffin.runtime.native import process_plan

@@ -48,6 +48,14 @@ def integer(request: Request, name: str, default: int | None = None) -> int | No
         raise InvalidParameter(f"invalid value {value!r} for {name}: not a whole number") from None
 
 
+def size(request: Request) -> tuple[int, int]:
+    """A terminal's height and width, from ``h`` and ``w``. Raises InvalidParameter."""
+    height, width = integer(request, "h"), integer(request, "w")
+    if height is None or width is None or not (0 <= height < 65536 and 0 <= width < 65536):
+        raise InvalidParameter("a terminal's size needs h and w, each from 0 to 65535")
+    return height, width
+
+
 def mapping(request: Request, name: str) -> dict[str, Any]:
     """A parameter that holds a JSON object; empty if absent. Raises InvalidParameter."""
     value = text(request, name)

@@ -12,6 +12,8 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
@@ -138,13 +140,16 @@ class ArchiveSource:
     def identify(self, entry: Entry) -> Entry:
         return entry
 
-    def content(self, entry: Entry) -> Content:
-        if entry.kind is not Kind.FILE:
-            return None
+    @contextmanager
+    def opened(self, entry: Entry) -> Iterator[Content]:
         offset = self._offsets[entry.path]
         if entry.size <= _WHOLE:
-            return self._spool.read(offset, entry.size)
-        return cast(BinaryIO, _Slice(self._spool, offset, entry.size))
+            yield self._spool.read(offset, entry.size)
+        else:
+            yield cast(BinaryIO, _Slice(self._spool, offset, entry.size))
+
+    def learn(self, entry: Entry) -> None:
+        pass
 
     def read(self, path: bytes) -> bytes | None:
         """A file's content, following symlinks inside the context; None where there is none."""

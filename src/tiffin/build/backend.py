@@ -10,6 +10,7 @@ from typing import Protocol
 from tiffin.build.tree import LowerTree
 from tiffin.image.config import ImageConfig
 from tiffin.layer.layer import Layer
+from tiffin.layer.locks import Pins
 from tiffin.layer.writer import LayerWriter
 from tiffin.store.database import Database
 
@@ -51,7 +52,7 @@ class Layers(Protocol):
         """A layer made of entries."""
 
     def get(self, chain_id: str) -> Layer:
-        """The layer of that chain ID; raises NotFound. A lease keeps what is got."""
+        """The layer of that chain ID; raises NotFound."""
 
     def lower(self, chain: str | None) -> LowerTree:
         """The merged view of a stack."""
@@ -59,8 +60,9 @@ class Layers(Protocol):
     def lease(self) -> AbstractContextManager[None]:
         """Keep what is made inside the block from collection."""
 
-    def keep(self, chain_id: str) -> None:
-        """Tell the leases of a layer that was found, so that they keep it too."""
+    @property
+    def pins(self) -> Pins:
+        """Where leases are told of layers that were found, so that they keep those too."""
 
 
 class Backend(Protocol):

@@ -296,7 +296,7 @@ class Builder:
             if found is not None:
                 return found
         if not self._options.no_cache:
-            why = self._cache.why(parts) if look else ""
+            why = self._cache.why(parts)
             if why:
                 self._progress.missed(why)
         made = make()

@@ -1,11 +1,12 @@
 """The build cache: a step's key out of named parts, and why a step was not found.
 
 The *parts* of a step are everything that its result depends on, each with a name: ``parent`` (the
-key of the step before, or the base image), ``instruction`` (its text, variables replaced),
-``argument NAME`` (build arguments that a RUN can see), and a row for each file that a COPY brings:
-path, type, mode, owner, and the digest of its content. Modification times are no part. The *key*
-is the digest of the parts. The parts are kept with the result, so that a miss can be explained:
-the first part that differs from the nearest cached step is named.
+key of the step before) or ``base`` (the image's id, for a stage's first step), ``instruction``
+(its text, variables replaced), ``argument NAME`` (build arguments that a RUN can see), and a row
+for each file that a COPY brings: path, type, mode, owner, and the digest of its content.
+Modification times are no part. The *key* is the digest of the parts. The parts are kept with the
+result, so that a miss can be explained: the first part that differs from the nearest cached step
+is named.
 
 A record holds the image configuration and the top layer after the step; the layers of records are
 alive for the collection of layers (:meth:`BuildCache.layers`).
@@ -63,8 +64,8 @@ class Parts:
 
     @property
     def parent(self) -> str:
-        """The key of the step before."""
-        return next((value for name, value in self.named if name == "parent"), "")
+        """The key of the step before, or the base image."""
+        return next((value for name, value in self.named if name in ("parent", "base")), "")
 
     @property
     def key(self) -> str:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -25,7 +27,7 @@ from typing import BinaryIO, Protocol, cast
 from tiffin.build.archive import ArchiveSource
 from tiffin.build.digests import DigestCache, Known, Stamp, stamp_of
 from tiffin.build.dockerignore import Ignore, State, read_patterns
-from tiffin.build.tree import EmptyTree, Source, parent
+from tiffin.build.tree import EmptyTree, Source, changed_meanwhile, parent
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.layer.compression import decompressed
 from tiffin.layer.entry import Entry, Kind
@@ -90,9 +92,12 @@ def from_stream(
     ``work`` is where a large context is spooled. Raises CorruptArchive, NotFound.
     """
     plain = decompressed(stream)
-    beginning = plain.read(_TAR_HEADER)
+    beginning = b""
+    # A decompressed stream gives what it has, which may be less than was asked for.
+    while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
+        beginning += part
     if b"\0" not in beginning:
-        return lone(beginning + plain.read(_LARGEST_DOCKERFILE))
+        return lone(beginning + _rest(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:
         source.read_tar(cast(BinaryIO, _Rejoined(beginning, plain)))
@@ -215,6 +220,7 @@ class FolderSource:
         self._listings: dict[bytes, dict[bytes, Entry]] = {}
         self._states: dict[bytes, State] = {b"": ignore.root}
         self._stamps: dict[bytes, Stamp] = {}
+        self._read_at: dict[bytes, int] = {}
         self._open: tuple[bytes, int] | None = None
         """The directory that a file was last opened in."""
 
@@ -253,10 +259,23 @@ class FolderSource:
         entry.digest, entry.xattrs = known
         return entry
 
-    def content(self, entry: Entry) -> Content:
-        if entry.kind is not Kind.FILE:
-            return None
-        return self._open_file(entry, self._stamps[entry.path])
+    @contextmanager
+    def opened(self, entry: Entry) -> Iterator[Content]:
+        stamp = self._stamps[entry.path]
+        self._read_at[entry.path] = self._digests.now()
+        fd = self._open_file(entry, stamp)
+        try:
+            if not entry.digest:
+                entry.xattrs = _capability(fd)
+            yield fd
+            if stamp_of(os.fstat(fd)) != stamp:
+                raise changed_meanwhile(entry)
+        finally:
+            os.close(fd)
+
+    def learn(self, entry: Entry) -> None:
+        known = Known(entry.digest, entry.xattrs)
+        self._digests.remember(self._stamps[entry.path], known, self._read_at[entry.path])
 
     def _read(self, entry: Entry, stamp: Stamp) -> Known:
         started = self._digests.now()
@@ -265,7 +284,7 @@ class FolderSource:
             digest = hashlib.file_digest(file, "sha256").digest()
             known = Known(digest, _capability(fd))
             if stamp_of(os.fstat(fd)) != stamp:
-                raise _changed(entry)
+                raise changed_meanwhile(entry)
         self._digests.remember(stamp, known, started)
         return known
 
@@ -280,13 +299,13 @@ class FolderSource:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=self._open[1])
         except FileNotFoundError as error:
-            raise _changed(entry) from error
+            raise changed_meanwhile(entry) from error
         except OSError as error:
             shown = os.fsdecode(entry.path)
             raise BuildFailure(f"cannot read {shown} in the build context: {error}") from error
         if stamp_of(os.fstat(fd)) != stamp:
             os.close(fd)
-            raise _changed(entry)
+            raise changed_meanwhile(entry)
         return fd
 
     def _open_directory(self, path: bytes) -> int:
@@ -365,9 +384,3 @@ def _capability(fd: int) -> dict[str, bytes] | None:
     except OSError:
         pass  # the file system has no extended attributes
     return None
-
-
-def _changed(entry: Entry) -> BuildFailure:
-    return BuildFailure(
-        f"{os.fsdecode(entry.path)} changed while the build was reading it: build again"
-    )

@@ -21,17 +21,17 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.build import wildcards
-from tiffin.build.tree import Source, Tree, join, parent, resolve
+from tiffin.build.tree import Source, Tree, changed_meanwhile, join, parent, resolve
 from tiffin.errors import BuildFailure, CorruptArchive
 from tiffin.layer.compression import decompressed
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.index import order_key
 from tiffin.layer.tarreader import Member, TarReader
-from tiffin.layer.writer import LayerWriter
+from tiffin.layer.writer import Content, LayerWriter
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -170,7 +170,7 @@ def destination(working_directory: str, text: str) -> Destination:
 
 
 class Placement:
-    """What one COPY or ADD writes, as it goes; also what it is about to write counts as there."""
+    """What one COPY or ADD writes. Use once."""
 
     def __init__(
         self,
@@ -186,21 +186,25 @@ class Placement:
         self._writer = writer
         self._ownership = ownership
         self._keep_owners = keep_owners
-        self._new: dict[bytes, Entry] = {b"": Entry(b"", Kind.DIRECTORY, _NEW_DIRECTORY)}
+        self._new: dict[bytes, Entry] = {}
+        """What is there by this COPY, written already or not."""
+        self._planned: dict[bytes, Entry] = {}
+        """What is still to be written: the path, and the entry of the source."""
         self._made: set[bytes] = set()
         """Directories that the image does not have, so that nothing is in them but what is new."""
         self._newest = 0
-        self.copied: list[tuple[Entry, Entry]] = []
+        self._copied: list[tuple[Entry, Entry]] = []
         """Each file of the source, with the entry as it was stored."""
 
     def entry(self, path: bytes) -> Entry | None:
-        """What is at ``path`` now, as a Tree."""
+        """What is at ``path`` with what is copied so far; as a Tree."""
         found = self._new.get(path)
         if found is None and parent(path) not in self._made:
             found = self._image.entry(path)
         return found
 
     def children(self, path: bytes) -> list[Entry]:
+        """As a Tree: what the image has."""
         return self._image.children(path)
 
     def copy(self, picks: list[Pick], where: Destination, *, unpack: bool) -> None:
@@ -213,31 +217,44 @@ class Placement:
         target = resolve(self, where.path)
         for each in picks:
             if each.entry.kind is Kind.DIRECTORY:
-                self._copy_directory(each.entry, target)
+                self._plan_directory(each.entry, target)
             elif not (unpack and self._unpack(each.entry, target)):
                 here = self.entry(target)
                 into = where.is_directory or (here is not None and here.kind is Kind.DIRECTORY)
                 path = join(target, each.name) if into else target
-                self._directories(parent(path))
-                self._put(path, each.entry)
+                self._plan_parents(parent(path))
+                self._plan(path, each.entry)
+        self._write_planned()
 
-    def _copy_directory(self, directory: Entry, target: bytes) -> None:
-        self._directories(target)
+    def verify(self) -> None:
+        """Once the layer is finished: what was copied is what was found.
+
+        The digests that were not known before are known then. Raises BuildFailure.
+        """
+        for origin, stored in self._copied:
+            if origin.digest and origin.digest != stored.digest:
+                raise changed_meanwhile(origin)
+            origin.digest = stored.digest
+            self._source.learn(origin)
+
+    def _plan_directory(self, directory: Entry, target: bytes) -> None:
+        self._plan_parents(target)
         skip = len(directory.path) + 1 if directory.path else 0
         for entry in walk(self._source, directory):
-            self._put(join(target, entry.path[skip:]), entry)
+            self._plan(join(target, entry.path[skip:]), entry)
 
-    def _directories(self, path: bytes) -> None:
+    def _plan_parents(self, path: bytes) -> None:
         """Make sure that ``path`` is a directory."""
         here = self.entry(path)
         if here is None:
-            self._directories(parent(path))
+            self._plan_parents(parent(path))
             self._made.add(path)
-            self._write(Entry(path, Kind.DIRECTORY, _NEW_DIRECTORY, mtime_ns=self._newest), None)
+            made = Entry(path, Kind.DIRECTORY, _NEW_DIRECTORY, mtime_ns=self._newest)
+            self._new[path] = self._planned[path] = made
         elif here.kind is not Kind.DIRECTORY:
             raise BuildFailure(f"cannot copy to non-directory: /{os.fsdecode(path)}")
 
-    def _put(self, path: bytes, origin: Entry) -> None:
+    def _plan(self, path: bytes, origin: Entry) -> None:
         here = self.entry(path)
         if here is not None:
             if origin.kind is Kind.DIRECTORY:
@@ -248,37 +265,41 @@ class Placement:
                 raise BuildFailure(f"cannot replace to directory /{os.fsdecode(path)} with file")
         elif origin.kind is Kind.DIRECTORY:
             self._made.add(path)
+        self._new[path] = self._planned[path] = origin
+
+    def _write_planned(self) -> None:
+        """In the order of a layer's tar, so that it is hashed as it is written."""
+        for path in sorted(self._planned, key=order_key):
+            origin = self._planned[path]
+            if origin.kind is Kind.FILE:
+                with self._source.opened(origin) as content:
+                    stored = self._writer.add(self._owned(path, origin), content)
+                self._copied.append((origin, stored))
+            else:
+                self._writer.add(self._owned(path, origin))
+        self._planned.clear()
+
+    def _owned(self, path: bytes, origin: Entry) -> Entry:
         entry = replace(origin, path=path, digest=b"")
-        if not self._keep_owners:
-            entry.uid = entry.gid = 0
-        self._write(entry, origin)
-
-    def _write(self, entry: Entry, origin: Entry | None) -> None:
-        self._own(entry)
-        if origin is None or origin.kind is not Kind.FILE:
-            self._writer.add(entry)
-        else:
-            with _opened(self._source, origin) as content:
-                stored = self._writer.add(entry, content)
-            self.copied.append((origin, stored))
-        self._new[entry.path] = entry
-
-    def _own(self, entry: Entry) -> None:
         if self._ownership.owner is not None:
             entry.uid, entry.gid = self._ownership.owner
+        elif not self._keep_owners:
+            entry.uid = entry.gid = 0
         if self._ownership.mode is not None and entry.kind is not Kind.SYMLINK:
             entry.mode = self._ownership.mode
+        return entry
 
     def _unpack(self, origin: Entry, target: bytes) -> bool:
         """Unpack a tar into ``target``; False if the file is none."""
         if origin.kind is not Kind.FILE:
             return False
-        with _opened(self._source, origin) as content:
+        with self._source.opened(origin) as content:
             stream = decompressed(_as_stream(content))
             beginning = stream.read(512)
             if not _is_tar(beginning):
                 return False
-            self._directories(target)
+            self._plan_parents(target)
+            self._write_planned()
             reader = TarReader(_Blocks(beginning, stream))
             while (member := reader.next()) is not None:
                 self._unpack_member(member, reader, target)
@@ -310,22 +331,12 @@ def _inside(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
-@contextmanager
-def _opened(source: Source, entry: Entry) -> Iterator[bytes | BinaryIO | int]:
-    content = source.content(entry)
-    assert content is not None and not isinstance(content, os.PathLike)
-    try:
-        yield content
-    finally:
-        if isinstance(content, int):
-            os.close(content)
-
-
-def _as_stream(content: bytes | BinaryIO | int) -> BinaryIO:
+def _as_stream(content: Content) -> BinaryIO:
     if isinstance(content, int):
         return cast(BinaryIO, open(content, "rb", closefd=False))
     if isinstance(content, bytes):
         return io.BytesIO(content)
+    assert content is not None and not isinstance(content, os.PathLike)
     return content
 
 

@@ -6,9 +6,12 @@ itself never follows a symlink; :func:`resolve` does, always inside the tree, as
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from tiffin.errors import InvalidParameter
+from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.writer import Content
 
@@ -31,8 +34,12 @@ class Source(Tree, Protocol):
     def identify(self, entry: Entry) -> Entry:
         """The entry with the digest and the extended attributes of its content filled in."""
 
-    def content(self, entry: Entry) -> Content:
-        """What to give to a LayerWriter; if it is a descriptor, it is the caller's to close."""
+    def opened(self, entry: Entry) -> AbstractContextManager[Content]:
+        """The content of a file, to be read once inside the block, in which the entry's extended
+        attributes are known. Raises BuildFailure if the file changes meanwhile."""
+
+    def learn(self, entry: Entry) -> None:
+        """Take notice of the digest of a file, which was found while it was copied."""
 
 
 class EmptyTree:
@@ -44,11 +51,18 @@ class EmptyTree:
     def children(self, path: bytes) -> list[Entry]:
         return []
 
+    def open(self, path: bytes) -> int:
+        raise NotFound(f"there is no file {os.fsdecode(path)!r} in an empty image")
+
     def identify(self, entry: Entry) -> Entry:
         return entry
 
-    def content(self, entry: Entry) -> Content:
-        return None
+    @contextmanager
+    def opened(self, entry: Entry) -> Iterator[Content]:
+        yield None
+
+    def learn(self, entry: Entry) -> None:
+        pass
 
 
 class StageFiles:
@@ -66,8 +80,16 @@ class StageFiles:
     def identify(self, entry: Entry) -> Entry:
         return entry
 
-    def content(self, entry: Entry) -> Content:
-        return self._lower.open(entry.path) if entry.kind is Kind.FILE else None
+    @contextmanager
+    def opened(self, entry: Entry) -> Iterator[Content]:
+        fd = self._lower.open(entry.path)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def learn(self, entry: Entry) -> None:
+        pass
 
 
 class LowerTree(Tree, Protocol):
@@ -117,3 +139,10 @@ def resolve(tree: Tree, path: bytes, *, follow_last: bool = True) -> bytes:
             done.clear()
         todo += reversed(entry.target.split(b"/"))
     return b"/".join(done)
+
+
+def changed_meanwhile(entry: Entry) -> BuildFailure:
+    """The error for a file that did not stay as it was found."""
+    return BuildFailure(
+        f"{os.fsdecode(entry.path)} changed while the build was reading it: build again"
+    )

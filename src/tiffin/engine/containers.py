@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from tiffin.engine import configuration, files, inspection, isolation, logs, mountpoints, timestamps
 from tiffin.engine import filters as filtering
+from tiffin.engine.commits import Commits
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.events import Events
 from tiffin.engine.execs import Execs
@@ -26,13 +27,14 @@ from tiffin.engine.names import check_name, random_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.streams import frame
-from tiffin.engine.trees import Trees, read_file
+from tiffin.engine.trees import Trees, open_in, read_file
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import LayerStore
 from tiffin.linux import accounts
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.storage import tree
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -71,6 +73,7 @@ class Containers:
         self._trees = trees
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
+        self.commit = Commits(database, roster, images, layers, lifecycle, events).commit
         self.exec_create = self._execs.create
         self.exec_start = self._execs.start
         self.exec_inspect = self._execs.inspect
@@ -183,10 +186,14 @@ class Containers:
         entry = self._layers.lookup(container.base, os.fsencode(point.target), follow=True)
         if entry is None or entry.kind != "d":
             return
-        from tiffin.engine.copies import copy_tree
-
-        with self._trees.image(container.base) as tree:
-            copy_tree(tree, point.target, point.source)
+        with self._trees.image(container.base) as root:
+            source = open_in(root, os.fsencode(point.target), os.O_RDONLY | os.O_DIRECTORY)
+            target = os.open(point.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                tree.copy_open(source, target)
+            finally:
+                os.close(source)
+                os.close(target)
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -527,13 +534,13 @@ class Containers:
 
     def archive_stat(self, reference: str, path: str) -> JSON:
         """What a path in a container is."""
-        with self._trees.container(self._roster.get(reference)) as tree:
-            return files.path_stat(tree, path)
+        with self._trees.container(self._roster.get(reference)) as root:
+            return files.path_stat(root, path)
 
     def archive_get(self, reference: str, path: str, output: BinaryIO) -> None:
         """A path of a container, with all inside, as a tar."""
-        with self._trees.container(self._roster.get(reference)) as tree:
-            files.get(tree, path, output)
+        with self._trees.container(self._roster.get(reference)) as root:
+            files.get(root, path, output)
 
     def archive_put(
         self,
@@ -547,18 +554,18 @@ class Containers:
         container = self._roster.get(reference)
         with container.lock:
             container.size = None
-        with self._trees.container(container) as tree:
+        with self._trees.container(container) as root:
 
             def owner() -> tuple[int, int]:
                 account = accounts.resolve(
                     container.spec.config.get("User") or "",
-                    read_file(tree, b"/etc/passwd"),
-                    read_file(tree, b"/etc/group"),
+                    read_file(root, b"/etc/passwd"),
+                    read_file(root, b"/etc/group"),
                 )
                 return account.uid, account.gid
 
             files.put(
-                tree,
+                root,
                 path,
                 decompressed(tar),
                 no_overwrite=no_overwrite,
@@ -567,8 +574,8 @@ class Containers:
 
     def export(self, reference: str, output: BinaryIO) -> None:
         """The container's whole tree, volumes aside, as a tar."""
-        with self._trees.container(self._roster.get(reference), volumes=False) as tree:
-            files.export(tree, output)
+        with self._trees.container(self._roster.get(reference), volumes=False) as root:
+            files.export(root, output)
 
 
 _POINT_FIELDS = MountPoint.__struct_fields__

@@ -88,13 +88,7 @@ class Engine:
                 self.events,
             )
             self.builds = Builds(
-                self._database,
-                self._root,
-                self.images,
-                self._layers,
-                self._lifecycle,
-                self.containers,
-                trees,
+                self._database, self._root, self.images, self._layers, self._lifecycle
             )
             self.system = System(
                 self._database,

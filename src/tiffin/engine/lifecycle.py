@@ -15,7 +15,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tiffin.engine import configuration, isolation
@@ -103,6 +104,7 @@ class Lifecycle:
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
 
     def close(self) -> None:
@@ -130,30 +132,8 @@ class Lifecycle:
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
-        folder = self._root.container(container.id)
-        host, config = container.spec.host, container.spec.config
-        settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
-        )
-        log = None
-        if container.log_path:
-            options = host["LogConfig"]["Config"]
-            log = {
-                "path": str(folder / container.log_path),
-                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
-                "max_file": int(options.get("max-file") or 1),
-            }
-        size = host.get("ConsoleSize") or None
         try:
-            answer = self.keeper.start(
-                container.id,
-                native.plan(settings, self._mountpoint, self._cgroups).dump(),
-                log=log,
-                terminal=container.tty,
-                open_stdin=bool(config.get("OpenStdin")),
-                stdin_once=bool(config.get("StdinOnce")),
-                size=(size[0], size[1]) if size and any(size) else None,
-            )
+            answer = self.launch(container)
         except TiffinError as error:
             container.state.exit_code = error.exit_code
             container.state.error = error.message
@@ -169,6 +149,41 @@ class Lifecycle:
         container.size = None
         container.save_state(self._database)
 
+    def launch(self, container: Container) -> JSON:
+        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        folder = self._root.container(container.id)
+        host, config = container.spec.host, container.spec.config
+        settings = isolation.container_settings(
+            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+        )
+        log = None
+        if container.log_path:
+            options = host["LogConfig"]["Config"]
+            log = {
+                "path": str(folder / container.log_path),
+                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
+                "max_file": int(options.get("max-file") or 1),
+            }
+        size = host.get("ConsoleSize") or None
+        return self.keeper.start(
+            container.id,
+            native.plan(settings, self._mountpoint, self._cgroups).dump(),
+            log=log,
+            terminal=container.tty,
+            open_stdin=bool(config.get("OpenStdin")),
+            stdin_once=bool(config.get("StdinOnce")),
+            size=(size[0], size[1]) if size and any(size) else None,
+        )
+
+    @contextmanager
+    def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
+        """Inside the block, the end of a container that has no row is told to ``ended``."""
+        self._watchers[container_id] = ended
+        try:
+            yield
+        finally:
+            del self._watchers[container_id]
+
     # -- ends -------------------------------------------------------------------------------
 
     def keeper_event(self, event: JSON) -> None:
@@ -176,6 +191,8 @@ class Lifecycle:
         kind = event.get("event")
         if kind == "exited" and event.get("exec"):
             self.exec_ended(event)
+        elif kind == "exited" and event["id"] in self._watchers:
+            self._watchers[event["id"]](event)
         elif kind == "exited":
             container = self._roster.find(event["id"])
             if container is None:

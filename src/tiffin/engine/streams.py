@@ -6,9 +6,10 @@ Source: Docker Engine API v1.50, ``ContainerAttach``, "Stream format".
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tiffin.errors import Unreachable
 
@@ -16,12 +17,17 @@ STDOUT, STDERR = 1, 2
 NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
-def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+def frames(
+    connection: socket.socket, cancelled: Callable[[], bool] | None = None
+) -> Iterator[tuple[int, bytes]]:
     """The frames of a connection until its end, as (stream, payload).
 
-    Raises Unreachable where the connection ends inside a frame.
+    ``cancelled`` is asked now and then; the frames end where it says so. Raises Unreachable where
+    the connection ends inside a frame.
     """
     buffer = b""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
     while True:
         while len(buffer) >= 8:
             stream, length = struct.unpack_from(">BxxxI", buffer)
@@ -29,6 +35,9 @@ def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
                 break
             yield stream, buffer[8 : 8 + length]
             buffer = buffer[8 + length :]
+        while cancelled is not None and not poll.poll(200):
+            if cancelled():
+                return
         received = connection.recv(1 << 18)
         if not received:
             break

@@ -1,8 +1,8 @@
 """The daemon's side of the keeper: asks it to start, attach, signal; hears of exits.
 
 The keeper of an engine root is started when it is first needed. When it dies, the client says so
-(``{"event": "lost"}``), starts another one, and hands it what it kept for this: a pidfd and the
-terminal of each container. The new keeper adopts what lives.
+(``{"event": "lost"}``), starts another one, and hands it what it kept for this: of each container a
+pidfd, and its terminal or its FIFOs. The new keeper adopts what lives.
 
 Events come one after the other, in order, in a thread of the client's own:
 
@@ -42,6 +42,9 @@ Event = dict[str, Any]
 _Fds = list[int]
 _START_SECONDS = 20.0
 _READY_FD = 3
+_TRIES = 4
+_ONLY_ONCE = ("start", "exec", "signal")
+"""Requests that must not be repeated when it is unknown whether a keeper that died did them."""
 _ERRORS = {
     kind.__name__: kind
     for kind in (errors.NotFound, errors.Conflict, errors.InvalidParameter, errors.TiffinError)
@@ -252,11 +255,16 @@ class KeeperClient:
 
     def _ask(self, do: str, fds: Sequence[int] = (), **fields: Any) -> Any:
         message = {"do": do, **fields}
-        try:
-            return self._connected().ask(message, fds)
-        except _NotSent:
-            # The keeper had died unnoticed; nothing of the request reached it.
-            return self._connected().ask(message, fds)
+        for _ in range(_TRIES - 1):
+            try:
+                return self._connected().ask(message, fds)
+            except _NotSent:
+                # The keeper had died unnoticed; nothing of the request reached it.
+                continue
+            except _NotAnswered:
+                if do in _ONLY_ONCE:
+                    raise
+        return self._connected().ask(message, fds)
 
     def _connected(self) -> _Connection:
         with self._connecting:
@@ -286,6 +294,8 @@ class KeeperClient:
                 if problem == "busy":
                     # Another one is just coming or going.
                     time.sleep(0.01)
+                elif problem != "ok":
+                    break
                 continue
             except OSError as error:
                 sock.close()
@@ -418,6 +428,10 @@ class _NotSent(errors.Unreachable):
     """The request did not reach the keeper."""
 
 
+class _NotAnswered(errors.Unreachable):
+    """The keeper died with the request."""
+
+
 class _Connection:
     """One connection: requests from any thread, one thread that reads."""
 
@@ -477,7 +491,7 @@ class _Connection:
                 raise errors.InvalidParameter(str(error)) from error
         reply = answer.get()
         if reply is None:
-            raise errors.Unreachable(f"the keeper died while it was asked to {message['do']}")
+            raise _NotAnswered(f"the keeper died while it was asked to {message['do']}")
         problem = reply.get("error")
         if problem is None:
             return reply.get("result")

@@ -130,6 +130,12 @@ class Process:
                 os.close(fd)
         self.pidfd = self.terminal_fd = -1
 
+    def held(self) -> list[int]:
+        """What a daemon shall keep for another keeper: the pidfd, which tells the exit status; the
+        terminal, or what holds the FIFOs' content should nobody else have them open."""
+        fds = [source.fd for source in self._sources]
+        return [self.pidfd, *([self.terminal_fd] if self.terminal else fds)]
+
     def describe(self) -> dict[str, Any]:
         """The row of KeeperClient.list."""
         row = {

@@ -134,7 +134,7 @@ class Server:
                     answer["result"] = result
                     if request == self._start:
                         answer["held"] = message["container"]
-                        held = self._held(self._containers[message["container"]])
+                        held = self._containers[message["container"]].held()
             except TiffinError as error:
                 answer["error"] = _problem(error)
             except (KeyError, TypeError, ValueError) as error:
@@ -164,12 +164,9 @@ class Server:
         self._adopt()
         for container in self._containers.values():
             if container.running:
-                peer.send({"held": container.id}, self._held(container))
+                peer.send({"held": container.id}, container.held())
             else:
                 peer.send(container.exit_event(), [])
-
-    def _held(self, container: Container) -> list[int]:
-        return [fd for fd in (container.pidfd, container.terminal_fd) if fd >= 0]
 
     # Requests.
 
@@ -399,8 +396,9 @@ class Server:
         if container.status == "exited":
             _close(*fds)
             return
-        pidfd = fds[0] if fds else adoption.open_living(state, self._boot)
-        terminal = fds[1] if len(fds) > 1 else None
+        pidfd = fds.pop(0) if fds else adoption.open_living(state, self._boot)
+        terminal = fds.pop(0) if fds and container.terminal else None
+        # The rest held the content of the FIFOs, which are opened below.
         container.record()
         stdin, outputs = -1, (-1, -1)
         if not container.terminal:

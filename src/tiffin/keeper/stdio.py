@@ -64,7 +64,7 @@ class Source:
         deliver: Callable[[int, bytes], None],
     ) -> None:
         self._loop = loop
-        self._fd = fd
+        self.fd = fd
         self._stream = stream
         self._terminal = terminal
         self._recorder = recorder
@@ -74,9 +74,9 @@ class Source:
 
     def pause(self) -> None:
         """Read no more for now."""
-        if not self._paused and self._fd >= 0:
+        if not self._paused and self.fd >= 0:
             self._paused = True
-            self._loop.drop(self._fd)
+            self._loop.drop(self.fd)
 
     def resume(self) -> None:
         """Read on."""
@@ -87,7 +87,7 @@ class Source:
     def drain(self) -> None:
         """Read all that is there."""
         total = 0
-        while self._fd >= 0 and total < _DRAIN_LIMIT:
+        while self.fd >= 0 and total < _DRAIN_LIMIT:
             count = self._pull()
             if not count:
                 return
@@ -95,14 +95,14 @@ class Source:
 
     def close(self) -> None:
         """Close the descriptor."""
-        if self._fd >= 0:
-            self._loop.drop(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            self._loop.drop(self.fd)
+            os.close(self.fd)
+            self.fd = -1
 
     def _watch(self) -> None:
-        if self._fd >= 0:
-            self._loop.watch(self._fd, IN, self._ready)
+        if self.fd >= 0:
+            self._loop.watch(self.fd, IN, self._ready)
 
     def _ready(self, _events: int) -> None:
         self._pull()
@@ -110,9 +110,9 @@ class Source:
     def _pull(self) -> int:
         try:
             if self._recorder is not None:
-                data = self._recorder.pull(self._stream, self._fd, terminal=self._terminal)
+                data = self._recorder.pull(self._stream, self.fd, terminal=self._terminal)
             else:
-                data = os.read(self._fd, _READ)
+                data = os.read(self.fd, _READ)
         except BlockingIOError:
             return 0
         except OSError as error:

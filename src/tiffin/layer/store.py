@@ -109,6 +109,10 @@ class LayerStore(Stacks):
             with self.making.held(diff_id):
                 return self._known(parent, diff_id) or self._ingest(tar, parent, diff_id)
 
+    def keep(self, chain_id: str) -> None:
+        """Tell the leases of a layer that was found, so that they keep it too."""
+        self.pins.made(chain_id)
+
     def known(self, parent: str | None, diff_id: str) -> Layer | None:
         """The layer, if it can be had without reading its tar."""
         with self._pinned(parent), self.making.held(diff_id):

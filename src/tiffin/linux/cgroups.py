@@ -375,11 +375,9 @@ def _remove(directory: str) -> bool:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
     try:
-        children = [entry.path for entry in os.scandir(directory) if entry.is_dir()]
-        # Every one is tried, also after one that could not be removed.
-        removed = [_remove(child) for child in children]
-        if not all(removed):
-            return False
+        for entry in os.scandir(directory):
+            if entry.is_dir() and not _remove(entry.path):
+                return False
         os.rmdir(directory)
     except FileNotFoundError:
         return True

@@ -246,6 +246,26 @@ class Kernel:
             kind = propagation & ~syscalls.MS_REC
             syscalls.mount_setattr(tree, propagation=kind, recursive=recursive)
 
+    def bind_groups(self, root: str, groups: list[list[str]], attributes: int) -> None:
+        """A tmpfs at an inside path with a bind mount (or a symlink, ``@target``) a group.
+
+        The tmpfs is new, so that names in it need no care.
+        """
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        self.mount("tmpfs", "cgroup", root, flags, "mode=755")
+        directory = self._open_directory(root)
+        os.fchdir(directory)
+        for name, source in groups:
+            if source.startswith("@"):
+                os.symlink(source[1:], name)
+                continue
+            os.mkdir(name, 0o755)
+            syscalls.mount(source, name, None, syscalls.MS_BIND)
+            syscalls.mount(None, name, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | attributes)
+        if attributes & syscalls.MOUNT_ATTR_RDONLY:
+            syscalls.mount_setattr(directory, syscalls.MOUNT_ATTR_RDONLY)
+        os.close(directory)
+
     def set_read_only(self, path: str) -> None:
         """Make the mount at an inside path (its very root) read-only."""
         fd = self._open(path)

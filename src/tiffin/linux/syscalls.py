@@ -323,8 +323,8 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     low = 0xFFFFFFFF
     data = (_CapabilityData * 2)(
-        (effective & low, permitted & low, inheritable & low),
-        (effective >> 32, permitted >> 32, inheritable >> 32),
+        _CapabilityData(effective & low, permitted & low, inheritable & low),
+        _CapabilityData(effective >> 32, permitted >> 32, inheritable >> 32),
     )
     if _libc.syscall(SYS_CAPSET, ctypes.byref(header), data) != 0:
         raise _fail("capset")

@@ -20,14 +20,13 @@ This module is part of the keeper: it imports next to nothing.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal, without the enums
 import errno
 import json
 import os
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
 
 from tiffin.errors import StartFailure
 from tiffin.linux import syscalls
@@ -36,8 +35,10 @@ from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
 from tiffin.runtime.operations import load
 
+TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _PATIENCE = 120.0
 """Seconds that a child may take to exec: a hung network file system must not hang the keeper."""
@@ -145,10 +146,15 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
 
 
 def enter(
-    pidfd: int, process: dict[str, Any], stdio: Stdio, entrances: list[str] | tuple[str, ...] = ()
+    pidfd: int,
+    process: dict[str, Any],
+    stdio: Stdio,
+    entrances: list[str] | tuple[str, ...] = (),
 ) -> Launched:
-    """Start a process (JSON as of :func:`tiffin.runtime.native.process_plan`) in the container
-    whose first process ``pidfd`` is; ``entrances`` are its cgroup's, as in the plan.
+    """Start a process in the container whose first process ``pidfd`` is.
+
+    ``process`` is as :func:`tiffin.runtime.native.process_plan` makes it, and ``entrances`` are
+    the container's cgroup's, as in its plan.
 
     Raises StartFailure.
     """
