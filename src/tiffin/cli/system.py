@@ -232,7 +232,7 @@ def shutdown(call: Invocation) -> int:
 
 
 def _wait_for_exit(stopping: Response) -> None:
-    """Waits until the daemon behind an answer is gone, so that what comes next finds a free root."""
+    """Waits until the daemon behind an answer is gone: what comes next finds a free root."""
     import select
     import socket
     import struct
