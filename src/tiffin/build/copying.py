@@ -22,7 +22,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.build import wildcards
@@ -281,14 +281,26 @@ class Placement:
         self._planned.clear()
 
     def _owned(self, path: bytes, origin: Entry) -> Entry:
-        entry = replace(origin, path=path, digest=b"")
+        uid, gid, mode = origin.uid, origin.gid, origin.mode
         if self._ownership.owner is not None:
-            entry.uid, entry.gid = self._ownership.owner
+            uid, gid = self._ownership.owner
         elif not self._keep_owners:
-            entry.uid = entry.gid = 0
-        if self._ownership.mode is not None and entry.kind is not Kind.SYMLINK:
-            entry.mode = self._ownership.mode
-        return entry
+            uid = gid = 0
+        if self._ownership.mode is not None and origin.kind is not Kind.SYMLINK:
+            mode = self._ownership.mode
+        # Not dataclasses.replace, which takes ten times as long.
+        return Entry(
+            path,
+            origin.kind,
+            mode,
+            uid,
+            gid,
+            origin.mtime_ns,
+            origin.size,
+            origin.target,
+            origin.device,
+            origin.xattrs,
+        )
 
     def _unpack(self, origin: Entry, target: bytes) -> bool:
         """Unpack a tar into ``target``; False if the file is none."""
