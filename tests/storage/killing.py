@@ -17,10 +17,14 @@ import tiffin
 SOURCE = str(Path(tiffin.__file__).parent)
 
 
-def killed_at(step: int, action: Callable[[], object], code: Iterable[str]) -> bool:
+Arm = Callable[[], None]
+
+
+def killed_at(step: int, action: Callable[[Arm], object], code: Iterable[str]) -> bool:
     """Run ``action`` in a forked child that dies by SIGKILL as it comes to the ``step``-th line of
-    the named rooms (``storage/``) and modules (``layer/store.py``). False if the action ended
-    before that; what it raises fails the test."""
+    the named rooms (``storage/``) and modules (``layer/store.py``), counted in functions that are
+    entered after the action has called its argument. False if the action ended before that; what
+    it raises fails the test."""
     prefixes = tuple(f"{SOURCE}/{name}" for name in code)
     with warnings.catch_warnings():
         # A fork beside threads: the child uses nothing that another thread may have locked.
@@ -36,7 +40,7 @@ def killed_at(step: int, action: Callable[[], object], code: Iterable[str]) -> b
     return False
 
 
-def _child(step: int, action: Callable[[], object], prefixes: tuple[str, ...]) -> None:
+def _child(step: int, action: Callable[[Arm], object], prefixes: tuple[str, ...]) -> None:
     left = step
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
@@ -51,8 +55,7 @@ def _child(step: int, action: Callable[[], object], prefixes: tuple[str, ...]) -
 
     code = 1
     try:
-        sys.settrace(trace)
-        action()
+        action(lambda: sys.settrace(trace))
         sys.settrace(None)
         code = 0
     except BaseException:
@@ -64,8 +67,8 @@ def _child(step: int, action: Callable[[], object], prefixes: tuple[str, ...]) -
 
 
 def steps(limit: int = 100_000) -> Iterable[int]:
-    """Every early line, then ever fewer: 1, 2, 3 … 40, then a twentieth further each time."""
+    """Every early line, then ever fewer: 1, 2, 3 … 24, then a twelfth further each time."""
     step = 1
     while step < limit:
         yield step
-        step += max(1, step // 20)
+        step += max(1, step // 12)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from storage import actions as act
 from storage.actions import Stack
-from storage.killing import killed_at, steps
+from storage.killing import Arm, killed_at, steps
 from tiffin.errors import Conflict, InvalidParameter, NotFound
 from tiffin.storage.driver import StorageDriver
 
@@ -249,7 +249,8 @@ def test_killed_at_any_line_nothing_but_the_snapshot_in_hand_is_lost(
     stack.layer(act.write("file", "lower"), act.write("d/e/f"), act.link("d/link", "file"))
     kept = act.state(driver.home)
 
-    def live() -> None:
+    def live(arm: Arm) -> None:
+        arm()
         fresh = type(driver)(driver.home)
         fresh.prepare("victim", stack.parent)
         with fresh.own_directory("victim") as directory:

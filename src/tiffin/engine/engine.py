@@ -1,5 +1,230 @@
-"""The engine of one root."""
+"""The engine of one root: opens it, puts the parts together, and closes it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from tiffin.engine.builds import Builds
+from tiffin.engine.containers import Containers
+from tiffin.engine.events import Events
+from tiffin.engine.images import Images
+from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
+from tiffin.engine.streams import demultiplex
+from tiffin.engine.system import System
+from tiffin.engine.trees import Trees
+from tiffin.engine.volumes import Volumes
+from tiffin.layer.store import LayerStore
+from tiffin.storage import drivers
+from tiffin.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a container that was run to its end came out."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
 
 
 class Engine:
-    """Everything under one engine root."""
+    """Everything under one engine root.
+
+    All methods block, and any thread may call them. Use it as a context manager, or call
+    :meth:`close`. Containers go on running after that.
+
+    ``root`` is the folder (``TIFFIN_ROOT``, else /var/lib/tiffin); ``storage_driver`` a name as in
+    ``--storage-driver``; ``what`` says who this is to a process that wants the same root.
+    Raises RootInUse, Forbidden, Unsupported (no such driver, or it does not work here).
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        storage_driver: str | None = None,
+        what: str | None = None,
+    ) -> None:
+        self._root = Root(root, what or f"the library in {' '.join(sys.argv)[:200] or 'Python'}")
+        try:
+            driver = drivers.choose(self._root.path, storage_driver)
+            self._database = Database(self._root.database)
+            self._layers = LayerStore(self._database, driver, self._root.path)
+            self.events = Events()
+            roster = Roster(self._database)
+            trees = Trees(self._root, self._layers)
+            self.images = Images(self._database, self._root, self._layers, self.events)
+            self.volumes = Volumes(self._database, self._root, roster, self.events)
+            # Two roots on one machine must not meet in one cgroup.
+            mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
+            self._lifecycle = Lifecycle(
+                self._database,
+                self._root,
+                roster,
+                self._layers,
+                self.volumes,
+                self.events,
+                f"tiffin/{mark}",
+            )
+            self.containers = Containers(
+                self._database,
+                self._root,
+                roster,
+                self.images,
+                self._layers,
+                self._lifecycle,
+                self.volumes,
+                trees,
+                self.events,
+            )
+            self.builds = Builds(
+                self._database, self._root, self.images, self._layers, self._lifecycle
+            )
+            self.system = System(
+                self._database,
+                self._root,
+                roster,
+                self._layers,
+                self.images,
+                self.containers,
+                self.volumes,
+                self.builds,
+                self.events,
+            )
+            self._roster = roster
+            self._sweep()
+            self._lifecycle.reconcile()
+        except BaseException:
+            self._root.release()
+            raise
+
+    @property
+    def root(self) -> Root:
+        """The engine root's folders."""
+        return self._root
+
+    def _sweep(self) -> None:
+        """Remove what an engine that was killed has left behind."""
+        for entry in os.scandir(self._root.work):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+        known = {container.id for container in self._roster.all()}
+        for entry in os.scandir(self._root.containers):
+            if entry.name not in known:
+                shutil.rmtree(entry.path)
+        self._layers.sweep()
+        self.volumes.sweep()
+        self.images.collect()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a container runs."""
+        return any(container.running for container in self._roster.all())
+
+    def run(
+        self,
+        image: str,
+        command: Sequence[str] = (),
+        *,
+        stdin: bytes | None = None,
+        remove: bool = True,
+        name: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        volumes: Sequence[str] = (),
+        network: str = "none",
+        user: str = "",
+        working_dir: str = "",
+        entrypoint: Sequence[str] | None = None,
+    ) -> Finished:
+        """Run a command in a new container to its end; what came out of it.
+
+        ``volumes`` are as in ``-v``. ``remove`` takes the container away afterwards. Raises
+        NotFound (no such image) and StartFailure; an exit code is no error.
+        """
+        body: dict[str, Any] = {
+            "Image": image,
+            "Cmd": list(command) or None,
+            "Env": [f"{key}={value}" for key, value in (environment or {}).items()],
+            "User": user,
+            "WorkingDir": working_dir,
+            "Entrypoint": list(entrypoint) if entrypoint is not None else None,
+            "OpenStdin": stdin is not None,
+            "StdinOnce": stdin is not None,
+            "HostConfig": {
+                "NetworkMode": network,
+                "Binds": list(volumes) or None,
+                "LogConfig": {"Type": "none" if remove else "json-file"},
+            },
+        }
+        container = self.containers.create(body, name)["Id"]
+        try:
+            waiter = self.containers.wait_later(container, "next-exit")
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    self.containers.attach(
+                        container, theirs, stdin=stdin is not None, stdout=True, stderr=True
+                    )
+                self.containers.start(container)
+                if stdin is not None:
+                    stdout, stderr = _converse(ours, stdin)
+                else:
+                    stdout, stderr = demultiplex(ours)
+            answer = waiter.result()
+            assert answer is not None
+            return Finished(answer["StatusCode"], stdout, stderr)
+        finally:
+            if remove:
+                self.containers.remove(container, force=True, volumes=True)
+
+    def shutdown_keeper(self) -> None:
+        """Stop the keeper too; raises Conflict while containers run."""
+        self._lifecycle.keeper.shutdown()
+
+    def close(self) -> None:
+        """Let go of the root; containers go on running under the keeper."""
+        self._lifecycle.close()
+        self._database.close()
+        self._root.release()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
+    """Send everything and read everything at once, since either side may be waiting."""
+    import threading
+
+    def send() -> None:
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+        except BrokenPipeError:
+            # The container ended without reading everything, as it may.
+            pass
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    result = demultiplex(connection)
+    sender.join()
+    return result

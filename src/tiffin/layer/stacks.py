@@ -63,6 +63,13 @@ class Stacks:
         row = self.database.one(f"{_STACK} SELECT sum(size) AS size FROM stack", (chain,))
         return int(row["size"] or 0) if row is not None else 0
 
+    def total_size(self) -> int:
+        """Bytes of the files of all layers, each that several stacks share counted once."""
+        row = self.database.one(
+            "SELECT sum(size) AS size FROM (SELECT DISTINCT snapshot, size FROM layers)"
+        )
+        return int(row["size"] or 0) if row is not None else 0
+
     def index(self, layer: Layer) -> Index:
         """The file index of a layer; raises NotFound, CorruptArchive."""
         found = self._indexes.get(layer.snapshot)

@@ -139,6 +139,14 @@ class Hierarchy:
             return "hybrid" if self.unified else "1"
         return "2" if self.unified else ""
 
+    @property
+    def available(self) -> set[str]:
+        """The names of the controllers that there are (``memory``, ``pids``, …)."""
+        found = set(self.by_name)
+        if self.unified:
+            found.update(_read(f"{self.unified}/cgroup.controllers").split())
+        return found
+
     def directories(self, name: str) -> list[str]:
         """The group's directory in every hierarchy."""
         return [f"{item.path}/{name}" for item in self.controllers]
@@ -367,9 +375,9 @@ def _remove(directory: str) -> bool:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
     try:
-        children = [entry.path for entry in os.scandir(directory) if entry.is_dir()]
-        if not all([_remove(child) for child in children]):
-            return False
+        for entry in os.scandir(directory):
+            if entry.is_dir() and not _remove(entry.path):
+                return False
         os.rmdir(directory)
     except FileNotFoundError:
         return True

@@ -60,6 +60,7 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+CLONE_FS = 0x00000200
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -322,8 +323,8 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     low = 0xFFFFFFFF
     data = (_CapabilityData * 2)(
-        (effective & low, permitted & low, inheritable & low),
-        (effective >> 32, permitted >> 32, inheritable >> 32),
+        _CapabilityData(effective & low, permitted & low, inheritable & low),
+        _CapabilityData(effective >> 32, permitted >> 32, inheritable >> 32),
     )
     if _libc.syscall(SYS_CAPSET, ctypes.byref(header), data) != 0:
         raise _fail("capset")

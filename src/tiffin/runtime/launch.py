@@ -20,24 +20,25 @@ This module is part of the keeper: it imports next to nothing.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal, without the enums
 import errno
 import json
 import os
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
 
 from tiffin.errors import StartFailure
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
-from tiffin.runtime.operations import load
+from tiffin.runtime.operations import MakeDirectory, Operation, load
 
+TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _PATIENCE = 120.0
 """Seconds that a child may take to exec: a hung network file system must not hang the keeper."""
@@ -124,9 +125,7 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
             try:
                 operation.execute(kernel)
             except OSError as error:
-                raise program.Refusal(
-                    f"failed to {operation.describe()}: {error.strerror}", 125
-                ) from None
+                raise _refusal(operation, error) from None
         _become(process, plan["init"], stdio, kernel.terminal, channel, warn)
 
     namespace = None
@@ -144,11 +143,24 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
             os.close(namespace)
 
 
+def _refusal(operation: Operation, error: OSError) -> program.Refusal:
+    if isinstance(operation, MakeDirectory) and error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return program.Refusal(f"Cannot mkdir: {operation.path} is not a directory", 126)
+    return program.Refusal(
+        f"failed to start the container: {operation.describe()}: {error.strerror}", 125
+    )
+
+
 def enter(
-    pidfd: int, process: dict[str, Any], stdio: Stdio, entrances: list[str] | tuple[str, ...] = ()
+    pidfd: int,
+    process: dict[str, Any],
+    stdio: Stdio,
+    entrances: list[str] | tuple[str, ...] = (),
 ) -> Launched:
-    """Start a process (the JSON form of :func:`tiffin.runtime.native.process_plan`) in the container
-    whose first process ``pidfd`` is; ``entrances`` are its cgroup's, as in the plan.
+    """Start a process in the container whose first process ``pidfd`` is.
+
+    ``process`` is as :func:`tiffin.runtime.native.process_plan` makes it, and ``entrances`` are
+    the container's cgroup's, as in its plan.
 
     Raises StartFailure.
     """

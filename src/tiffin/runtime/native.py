@@ -4,9 +4,9 @@
 (:meth:`Plan.describe`), tested, and sent to the keeper as JSON (:meth:`Plan.dump`), whose
 :mod:`tiffin.runtime.launch` executes it.
 
-The JSON form: ``id``; ``flags`` (namespaces for clone); ``pid_namespace`` (path to join, or null);
-``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}; ``operations`` (lists); ``process``
-(as :func:`process_plan` makes it, also for an exec); ``init``.
+The JSON form: ``id``; ``flags`` (namespaces for clone); ``pid_namespace`` (path to join, or
+null); ``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}, or null; ``operations``
+(lists); ``process`` (as :func:`process_plan` makes it, also for an exec); ``init``.
 """
 
 from __future__ import annotations
@@ -194,10 +194,11 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
 
 
 def _device_rules(settings: ContainerSettings) -> list[str]:
-    rules = list(DEFAULT_DEVICES)
-    for device in settings.devices:
-        rules.append(f"{device.kind} {device.major}:{device.minor} {device.access}")
-    return rules + settings.device_rules
+    own = [
+        f"{device.kind} {device.major}:{device.minor} {device.access}"
+        for device in settings.devices
+    ]
+    return [*DEFAULT_DEVICES, *own, *settings.device_rules]
 
 
 def _file_systems(
@@ -312,10 +313,7 @@ def _defaults(
         if hierarchy is not None and "/sys/fs/cgroup" not in taken:
             steps += _cgroups(settings, hierarchy, own_cgroup_namespace)
     if "/dev/mqueue" not in taken:
-        if settings.namespaces.get("ipc", "host") != "host" or "ipc" in settings.namespaces:
-            steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
-        else:
-            steps.append(op.Bind("/dev/mqueue", "/dev/mqueue"))
+        steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
     if "/dev/shm" not in taken:
         if "ipc" in settings.namespaces:
             data = f"mode=1777,size={settings.shm_size}"
@@ -329,18 +327,18 @@ def _devices(settings: ContainerSettings) -> list[op.Operation]:
     steps: list[op.Operation] = [
         op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in _DEVICES
     ]
-    for device in settings.devices:
-        steps.append(
-            op.Device(
-                device.path,
-                device.kind,
-                device.major,
-                device.minor,
-                device.mode,
-                device.uid,
-                device.gid,
-            )
+    steps += [
+        op.Device(
+            device.path,
+            device.kind,
+            device.major,
+            device.minor,
+            device.mode,
+            device.uid,
+            device.gid,
         )
+        for device in settings.devices
+    ]
     steps += [op.Symlink(target, path) for target, path in _SYMLINKS]
     if settings.privileged:
         steps.append(op.HostDevices())
@@ -362,14 +360,10 @@ def _cgroups(
         return [op.Bind(source, root, recursive=False, attributes=attributes)]
     if not hierarchy.controllers:
         return []
-    steps: list[op.Operation] = [op.Mount("tmpfs", "tmpfs", root, _NOSUID_NOEXEC_NODEV, "mode=755")]
+    groups: list[list[str]] = []
     for item in hierarchy.controllers:
         base = posixpath.basename(item.path)
-        steps.append(
-            op.Bind(f"{item.path}/{name}", f"{root}/{base}", recursive=False, attributes=attributes)
-        )
+        groups.append([base, f"{item.path}/{name}"])
         if len(item.names) > 1:
-            steps += [op.Symlink(base, f"{root}/{one}") for one in item.names if one != base]
-    if not settings.privileged:
-        steps.append(op.SetReadOnly(root))
-    return steps
+            groups += [[one, f"@{base}"] for one in item.names if one != base]
+    return [op.BindGroups(root, groups, attributes)]

@@ -10,20 +10,24 @@ Host paths and inside paths are as in :mod:`tiffin.linux.kernel`.
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from tiffin.linux import syscalls
 
+TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
     from tiffin.linux.kernel import Kernel
 
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
 class Operation:
-    """One step. Subclasses list their fields in ``__slots__``, in the order of ``__init__``."""
+    """One step."""
 
-    __slots__ = ()
+    __slots__: ClassVar[tuple[str, ...]] = ()
+    fields: ClassVar[tuple[str, ...]] = ()
+    """In the order of ``__init__``, and of the JSON form."""
     name: ClassVar[str]
 
     def describe(self) -> str:
@@ -36,13 +40,14 @@ class Operation:
 
     def dump(self) -> list[Any]:
         """The JSON form."""
-        return [self.name, *[getattr(self, field) for field in self.__slots__]]
+        return [self.name, *[getattr(self, field) for field in self.fields]]
 
 
 class JoinNamespace(Operation):
     """Join the namespace that a path names."""
 
-    __slots__ = ("kind", "path")
+    fields = ("kind", "path")
+    __slots__ = fields
     name = "join"
 
     def __init__(self, kind: str, path: str) -> None:
@@ -72,7 +77,8 @@ class UnshareCgroup(Operation):
 class CopyTree(Operation):
     """Keep a copy of a host mount before its propagation is cut."""
 
-    __slots__ = ("source", "recursive", "key")
+    fields = ("source", "recursive", "key")
+    __slots__ = fields
     name = "copy-tree"
 
     def __init__(self, source: str, recursive: bool, key: str) -> None:
@@ -103,7 +109,8 @@ class Isolate(Operation):
 class MountRoot(Operation):
     """Mount (one of the mounts of) the root file system on a host path."""
 
-    __slots__ = ("fstype", "source", "target", "flags", "data", "directory")
+    fields = ("fstype", "source", "target", "flags", "data", "directory")
+    __slots__ = fields
     name = "mount-root"
 
     def __init__(
@@ -130,7 +137,8 @@ class MountRoot(Operation):
 class EnterRoot(Operation):
     """From here on, inside paths are looked up under this host path."""
 
-    __slots__ = ("path",)
+    fields = ("path",)
+    __slots__ = fields
     name = "enter-root"
 
     def __init__(self, path: str) -> None:
@@ -146,7 +154,8 @@ class EnterRoot(Operation):
 class Mount(Operation):
     """Mount a new file system inside."""
 
-    __slots__ = ("fstype", "source", "target", "flags", "data")
+    fields = ("fstype", "source", "target", "flags", "data")
+    __slots__ = fields
     name = "mount"
 
     def __init__(self, fstype: str, source: str, target: str, flags: int, data: str) -> None:
@@ -167,7 +176,7 @@ class Mount(Operation):
 class Bind(Operation):
     """Bind a host path inside."""
 
-    __slots__ = (
+    fields = (
         "source",
         "target",
         "recursive",
@@ -176,6 +185,7 @@ class Bind(Operation):
         "propagation",
         "key",
     )
+    __slots__ = fields
     name = "bind"
 
     def __init__(
@@ -212,10 +222,36 @@ class Bind(Operation):
         )
 
 
+class BindGroups(Operation):
+    """A tmpfs at ``root`` with the container's groups, one of each hierarchy, bound in it.
+
+    ``groups`` are pairs of a name below ``root`` and a source: a host path, or, starting with
+    ``@``, the name that a symbolic link points to.
+    """
+
+    fields = ("root", "groups", "attributes")
+    __slots__ = fields
+    name = "bind-groups"
+
+    def __init__(self, root: str, groups: list[list[str]], attributes: int) -> None:
+        self.root = root
+        self.groups = groups
+        self.attributes = attributes
+
+    def describe(self) -> str:
+        how = "ro" if self.attributes & syscalls.MOUNT_ATTR_RDONLY else "rw"
+        names = " ".join(name for name, _ in self.groups)
+        return f"bind cgroups on {self.root} {how}: {names}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.bind_groups(self.root, self.groups, self.attributes)
+
+
 class Device(Operation):
     """Make a device node inside."""
 
-    __slots__ = ("path", "kind", "major", "minor", "mode", "uid", "gid")
+    fields = ("path", "kind", "major", "minor", "mode", "uid", "gid")
+    __slots__ = fields
     name = "device"
 
     def __init__(
@@ -253,7 +289,8 @@ class HostDevices(Operation):
 class Symlink(Operation):
     """Make a symbolic link inside."""
 
-    __slots__ = ("target", "path")
+    fields = ("target", "path")
+    __slots__ = fields
     name = "symlink"
 
     def __init__(self, target: str, path: str) -> None:
@@ -270,7 +307,8 @@ class Symlink(Operation):
 class MakeDirectory(Operation):
     """Make a directory inside, with its parents."""
 
-    __slots__ = ("path", "mode")
+    fields = ("path", "mode")
+    __slots__ = fields
     name = "directory"
 
     def __init__(self, path: str, mode: int = 0o755) -> None:
@@ -287,7 +325,8 @@ class MakeDirectory(Operation):
 class SetReadOnly(Operation):
     """Make a mount inside read-only."""
 
-    __slots__ = ("path",)
+    fields = ("path",)
+    __slots__ = fields
     name = "read-only"
 
     def __init__(self, path: str) -> None:
@@ -303,7 +342,8 @@ class SetReadOnly(Operation):
 class Protect(Operation):
     """Make a path inside read-only, if it exists."""
 
-    __slots__ = ("path",)
+    fields = ("path",)
+    __slots__ = fields
     name = "protect"
 
     def __init__(self, path: str) -> None:
@@ -319,7 +359,8 @@ class Protect(Operation):
 class Mask(Operation):
     """Hide a path inside, if it exists."""
 
-    __slots__ = ("path",)
+    fields = ("path",)
+    __slots__ = fields
     name = "mask"
 
     def __init__(self, path: str) -> None:
@@ -335,7 +376,8 @@ class Mask(Operation):
 class Sysctl(Operation):
     """Set a kernel parameter of the container's namespaces."""
 
-    __slots__ = ("key", "value")
+    fields = ("key", "value")
+    __slots__ = fields
     name = "sysctl"
 
     def __init__(self, key: str, value: str) -> None:
@@ -352,7 +394,8 @@ class Sysctl(Operation):
 class Hostname(Operation):
     """Set the host name."""
 
-    __slots__ = ("hostname",)
+    fields = ("hostname",)
+    __slots__ = fields
     name = "hostname"
 
     def __init__(self, hostname: str) -> None:
@@ -368,7 +411,8 @@ class Hostname(Operation):
 class Domainname(Operation):
     """Set the NIS domain name."""
 
-    __slots__ = ("domainname",)
+    fields = ("domainname",)
+    __slots__ = fields
     name = "domainname"
 
     def __init__(self, domainname: str) -> None:
@@ -384,7 +428,8 @@ class Domainname(Operation):
 class RaiseInterface(Operation):
     """Bring a network interface up."""
 
-    __slots__ = ("interface",)
+    fields = ("interface",)
+    __slots__ = fields
     name = "interface"
 
     def __init__(self, interface: str) -> None:
@@ -400,7 +445,8 @@ class RaiseInterface(Operation):
 class Terminal(Operation):
     """Open the container's terminal and put it on /dev/console."""
 
-    __slots__ = ("rows", "columns")
+    fields = ("rows", "columns")
+    __slots__ = fields
     name = "terminal"
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -438,6 +484,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         EnterRoot,
         Mount,
         Bind,
+        BindGroups,
         Device,
         HostDevices,
         Symlink,

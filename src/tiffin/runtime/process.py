@@ -14,19 +14,20 @@ This module is part of the keeper: it imports next to nothing.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # signal, without the enums
 import errno
 import fcntl
 import os
 import resource
 import stat
-from typing import TYPE_CHECKING, Any
 
 from tiffin.errors import InvalidParameter
 from tiffin.linux import accounts, capabilities, syscalls
 
+TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _TIOCSCTTY = 0x540E
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -192,11 +192,16 @@ def copy(source: Path, target: Path) -> None:
     try:
         target_fd = os.open(target, _DIRECTORY)
         try:
-            _Copier(target_fd).directory(source_fd, target_fd, "")
+            copy_open(source_fd, target_fd)
         finally:
             os.close(target_fd)
     finally:
         os.close(source_fd)
+
+
+def copy_open(source: int, target: int) -> None:
+    """As :func:`copy`, of open directories."""
+    _Copier(target).directory(source, target, "")
 
 
 class _Copier:

@@ -7,6 +7,8 @@ the files that these made as unowned and removes them.
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,9 @@ from tiffin.store.schema import MIGRATIONS
 Row = sqlite3.Row
 # A full disk: writing the log, and growing the index of the log that is mapped into memory.
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+
+# A checkpoint comes at 4 MiB; the rest is for one that can't be made since the disk is full.
+_LOG_ROOM = 6 << 20
 
 
 class Database:
@@ -51,6 +56,21 @@ class Database:
         except TiffinError:
             self._connection.close()
             raise
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Give the write-ahead log its room ahead of time, so that removing things works on a disk
+        that has become full: SQLite writes over the log's space again after each checkpoint."""
+        try:
+            fd = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(fd, 0, _LOG_ROOM)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            # A disk that is full already, or can't reserve: then it is as good as without.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
 
     def _migrate(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]

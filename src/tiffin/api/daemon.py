@@ -1,0 +1,170 @@
+"""The daemon: the process that owns an engine root and answers the API.
+
+Its life: open the engine (which takes the root's lock), listen, say ``ready`` to whoever started
+it, serve, stop. Containers live on under the keeper when it leaves, however it leaves. A daemon
+that was started on demand leaves by itself when nobody is connected and nothing runs.
+
+Whoever starts a daemon on demand waits on ``ready_fd`` for a line: ``ready``, or why not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tiffin.api.routes import all_routes
+from tiffin.api.server import Server
+from tiffin.errors import InvalidParameter, TiffinError, Unsupported
+
+logger = logging.getLogger("tiffin")
+
+IDLE_SECONDS = 30.0
+
+
+def socket_path(host: str) -> Path:
+    """The path in ``unix:///path``, or a plain path. Raises Unsupported for other schemes."""
+    scheme, separator, rest = host.partition("://")
+    if not separator:
+        rest = host
+    elif scheme != "unix":
+        raise Unsupported(f"cannot listen on {host} yet: use unix:///path/of/socket")
+    if not rest.startswith("/"):
+        raise InvalidParameter(f"invalid address {host}: use unix:///path/of/socket")
+    return Path(rest)
+
+
+def default_host(root: Path) -> str:
+    """Where the daemon of a root listens if nothing else is asked for."""
+    from tiffin.engine.root import DEFAULT_ROOT, DEFAULT_SOCKET
+
+    return f"unix://{DEFAULT_SOCKET if root == Path(DEFAULT_ROOT) else root / 'tiffin.sock'}"
+
+
+def serve(
+    root: str | os.PathLike[str] | None = None,
+    hosts: Sequence[str] | None = None,
+    *,
+    on_demand: bool = False,
+    storage_driver: str | None = None,
+    ready_fd: int | None = None,
+) -> int:
+    """Be the daemon of ``root`` until told to stop; the exit code.
+
+    ``hosts`` are ``unix://`` addresses, the root's own one if there are none. ``on_demand``: leave
+    when idle for ``TIFFIN_IDLE_SECONDS`` (30), and write the log without colours or a terminal.
+    Must be called from the main thread, since it handles SIGTERM and SIGINT.
+    """
+    _log_to_stderr()
+    _raise_descriptor_limit()
+    announcement = _Announcement(ready_fd)
+    try:
+        return _serve(root, hosts or (), on_demand, storage_driver, announcement)
+    except TiffinError as error:
+        announcement.say(error.message)
+        logger.error("%s", error.message)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        announcement.say(f"the daemon cannot start: {where}{error.strerror or error}")
+        logger.exception("the daemon failed")
+        return 1
+    finally:
+        announcement.close()
+
+
+def _serve(
+    root: str | os.PathLike[str] | None,
+    hosts: Sequence[str],
+    on_demand: bool,
+    storage_driver: str | None,
+    announcement: _Announcement,
+) -> int:
+    from tiffin.engine import Engine
+
+    seconds = _idle_seconds()
+    what = "the daemon that a command started" if on_demand else "the daemon (tiffin serve)"
+    with Engine(root, storage_driver=storage_driver, what=what) as engine:
+
+        def shutdown(keeper: bool) -> None:
+            if keeper:
+                engine.shutdown_keeper()
+            server.stop()
+
+        with Server(all_routes(engine, shutdown)) as server:
+            addresses = list(hosts) or [default_host(engine.root.path)]
+            for address in addresses:
+                server.listen(socket_path(address))
+
+            def stop(number: int, _: Any) -> None:
+                server.stop()
+
+            before = {number: signal.signal(number, stop) for number in _STOPPING}
+            try:
+                announcement.say("ready")
+                logger.info("listening on %s", ", ".join(addresses))
+                server.serve((lambda: not engine.busy) if on_demand else None, seconds)
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            logger.info("leaving")
+    return 0
+
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Announcement:
+    """One line to whoever waits for the daemon to be ready."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def say(self, line: str) -> None:
+        """Write the line, the first time."""
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, line.replace("\n", " ").encode() + b"\n")
+        except BrokenPipeError:
+            # Who started us did not wait. The next command finds us all the same.
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _idle_seconds() -> float:
+    text = os.environ.get("TIFFIN_IDLE_SECONDS", "")
+    try:
+        seconds = float(text) if text else IDLE_SECONDS
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e9:
+        raise InvalidParameter(f"TIFFIN_IDLE_SECONDS={text} is not a number of seconds")
+    return seconds
+
+
+def _log_to_stderr() -> None:
+    """Who starts a daemon on demand has put ROOT/daemon.log there."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection takes a descriptor; the usual soft limit of 1,024 is for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

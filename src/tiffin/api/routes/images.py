@@ -1,0 +1,149 @@
+"""Images: list, look, name, remove, and archives in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tiffin.api import query
+from tiffin.api.exchange import Request, Response
+from tiffin.api.progress import Progress
+from tiffin.api.routing import Router
+from tiffin.api.source import source
+from tiffin.errors import InvalidParameter, TiffinError, Unsupported
+
+if TYPE_CHECKING:
+    from tiffin.engine import Engine
+
+_NO_REGISTRY = "tiffin cannot talk to registries yet: {}"
+_NOT_OF_IMAGES = (
+    *("Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty"),
+    *("OpenStdin", "StdinOnce", "Image", "NetworkDisabled", "MacAddress", "StopTimeout"),
+)
+"""Members of a container's Config, which older clients see in an image's too."""
+
+
+class ImageRoutes:
+    """``/images``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def register(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("GET", "/images/json", self.list)
+        router.add("GET", "/images/search", self.search)
+        router.add("GET", "/images/get", self.save)
+        router.add("POST", "/images/load", self.load)
+        router.add("POST", "/images/create", self.create)
+        router.add("POST", "/images/prune", self.prune)
+        router.add("GET", "/images/{name:.*}/get", self.save)
+        router.add("GET", "/images/{name:.*}/json", self.inspect)
+        router.add("GET", "/images/{name:.*}/history", self.history)
+        router.add("POST", "/images/{name:.*}/push", self.push)
+        router.add("POST", "/images/{name:.*}/tag", self.tag)
+        router.add("DELETE", "/images/{name:.*}", self.remove)
+
+    def list(self, request: Request, response: Response) -> None:
+        rows = self._engine.images.list(
+            all=query.boolean(request, "all"),
+            filters=query.filters(request),
+            shared_size=query.boolean(request, "shared-size"),
+        )
+        for row in rows:
+            _as_of(row, request.version)
+        response.json(rows)
+
+    def inspect(self, request: Request, response: Response) -> None:
+        view = self._engine.images.inspect(request.names["name"])
+        if request.version < (1, 44):
+            view.setdefault("VirtualSize", view["Size"])
+        if request.version >= (1, 50):
+            for member in _NOT_OF_IMAGES:
+                view["Config"].pop(member, None)
+        response.json(view)
+
+    def history(self, request: Request, response: Response) -> None:
+        response.json(self._engine.images.history(request.names["name"]))
+
+    def tag(self, request: Request, response: Response) -> None:
+        self._engine.images.tag(
+            request.names["name"], query.text(request, "repo"), query.text(request, "tag")
+        )
+        response.empty(201)
+
+    def remove(self, request: Request, response: Response) -> None:
+        gone = self._engine.images.remove(
+            request.names["name"],
+            force=query.boolean(request, "force"),
+            noprune=query.boolean(request, "noprune"),
+        )
+        response.json(gone)
+
+    def prune(self, request: Request, response: Response) -> None:
+        response.json(self._engine.images.prune(query.filters(request)))
+
+    def save(self, request: Request, response: Response) -> None:
+        name = request.names.get("name")
+        names = [name] if name is not None else query.texts(request, "names")
+        if not names:
+            raise InvalidParameter("no images to save: give their names")
+        output = response.stream("application/x-tar")
+        self._engine.images.save(names, output.file)
+
+    def load(self, request: Request, response: Response) -> None:
+        archive = source(request) or request.body
+        quiet = query.boolean(request, "quiet")
+        progress = Progress(response)
+
+        def say(message: dict[str, Any]) -> None:
+            if not quiet or "stream" in message:
+                progress(message)
+
+        try:
+            self._engine.images.load(archive, say)
+        except TiffinError as error:
+            # Docker has begun its answer by now, and clients look for the error inside it.
+            progress.fail(error)
+
+    def create(self, request: Request, response: Response) -> None:
+        image = query.text(request, "fromImage")
+        if image:
+            raise Unsupported(
+                f"cannot pull {image}: " + _NO_REGISTRY.format("load or import the image instead")
+            )
+        origin = query.text(request, "fromSrc")
+        if not origin:
+            raise InvalidParameter("either fromImage or fromSrc is needed")
+        file = source(request)
+        if origin != "-" and file is None:
+            raise Unsupported(f"cannot import from {origin} yet: download it, and import the file")
+        progress = Progress(response)
+        try:
+            self._engine.images.import_(
+                file or request.body,
+                query.text(request, "repo"),
+                query.text(request, "tag"),
+                query.text(request, "message"),
+                query.texts(request, "changes"),
+                query.text(request, "platform"),
+                progress,
+            )
+        except TiffinError as error:
+            if not progress.started:
+                raise
+            progress.fail(error)
+
+    def push(self, request: Request, response: Response) -> None:
+        self._engine.images.inspect(request.names["name"])
+        raise Unsupported(_NO_REGISTRY.format("docker save writes the image into a file"))
+
+    def search(self, request: Request, response: Response) -> None:
+        raise Unsupported(_NO_REGISTRY.format("nothing can be searched"))
+
+
+def _as_of(row: dict[str, Any], version: tuple[int, int]) -> None:
+    """Give a row of the list the members that older clients know."""
+    if version < (1, 44):
+        row["VirtualSize"] = row["Size"]
+    if version < (1, 43) and not row["RepoTags"] and not row["RepoDigests"]:
+        row["RepoTags"], row["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]

@@ -1,0 +1,211 @@
+"""Containers: attach, wait, logs and stats, whose answers last as long as something runs."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tiffin.api import query
+from tiffin.api.bodies import WRITE_SIZE, BodyWriter
+from tiffin.api.exchange import Request, Response, encode_json, media_type
+from tiffin.api.routing import Router
+from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
+
+if TYPE_CHECKING:
+    from tiffin.engine import Engine
+
+POLL_SECONDS = 2.0
+"""How often a wait looks whether its client is still there."""
+_FLUSH_SECONDS = 0.005
+"""Lines of a followed log that come closer together than this may be sent together."""
+
+
+class StreamRoutes:
+    """The lasting part of ``/containers``."""
+
+    def __init__(self, engine: Engine, attaching: Crossing) -> None:
+        self._engine = engine
+        self._attaching = attaching
+
+    def register(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("POST", "/containers/{name:.*}/attach", self.attach)
+        router.add("GET", "/containers/{name:.*}/attach/ws", self.attach_websocket)
+        router.add("POST", "/containers/{name:.*}/wait", self.wait)
+        router.add("GET", "/containers/{name:.*}/logs", self.logs)
+        router.add("GET", "/containers/{name:.*}/stats", self.stats)
+
+    def attach(self, request: Request, response: Response) -> None:
+        engine = self._engine.containers
+        container = engine.inspect(request.names["name"])
+        if container["State"]["Paused"]:
+            raise Conflict(
+                f"Container {container['Id']} is paused, unpause the container before attach"
+            )
+        tty = bool(container["Config"]["Tty"])
+        with self._attaching.inside():
+            connection, initial = response.hijack(media_type(request, multiplexed=not tty))
+            try:
+                engine.attach(
+                    container["Id"],
+                    connection,
+                    stream=query.boolean(request, "stream"),
+                    logs=query.boolean(request, "logs"),
+                    stdin=query.boolean(request, "stdin"),
+                    stdout=query.boolean(request, "stdout"),
+                    stderr=query.boolean(request, "stderr"),
+                    detach_keys=query.text(request, "detachKeys") or None,
+                    multiplexed=not tty,
+                    initial=initial,
+                )
+            except TiffinError as error:
+                # The head is out: Docker too says it in the stream.
+                text = f"Error attaching: {error.message}\r\n".encode()
+                response.last_words(text if tty else frame("stderr", text))
+
+    def attach_websocket(self, request: Request, response: Response) -> None:
+        raise Unsupported("attaching by WebSocket is not supported yet: use POST …/attach")
+
+    def wait(self, request: Request, response: Response) -> None:
+        condition = query.text(request, "condition") or "not-running"
+        waiter = self._engine.containers.wait_later(request.names["name"], condition)
+        # Clients start the container only once they have seen the head of this answer, so that
+        # the end can't come before the waiting.
+        writer = response.stream("application/json")
+        writer.flush()
+        while (answer := waiter.result(POLL_SECONDS)) is None:
+            if request.cancelled():
+                response.abandon()
+                return
+        if answer.get("Error") is None:
+            answer = {key: value for key, value in answer.items() if key != "Error"}
+        writer.write(encode_json(answer) + b"\n")
+
+    def logs(self, request: Request, response: Response) -> None:
+        stdout, stderr = query.boolean(request, "stdout"), query.boolean(request, "stderr")
+        if not (stdout or stderr):
+            raise InvalidParameter("Bad parameters: you must choose at least one stream")
+        follow = query.boolean(request, "follow")
+        output = _LogOutput(request, follow)
+        tty, lines = self._engine.containers.logs(
+            request.names["name"],
+            stdout=stdout,
+            stderr=stderr,
+            since=query.text(request, "since") or None,
+            until=query.text(request, "until") or None,
+            tail=query.text(request, "tail") or None,
+            timestamps=query.boolean(request, "timestamps"),
+            follow=follow,
+            cancelled=output.cancelled,
+        )
+        output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
+
+    def stats(self, request: Request, response: Response) -> None:
+        name = request.names["name"]
+        lasting = query.boolean(request, "stream", True)
+        previous: dict[str, Any] = {}
+        if not lasting and not query.boolean(request, "one-shot"):
+            # Clients compute percentages from two readings.
+            previous = self._engine.containers.stats(name)
+            time.sleep(1 if previous.get("cpu_stats") else 0)
+        writer = response.stream("application/json")
+        while True:
+            reading = self._engine.containers.stats(name)
+            reading["preread"] = previous.get("read", "0001-01-01T00:00:00Z")
+            reading["precpu_stats"] = previous.get("cpu_stats", {})
+            writer.write(encode_json(reading) + b"\n")
+            writer.flush()
+            if not lasting or request.cancelled():
+                return
+            previous = reading
+            time.sleep(1)
+
+
+class _LogOutput:
+    """Sends a log: line by line while they come slowly, many at a time while they come fast."""
+
+    def __init__(self, request: Request, follow: bool) -> None:
+        self._request = request
+        self._follow = follow
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._flushed = 0.0
+        self._writer: BodyWriter | None = None
+
+    def send(self, lines: Iterable[tuple[str, bytes]], tty: bool, writer: BodyWriter) -> None:
+        """Send all, each line a frame of its own, as clients expect."""
+        self._writer = writer
+        if self._follow:
+            writer.flush()
+        for name, data in lines:
+            self._parts += (data,) if tty else (_header(_STREAMS[name], len(data)), data)
+            self._size += len(data) + 8
+            if self._size >= WRITE_SIZE:
+                self._write()
+            if self._follow and time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flush()
+        self._write()
+
+    def _write(self) -> None:
+        if self._writer is not None and self._parts:
+            self._writer.write(b"".join(self._parts))
+            self._parts.clear()
+            self._size = 0
+
+    def _flush(self) -> None:
+        if self._writer is not None:
+            self._write()
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def cancelled(self) -> bool:
+        """Whether to stop following; asked whenever there is nothing more to read, so that what
+        is still held back goes out."""
+        if self._parts:
+            self._flush()
+        return self._request.cancelled()
+
+
+_header = struct.Struct(">BxxxI").pack
+_STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+def frame(stream: str, data: bytes) -> bytes:
+    """A piece of output as a frame of the multiplexed stream."""
+    return _header(_STREAMS[stream], len(data)) + data
+
+
+class Crossing:
+    """Lets a start wait for the attachments under way.
+
+    A client attaches, sees the answer's head, and starts the container on another connection. The
+    head is out before the keeper knows of the attachment; so a start first waits until those that
+    came before it are done, and a container's first output is never lost.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: set[object] = set()
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Be inside for the length of the block."""
+        me = object()
+        with self._changed:
+            self._inside.add(me)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside.remove(me)
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return once everyone has left who is inside now."""
+        with self._changed:
+            before = set(self._inside)
+            self._changed.wait_for(lambda: not before & self._inside)

@@ -1,0 +1,303 @@
+"""``build``: a Dockerfile and its context to an image; and removing the cache of builds.
+
+The context is a folder, or a tar (or a lone Dockerfile) on stdin. A tiffin daemon on this machine
+reads the folder in place; any other gets it as a tar, without what ``.dockerignore`` names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tiffin.cli import values
+from tiffin.cli.command import Command, CommandError, Invocation
+from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
+from tiffin.cli.progress import show_messages
+from tiffin.cli.sources import folder_tar, post_source
+from tiffin.cli.units import human_size, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from tiffin.cli.connection import Response
+
+_TAR_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+
+
+def _query(call: Invocation, dockerfile: str) -> dict[str, Any]:
+    from json import dumps
+
+    options = call.options
+    query: dict[str, Any] = {
+        "t": options["tag"] or None,
+        "dockerfile": dockerfile or None,
+        "target": options["target"] or None,
+        "nocache": options["no-cache"],
+        "pull": options["pull"],
+        "rm": "1" if options["rm"] else "0",
+        "forcerm": options["force-rm"],
+        "networkmode": options["network"] or None,
+        "platform": options["platform"] or None,
+        "extrahosts": options["add-host"] or None,
+        "memory": options["memory"],
+        "memswap": options["memory-swap"],
+        "cpushares": options["cpu-shares"],
+        "cpuperiod": options["cpu-period"],
+        "cpuquota": options["cpu-quota"],
+        "cpusetcpus": options["cpuset-cpus"] or None,
+        "cpusetmems": options["cpuset-mems"] or None,
+        "cgroupparent": options["cgroup-parent"] or None,
+        "shmsize": options["shm-size"],
+        "version": "1",
+    }
+    if options["build-arg"]:
+        given = values.resolve_environment(options["build-arg"])
+        query["buildargs"] = dumps(
+            {
+                name: value if equals else None
+                for name, equals, value in (text.partition("=") for text in given)
+            }
+        )
+    if options["label"]:
+        query["labels"] = dumps(values.pairs(options["label"]))
+    if options["cache-from"]:
+        query["cachefrom"] = dumps([n for text in options["cache-from"] for n in text.split(",")])
+    if options["ulimit"]:
+        query["ulimits"] = dumps(options["ulimit"])
+    return query
+
+
+def _send(call: Invocation) -> Response:
+    """Sends the context in the way that fits and returns the answer's stream."""
+    context = call.arguments[0]
+    dockerfile: str = call.options["file"]
+    if context == "-":
+        if dockerfile == "-":
+            raise CommandError(
+                "invalid argument: can't use stdin for both build context and dockerfile"
+            )
+        return _send_stdin(call, dockerfile)
+    if context.startswith(("http://", "https://", "git://", "git@", "github.com/")):
+        query = {**_query(call, dockerfile), "remote": context}
+        return call.client.call("POST", "/build", query)
+    if not os.path.isdir(context):
+        raise CommandError(f'unable to prepare context: path "{context}" not found')
+    return _send_folder(call, context, dockerfile)
+
+
+def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
+    folder = os.path.realpath(context)
+    if dockerfile == "-":
+        name, extra = ".dockerfile.stdin", sys.stdin.buffer.read()
+    else:
+        name, extra = _dockerfile(folder, dockerfile)
+    query = _query(call, name)
+    if extra is None:
+        response = post_source(call.client, call.endpoint, folder, "/build", query)
+        if response is not None:
+            return response
+    ignored = _ignored(folder, name)
+    parts = folder_tar(folder, ignored)
+    if extra is not None:
+        parts = _with_file(name, extra, parts)
+    if not call.options["quiet"]:
+        parts = _counted(parts)
+    return call.client.upload("POST", "/build", query, parts)
+
+
+def _dockerfile(folder: str, given: str) -> tuple[str, bytes | None]:
+    """The Dockerfile's name in the context, and its content when it lies outside."""
+    if not given:
+        path = os.path.join(folder, "Dockerfile")
+        if not os.path.exists(path) and os.path.exists(os.path.join(folder, "dockerfile")):
+            path = os.path.join(folder, "dockerfile")
+    elif os.path.isabs(given):
+        path = given
+    else:
+        # As docker does: against the context first, then against the current folder.
+        path = os.path.join(folder, given)
+        if not os.path.exists(path):
+            path = os.path.abspath(given)
+    if not os.path.exists(path):
+        shown = os.path.join(folder, given or "Dockerfile")
+        raise CommandError(
+            "unable to prepare context: unable to evaluate symlinks in Dockerfile path: "
+            f"lstat {shown}: no such file or directory"
+        )
+    real = os.path.realpath(path)
+    inside = os.path.relpath(real, folder)
+    if inside == ".." or inside.startswith("../"):
+        with open(real, "rb") as file:
+            return f".dockerfile.{os.getpid():x}", file.read()
+    return inside, None
+
+
+def _ignored(folder: str, dockerfile: str) -> list[str]:
+    """The patterns of .dockerignore; the Dockerfile and the list itself are always sent."""
+    try:
+        with open(os.path.join(folder, ".dockerignore"), "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return []
+    from tiffin.build.dockerignore import read_patterns
+
+    patterns = read_patterns(content)
+    return [*patterns, "!.dockerignore", f"!{dockerfile}"] if patterns else []
+
+
+def _counted(parts: Iterator[bytes]) -> Iterator[bytes]:
+    total = 0
+    terminal = sys.stdout.isatty()
+    for part in parts:
+        total += len(part)
+        if terminal:
+            sys.stdout.write(f"\rSending build context  {human_size(total)}\x1b[K")
+            sys.stdout.flush()
+        yield part
+    start = "\r" if terminal else ""
+    end = "\x1b[K\n" if terminal else "\n"
+    sys.stdout.write(f"{start}Sending build context  {human_size(total)}{end}")
+    sys.stdout.flush()
+
+
+def _send_stdin(call: Invocation, dockerfile: str) -> Response:
+    """Stdin is a tar, or else the Dockerfile itself, with an empty context."""
+    head = b""
+    while len(head) < 512:
+        part = os.read(0, 65536)
+        if not part:
+            break
+        head += part
+    if _is_archive(head):
+        return call.client.upload("POST", "/build", _query(call, dockerfile), _rest(head))
+    if dockerfile:
+        raise CommandError("unable to prepare context: stdin is no tar, so -f names no file in it")
+    text = b"".join(_rest(head))
+    if not text.strip():
+        raise CommandError("unable to prepare context: the Dockerfile (stdin) is empty")
+    return call.client.upload(
+        "POST", "/build", _query(call, "Dockerfile"), _with_file("Dockerfile", text, None)
+    )
+
+
+def _is_archive(head: bytes) -> bool:
+    return head.startswith(_TAR_MAGICS) or head[257:262] == b"ustar"
+
+
+def _rest(head: bytes) -> Iterator[bytes]:
+    yield head
+    while part := os.read(0, 1 << 20):
+        yield part
+
+
+def _with_file(name: str, content: bytes, parts: Iterator[bytes] | None) -> Iterator[bytes]:
+    """A tar that has one more file, in front of the others."""
+    import tarfile
+
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = 0o644
+    yield entry.tobuf(tarfile.PAX_FORMAT)
+    yield content + b"\0" * (-len(content) % 512)
+    if parts is None:
+        yield b"\0" * 1024
+    else:
+        yield from parts
+
+
+def build(call: Invocation) -> int:
+    """Builds an image and prints what the daemon tells about it."""
+    options = call.options
+    identifier = ""
+
+    def result(aux: Any) -> None:
+        nonlocal identifier
+        identifier = aux.get("ID", identifier)
+
+    response = _send(call)
+    if options["quiet"]:
+        from io import StringIO
+
+        held = StringIO()
+        try:
+            show_messages(response, held, aux=result)
+        except CommandError:
+            sys.stderr.write(held.getvalue())
+            raise
+        print(identifier)
+    else:
+        show_messages(response, sys.stdout, aux=result)
+    if options["iidfile"]:
+        if not identifier:
+            raise CommandError(f"the daemon named no image to write to {options['iidfile']}")
+        with open(options["iidfile"], "w", encoding="ascii") as file:
+            file.write(identifier)
+    return 0
+
+
+def prune(call: Invocation) -> int:
+    """Removes the cache of builds."""
+    from tiffin.cli.pruning import prune_one
+
+    options = call.options
+    everything = "all build cache" if options["all"] else "all dangling build cache"
+    storage = options["keep-storage"]
+    return prune_one(
+        call,
+        "build",
+        f"WARNING! This will remove {everything}.",
+        "Deleted build cache objects:",
+        None,
+        all=options["all"],
+        **{"keep-storage": parse_size(storage) if storage else None},
+    )
+
+
+BUILD = Command(
+    build,
+    "Build an image from a Dockerfile",
+    "[OPTIONS] PATH | URL | -",
+    (
+        Flag("add-host", values.HOSTS, "Add a line to /etc/hosts of RUN (name:address)"),
+        Flag("build-arg", LIST, "Set a build argument (name=value, or name from here)"),
+        Flag("cache-from", LIST, "Image to take steps from as a cache"),
+        Flag("cgroup-parent", STRING, "Parent of the cgroup of RUN"),
+        Flag("cpu-period", INT, "Period of the CPU quota in microseconds"),
+        Flag("cpu-quota", INT, "CPU time in each period in microseconds"),
+        Flag("cpu-shares", INT, "Share of the CPUs, relative to others", short="c"),
+        Flag("cpuset-cpus", STRING, "CPUs to run on (0-3, 0,1)"),
+        Flag("cpuset-mems", STRING, "Memory nodes to use (0-3, 0,1)"),
+        Flag("file", STRING, "Name of the Dockerfile (PATH/Dockerfile)", short="f"),
+        Flag("force-rm", BOOL, "Remove intermediate containers even after a failure"),
+        Flag("iidfile", STRING, "Write the image's ID to this file"),
+        Flag("label", values.LABELS, "Attach a label to the image (name=value)"),
+        Flag("memory", values.BYTES, "Memory limit of RUN", short="m"),
+        Flag("memory-swap", values.SWAP, "Limit of memory and swap together, -1 for none"),
+        Flag("network", STRING, "Network of RUN (none, host, …)"),
+        Flag("no-cache", BOOL, "Do every step anew"),
+        Flag("platform", STRING, "Platform to build for (os/architecture)"),
+        Flag("pull", BOOL, "Look for newer versions of the images that the build starts from"),
+        Flag("quiet", BOOL, "Print only the image's ID", short="q"),
+        Flag("rm", BOOL, "Remove intermediate containers", default=True),
+        Flag("shm-size", values.BYTES, "Size of /dev/shm of RUN"),
+        Flag("tag", LIST, "Name the image (name[:tag])", short="t"),
+        Flag("target", STRING, "Build only up to this stage"),
+        Flag("ulimit", values.ULIMITS, "Limit of each process of RUN (name=soft[:hard])"),
+    ),
+    minimum=1,
+    maximum=1,
+)
+PRUNE = Command(
+    prune,
+    "Remove the build cache",
+    "[OPTIONS]",
+    (
+        Flag("all", BOOL, "Remove all of it, not just what nothing rests on", short="a"),
+        Flag("filter", values.FILTERS, "Remove only what fits (until=…)"),
+        Flag("force", BOOL, "Do not ask", short="f"),
+        Flag("keep-storage", STRING, "How much of it to keep (512m)"),
+    ),
+    maximum=0,
+)

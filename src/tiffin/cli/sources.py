@@ -1,0 +1,166 @@
+"""Files and folders that a command hands to the daemon.
+
+A tiffin daemon on this machine gets a *source*: the path, with device and inode to tell that it
+sees the same thing, and reads it in place. This is the one thing that goes beyond Docker's API
+(header ``X-Tiffin-Source``); any other daemon gets the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from tiffin.cli.command import CommandError
+from tiffin.cli.connection import DaemonError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from typing import Any, BinaryIO
+
+    from tiffin.cli.connection import Client, Response
+    from tiffin.cli.endpoint import Endpoint
+
+HEADER = "X-Tiffin-Source"
+
+
+def source_header(path: str) -> dict[str, str]:
+    """The header for a file or folder; raises OSError."""
+    from json import dumps
+
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    return {HEADER: dumps({"path": real, "dev": status.st_dev, "ino": status.st_ino})}
+
+
+def post_source(
+    client: Client, endpoint: Endpoint, path: str, where: str, query: Mapping[str, Any]
+) -> Response | None:
+    """POSTs a source; None where the daemon has to get the bytes after all.
+
+    That is so with any other daemon, over a network, and when the daemon finds something else at
+    the path (another mount namespace), which it answers with 409. Raises as Client.call does.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        # JSON has no way to say it.
+        return None
+    if isinstance(endpoint.address, tuple) or not client.is_tiffin():
+        return None
+    try:
+        return client.call("POST", where, query, headers=source_header(path))
+    except DaemonError as error:
+        if error.http_status != 409:
+            raise
+        return None
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a file to send; raises CommandError with docker's wording."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CommandError(f"open {path}: {(error.strerror or str(error)).lower()}") from None
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CommandError(f"read {path}: is a directory")
+    return fd
+
+
+def send_file(
+    client: Client,
+    endpoint: Endpoint,
+    path: str,
+    where: str,
+    query: Mapping[str, Any],
+) -> Response:
+    """POSTs a file: in place where the daemon can, else its bytes. Raises as Client.call does."""
+    fd = open_file(path)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            response = post_source(client, endpoint, path, where, query)
+            if response is not None:
+                return response
+        return client.upload("POST", where, query, fd)
+    finally:
+        os.close(fd)
+
+
+def piped(write: Callable[[BinaryIO], None]) -> Iterator[bytes]:
+    """What ``write`` writes, part by part: it runs in a thread, in step with who reads.
+
+    An error of ``write`` comes out here; a reader that stops early ends it.
+    """
+    from threading import Thread
+
+    reader, writer = os.pipe()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with os.fdopen(writer, "wb", 1 << 20) as sink:
+                write(sink)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        while part := os.read(reader, 1 << 20):
+            yield part
+    finally:
+        os.close(reader)
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def folder_tar(folder: str, ignored: list[str]) -> Iterator[bytes]:
+    """A folder as a tar, part by part, owners as root; ``ignored`` are .dockerignore patterns."""
+    import tarfile
+
+    def write(sink: BinaryIO) -> None:
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            for name in walk(folder, ignored):
+                tar.add(os.path.join(folder, name), name, recursive=False, filter=_root)
+
+    return piped(write)
+
+
+def _root(entry: Any) -> Any:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def walk(folder: str, ignored: list[str]) -> Iterator[str]:
+    """The names below a folder, parents first, in order, without what is ignored."""
+    if not ignored:
+        yield from _names(folder, "")
+        return
+    from tiffin.build.dockerignore import Ignore
+
+    ignore = Ignore(ignored)
+    states = {"": ignore.root}
+    names = _names(folder, "")
+    skip: bool | None = None
+    while True:
+        try:
+            path = names.send(skip)
+        except StopIteration:
+            return
+        out, states[path] = ignore.check(path, states[path.rpartition("/")[0]])
+        skip = out and not ignore.may_hold_exceptions(path)
+        if not out:
+            yield path
+
+
+def _names(folder: str, inside: str) -> Generator[str, bool | None, None]:
+    """All names below a folder; one that is answered by True is not gone into."""
+    for name in sorted(os.listdir(os.path.join(folder, inside))):
+        path = f"{inside}/{name}" if inside else name
+        skipped = yield path
+        real = os.path.join(folder, path)
+        if not skipped and not os.path.islink(real) and os.path.isdir(real):
+            yield from _names(folder, path)

@@ -1,0 +1,137 @@
+"""``commit``: a container's own layer becomes a layer of a new image.
+
+Of a container that doesn't run, the layer is moved, not copied: the container gets a new, empty
+one on top, and remembers (``frozen``) that what lies between its image and that is its own.
+Of a running one the layer is copied while its processes are frozen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tiffin.build.changes import apply_changes
+from tiffin.engine import timestamps
+from tiffin.engine.container import Container
+from tiffin.engine.events import Events
+from tiffin.engine.images import Images, name_of
+from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.roster import Roster
+from tiffin.errors import Conflict
+from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.layer.store import Layer, LayerStore
+from tiffin.store.database import Database
+
+JSON = dict[str, Any]
+
+# Members of a container's configuration that an image's has too.
+_IMAGE_MEMBERS = (
+    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels",
+    "StopSignal", "Shell", "Healthcheck", "OnBuild",
+)  # fmt: skip
+
+
+class Commits:
+    """Makes images out of containers."""
+
+    def __init__(
+        self,
+        database: Database,
+        roster: Roster,
+        images: Images,
+        layers: LayerStore,
+        lifecycle: Lifecycle,
+        events: Events,
+    ) -> None:
+        self._database = database
+        self._roster = roster
+        self._images = images
+        self._layers = layers
+        self._lifecycle = lifecycle
+        self._events = events
+
+    def commit(
+        self,
+        reference: str,
+        repository: str = "",
+        tag: str = "",
+        *,
+        comment: str = "",
+        author: str = "",
+        pause: bool = True,
+        changes: Sequence[str] = (),
+        config: JSON | None = None,
+    ) -> JSON:
+        """Make an image of a container: ``{"Id"}``. Raises NotFound, InvalidParameter."""
+        container = self._roster.get(reference)
+        name = name_of(repository, tag) if repository else None
+        with self._layers.lease():
+            base = self._images.by_id(container.image)
+            document = base.config if base else ImageConfig.scratch()
+            if config:
+                document = document.with_config(_image_part(config))
+            else:
+                document = document.with_config(_image_part(container.spec.config))
+            document = apply_changes(document, changes)
+            layers = self._layer(container, pause)
+            now = timestamps.rfc3339(time.time_ns())
+            if author:
+                document = document.with_author(author)
+            document = document.with_created(now)
+            command = " ".join(container.arguments)
+            for layer in layers:
+                document = document.with_layer(
+                    layer.diff_id,
+                    HistoryEntry(created=now, created_by=command, author=author, comment=comment),
+                )
+            image = self._images.add(
+                document, layers[-1].chain_id if layers else container.base, [name] if name else []
+            )
+        attributes = {**container.attributes(), "imageID": image.id, "comment": comment}
+        if name:
+            attributes["imageRef"] = name.familiar
+        self._events.publish("container", "commit", container.id, **attributes)
+        return {"Id": image.id}
+
+    def _layer(self, container: Container, pause: bool) -> list[Layer]:
+        """The container's own files as layers on top of its image's, the lowest first."""
+        with container.lock:
+            if container.removing or container.removed:
+                raise Conflict(f"container {container.id} is being removed: it can't be committed")
+            if container.running:
+                with self._frozen(container) if pause else _nothing():
+                    top = self._layers.commit_copy(container.snapshot, container.top)
+            else:
+                top = self._move(container)
+        stack = self._layers.chain(top.chain_id)
+        return stack[len(self._layers.chain(container.base)) if container.base else 0 :]
+
+    def _move(self, container: Container) -> Layer:
+        layer = self._layers.commit(container.snapshot, container.top)
+        container.frozen, container.size = layer.chain_id, None
+        self._layers.prepare(
+            container.snapshot, layer.chain_id, mountpoints=True, purpose="container"
+        )
+        return layer
+
+    @contextmanager
+    def _frozen(self, container: Container) -> Iterator[None]:
+        if container.state.status == "paused":
+            yield
+            return
+        self._lifecycle.pause(container)
+        try:
+            yield
+        finally:
+            self._lifecycle.unpause(container)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _image_part(config: JSON) -> JSON:
+    return {key: config[key] for key in _IMAGE_MEMBERS if config.get(key)}

@@ -1,0 +1,172 @@
+"""A container as the engine keeps it: what was asked (the spec) and what has happened (the state).
+
+The row in the database is written at each change of state; the object in memory is the same thing
+with a lock. ``container.lock`` is held by whoever changes the state; ``container.changed`` is its
+condition, told at each change, for those who wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import msgspec
+
+from tiffin.engine.mountpoints import MountPoint
+from tiffin.store.database import Database, Row
+
+JSON = dict[str, Any]
+
+
+class Spec(msgspec.Struct):
+    """What was asked at creation, with the defaults filled in."""
+
+    config: JSON
+    """Docker's ``Config``, the image's configuration merged in."""
+    host: JSON
+    """Docker's ``HostConfig``."""
+    networks: JSON
+    """Docker's ``NetworkingConfig``."""
+    mounts: list[MountPoint]
+    image_name: str
+    """The image as the user named it."""
+    platform: str = "linux"
+
+
+class State(msgspec.Struct):
+    """What has happened to a container."""
+
+    status: str = "created"
+    """created, running, paused, exited, dead."""
+    pid: int = 0
+    exit_code: int = 0
+    error: str = ""
+    oom_killed: bool = False
+    started: int = 0
+    """Nanoseconds since the epoch; 0 if never."""
+    finished: int = 0
+    runs: int = 0
+    """How often it was started: tells one run's end from another's."""
+
+
+class Container:
+    """One container."""
+
+    def __init__(
+        self,
+        container_id: str,
+        name: str,
+        image: str,
+        base: str | None,
+        snapshot: str,
+        spec: Spec,
+        state: State,
+        created: int,
+        frozen: str | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.id = container_id
+        self.name = name
+        self.image = image
+        self.base = base
+        self.frozen = frozen
+        self.snapshot = snapshot
+        self.spec = spec
+        self.state = state
+        self.created = created
+        self.size = size
+        self.removed = False
+        self.removing = False
+        self.execs: set[str] = set()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+
+    @classmethod
+    def from_row(cls, row: Row) -> Container:
+        """The container of a row of table ``containers``."""
+        return cls(
+            row["id"],
+            row["name"],
+            row["image"],
+            row["base"],
+            row["snapshot"],
+            msgspec.json.decode(row["spec"], type=Spec),
+            msgspec.json.decode(row["state"], type=State),
+            row["created"],
+            row["frozen"],
+            row["size"],
+        )
+
+    def insert(self, database: Database) -> None:
+        """Write the row; the name must be free (sqlite3.IntegrityError otherwise)."""
+        database.execute(
+            "INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self.id,
+                self.name,
+                self.image,
+                self.base,
+                self.frozen,
+                self.snapshot,
+                msgspec.json.encode(self.spec),
+                msgspec.json.encode(self.state),
+                self.size,
+                self.created,
+            ),
+        )
+
+    def save_state(self, database: Database) -> None:
+        """Write the state and the size, and tell those who wait. The lock must be held."""
+        database.execute(
+            "UPDATE containers SET state = ?, size = ? WHERE id = ?",
+            (msgspec.json.encode(self.state), self.size, self.id),
+        )
+        self.changed.notify_all()
+
+    def save_spec(self, database: Database) -> None:
+        """Write the spec again (after ``update``)."""
+        database.execute(
+            "UPDATE containers SET spec = ? WHERE id = ?",
+            (msgspec.json.encode(self.spec), self.id),
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has a process now, also a paused one."""
+        return self.state.status in ("running", "paused")
+
+    @property
+    def top(self) -> str | None:
+        """The chain ID of the layers under the writable snapshot."""
+        return self.frozen or self.base
+
+    @property
+    def tty(self) -> bool:
+        """Whether its process has a terminal."""
+        return bool(self.spec.config.get("Tty"))
+
+    @property
+    def auto_remove(self) -> bool:
+        """Whether it is removed when it ends (``--rm``)."""
+        return bool(self.spec.host.get("AutoRemove"))
+
+    @property
+    def log_path(self) -> str | None:
+        """Where its log lies, relative to its folder; None if nothing is logged."""
+        if self.spec.host["LogConfig"]["Type"] == "none":
+            return None
+        return f"{self.id}-json.log"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its labels, the image's included."""
+        return self.spec.config.get("Labels") or {}
+
+    @property
+    def arguments(self) -> list[str]:
+        """Entrypoint and command: what is run."""
+        return [*(self.spec.config.get("Entrypoint") or []), *(self.spec.config.get("Cmd") or [])]
+
+    def attributes(self) -> dict[str, str]:
+        """What an event says of it."""
+        return {**self.labels, "image": self.spec.image_name, "name": self.name}

@@ -1,0 +1,413 @@
+"""Files in and out of containers: ``cp``, ``export``.
+
+Tars are streamed. Every file is opened relative to its directory's descriptor without following
+symlinks, so nothing that the container does meanwhile leads out of its tree.
+
+Source: Docker Engine API v1.50, ``ContainerArchive``, ``PutContainerArchive``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+from tiffin.engine import timestamps
+from tiffin.engine.trees import open_in
+from tiffin.errors import CorruptArchive, InvalidParameter, NotFound
+
+JSON = dict[str, Any]
+
+_BUFFER = 1 << 20
+_GO_BITS = (
+    (stat.S_ISDIR, 1 << 31),
+    (stat.S_ISLNK, 1 << 27),
+    (stat.S_ISBLK, 1 << 26),
+    (stat.S_ISCHR, (1 << 26) | (1 << 21)),
+    (stat.S_ISFIFO, 1 << 25),
+    (stat.S_ISSOCK, 1 << 24),
+)
+
+
+def go_mode(mode: int) -> int:
+    """A file's mode as Go's ``os.FileMode`` has it, which the API uses."""
+    result = mode & 0o777
+    for test, bits in _GO_BITS:
+        if test(mode):
+            result |= bits
+    for bit, go in ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20)):
+        if mode & bit:
+            result |= go
+    return result
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The directory and the last name of an absolute or relative path in a container."""
+    clean = posixpath.normpath("/" + path).replace("//", "/")
+    return posixpath.split(clean)
+
+
+def _lstat(root: int, path: str) -> os.stat_result:
+    directory, name = _split(path)
+    # A trailing slash or dot asks for what a symlink leads to.
+    if not name or path.endswith(("/", "/.")):
+        fd = open_in(root, os.fsencode(path), os.O_PATH)
+    else:
+        parent = open_in(root, os.fsencode(directory), os.O_PATH | os.O_DIRECTORY)
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError as error:
+            raise NotFound(f"Could not find the file {path} in the container") from error
+        finally:
+            os.close(parent)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def path_stat(root: int, path: str) -> JSON:
+    """What the header ``X-Docker-Container-Path-Stat`` says of a path. Raises NotFound."""
+    status = _lstat(root, path)
+    directory, name = _split(path)
+    target = ""
+    if stat.S_ISLNK(status.st_mode):
+        parent = open_in(root, os.fsencode(directory), os.O_PATH | os.O_DIRECTORY)
+        try:
+            text = os.readlink(name, dir_fd=parent)
+        finally:
+            os.close(parent)
+        target = text if text.startswith("/") else posixpath.normpath(f"{directory}/{text}")
+    return {
+        "name": name or "/",
+        "size": status.st_size,
+        "mode": go_mode(status.st_mode),
+        "mtime": timestamps.rfc3339(status.st_mtime_ns),
+        "linkTarget": target,
+    }
+
+
+class TreeTar:
+    """Writes files of a tree into a tar stream, sorted by name."""
+
+    def __init__(self, output: BinaryIO) -> None:
+        self._tar = tarfile.open(  # noqa: SIM115 - finish() closes it
+            fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER
+        )
+        # An attribute of TarFile that typeshed does not know.
+        self._tar.copybufsize = _BUFFER  # type: ignore[attr-defined]
+        self._links: dict[tuple[int, int], str] = {}
+
+    def add(self, parent: int, name: str, arcname: str) -> None:
+        """Add what ``name`` is in the directory ``parent``, with all inside, as ``arcname``."""
+        try:
+            status = os.lstat(name, dir_fd=parent) if name else os.fstat(parent)
+        except FileNotFoundError:
+            # It went away since the directory was read; a tar of a living tree goes on without.
+            return
+        if stat.S_ISSOCK(status.st_mode):
+            return
+        info = tarfile.TarInfo(arcname)
+        info.uid, info.gid = status.st_uid, status.st_gid
+        info.mode = stat.S_IMODE(status.st_mode)
+        seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+        info.mtime = seconds
+        if nanoseconds:
+            info.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09d}"}
+        if stat.S_ISDIR(status.st_mode):
+            self._directory(parent, name, arcname, info)
+        elif stat.S_ISREG(status.st_mode):
+            self._file(parent, name, arcname, info, status)
+        else:
+            if stat.S_ISLNK(status.st_mode):
+                info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=parent)
+            elif stat.S_ISFIFO(status.st_mode):
+                info.type = tarfile.FIFOTYPE
+            else:
+                block = stat.S_ISBLK(status.st_mode)
+                info.type = tarfile.BLKTYPE if block else tarfile.CHRTYPE
+                info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+            self._tar.addfile(info)
+
+    def _directory(self, parent: int, name: str, arcname: str, info: tarfile.TarInfo) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name or ".", flags, dir_fd=parent)
+        try:
+            info.type = tarfile.DIRTYPE
+            self._xattrs(fd, info)
+            if arcname not in ("", "."):
+                self._tar.addfile(info)
+            for child in sorted(os.listdir(fd)):
+                self.add(fd, child, posixpath.join(arcname, child) if arcname else child)
+        finally:
+            os.close(fd)
+
+    def _file(
+        self, parent: int, name: str, arcname: str, info: tarfile.TarInfo, status: os.stat_result
+    ) -> None:
+        identity = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1:
+            if identity in self._links:
+                info.type, info.linkname = tarfile.LNKTYPE, self._links[identity]
+                self._tar.addfile(info)
+                return
+            self._links[identity] = arcname
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        with open(fd, "rb", buffering=0) as file:
+            self._xattrs(fd, info)
+            info.size = status.st_size
+            try:
+                self._tar.addfile(info, _Exactly(file, info.size))
+            except OSError as error:
+                if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                    raise
+                raise InvalidParameter(f"{arcname} can't be read: {error}") from error
+
+    @staticmethod
+    def _xattrs(fd: int, info: tarfile.TarInfo) -> None:
+        headers = dict(info.pax_headers)
+        for attribute in os.listxattr(fd):
+            if not attribute.startswith(("trusted.overlay.", "security.selinux")):
+                value = os.getxattr(fd, attribute)
+                headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
+        info.pax_headers = headers
+
+    def finish(self) -> None:
+        """Write the end of the tar."""
+        self._tar.close()
+
+
+class _Exactly:
+    """A file read as exactly ``size`` bytes: cut, or filled with zeros, if it changes meanwhile."""
+
+    def __init__(self, file: BinaryIO | Any, size: int) -> None:
+        self._file, self._rest = file, size
+
+    def read(self, amount: int = -1) -> bytes:
+        wanted = self._rest if amount < 0 else min(amount, self._rest)
+        data: bytes = self._file.read(wanted) or b"\0" * wanted
+        self._rest -= len(data)
+        return data
+
+
+def export(root: int, output: BinaryIO) -> None:
+    """The whole tree under ``root`` as a tar (``docker export``)."""
+    tar = TreeTar(output)
+    tar.add(root, "", "")
+    tar.finish()
+
+
+def get(root: int, path: str, output: BinaryIO) -> None:
+    """``path`` with all inside as a tar whose names start with its last name."""
+    _lstat(root, path)
+    directory, name = _split(path)
+    tar = TreeTar(output)
+    if not name or path.endswith(("/", "/.")):
+        parent = open_in(root, os.fsencode(path), os.O_PATH)
+        try:
+            inside = "." if path.endswith("/.") or not name else name
+            if stat.S_ISDIR(os.fstat(parent).st_mode):
+                tar.add(parent, "", inside)
+            else:
+                raise InvalidParameter(f"{path} is not a directory")
+        finally:
+            os.close(parent)
+    else:
+        parent = open_in(root, os.fsencode(directory), os.O_PATH | os.O_DIRECTORY)
+        try:
+            tar.add(parent, name, name)
+        finally:
+            os.close(parent)
+    tar.finish()
+
+
+def put(
+    root: int,
+    path: str,
+    source: BinaryIO,
+    *,
+    no_overwrite: bool,
+    owner: Callable[[], tuple[int, int]] | None,
+) -> None:
+    """Unpack the tar ``source`` (decompressed) into the directory ``path``.
+
+    ``owner`` gives the (uid, gid) that everything gets, or None to keep the tar's. Raises NotFound,
+    InvalidParameter, CorruptArchive.
+    """
+    target = open_in(root, os.fsencode(path), os.O_PATH)
+    try:
+        if not stat.S_ISDIR(os.fstat(target).st_mode):
+            raise InvalidParameter("extraction point is not a directory")
+        real = os.readlink(f"/proc/self/fd/{target}")
+        base = "/" if real == "/" else path
+        ids = owner() if owner else None
+        _extract(root, base, source, no_overwrite, ids)
+    finally:
+        os.close(target)
+
+
+def _extract(
+    root: int,
+    base: str,
+    source: BinaryIO,
+    no_overwrite: bool,
+    ids: tuple[int, int] | None,
+) -> None:
+    late: list[tuple[str, tarfile.TarInfo]] = []
+    for info, content in _members(source):
+        name = posixpath.normpath("/" + info.name).lstrip("/")
+        if not name or name == ".":
+            continue
+        directory, last = posixpath.split(name)
+        parent = _directory(root, f"{base}/{directory}")
+        try:
+            _replace(parent, last, info, no_overwrite, name)
+            _create(root, base, parent, last, (info, content), ids)
+            if info.isdir():
+                late.append((f"{base}/{name}", info))
+        finally:
+            os.close(parent)
+    # Directories get their times when nothing more is put into them.
+    for place, info in reversed(late):
+        fd = open_in(root, os.fsencode(place), os.O_RDONLY | os.O_DIRECTORY)
+        os.utime(fd, ns=(_mtime(info), _mtime(info)))
+        os.close(fd)
+
+
+Member = tuple[tarfile.TarInfo, BinaryIO | None]
+"""A member of a tar, and its content; that must be read before the next member is asked for."""
+
+
+def _members(source: BinaryIO) -> Iterator[Member]:
+    try:
+        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
+            for info in tar:
+                content = tar.extractfile(info) if info.isreg() else None
+                yield info, cast("BinaryIO | None", content)
+    except tarfile.TarError as error:
+        raise CorruptArchive(f"the archive to copy can't be read: {error}") from error
+
+
+def _directory(root: int, path: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    try:
+        return open_in(root, os.fsencode(path), flags)
+    except NotFound:
+        above, name = posixpath.split(posixpath.normpath(path))
+        parent = _directory(root, above)
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        except FileExistsError as error:
+            raise InvalidParameter(f"{path} is not a directory") from error
+        finally:
+            os.close(parent)
+        return open_in(root, os.fsencode(path), flags)
+
+
+def _replace(parent: int, name: str, info: tarfile.TarInfo, no_overwrite: bool, full: str) -> None:
+    try:
+        there = os.lstat(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    is_directory = stat.S_ISDIR(there.st_mode)
+    if is_directory and info.isdir():
+        return
+    if no_overwrite and is_directory != info.isdir():
+        kind = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
+        raise InvalidParameter(f'cannot overwrite {kind[0]} "/{full}" with {kind[1]} "{info.name}"')
+    if is_directory:
+        _remove_tree(parent, name)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def _remove_tree(parent: int, name: str) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        for child in os.listdir(fd):
+            if stat.S_ISDIR(os.lstat(child, dir_fd=fd).st_mode):
+                _remove_tree(fd, child)
+            else:
+                os.unlink(child, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _create(
+    root: int,
+    base: str,
+    parent: int,
+    name: str,
+    member: Member,
+    ids: tuple[int, int] | None,
+) -> None:
+    info, content = member
+    uid, gid = ids or (info.uid, info.gid)
+    mode = info.mode & 0o7777
+    if info.isdir():
+        try:
+            os.mkdir(name, mode, dir_fd=parent)
+        except FileExistsError:
+            pass
+    elif info.isreg():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, mode, dir_fd=parent)
+        with open(fd, "wb", buffering=0) as file:
+            while content is not None and (data := content.read(_BUFFER)):
+                file.write(data)
+    elif info.issym():
+        os.symlink(info.linkname, name, dir_fd=parent)
+    elif info.islnk():
+        above, last = posixpath.split(posixpath.normpath(f"{base}/{info.linkname}"))
+        other = _directory(root, above)
+        try:
+            os.link(last, name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(other)
+        return
+    elif info.isfifo():
+        os.mkfifo(name, mode, dir_fd=parent)
+    elif info.ischr() or info.isblk():
+        kind = stat.S_IFCHR if info.ischr() else stat.S_IFBLK
+        os.mknod(name, mode | kind, os.makedev(info.devmajor, info.devminor), dir_fd=parent)
+    else:
+        raise CorruptArchive(f"the archive holds {info.name} of an unknown type {info.type!r}")
+    _attributes(parent, name, info, mode, uid, gid)
+
+
+def _attributes(
+    parent: int, name: str, info: tarfile.TarInfo, mode: int, uid: int, gid: int
+) -> None:
+    times = (_mtime(info), _mtime(info))
+    if info.issym():
+        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
+        return
+    # Through a descriptor: the container may put a symlink in the new file's place at any moment.
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise InvalidParameter(f"{info.name} was replaced by a symlink while it was copied")
+        place = f"/proc/self/fd/{fd}"
+        os.chown(place, uid, gid)
+        os.chmod(place, mode)
+        for key, value in info.pax_headers.items():
+            if key.startswith("SCHILY.xattr."):
+                raw = value.encode("utf-8", "surrogateescape")
+                os.setxattr(place, key.removeprefix("SCHILY.xattr."), raw)
+        os.utime(place, ns=times)
+    finally:
+        os.close(fd)
+
+
+def _mtime(info: tarfile.TarInfo) -> int:
+    text = info.pax_headers.get("mtime")
+    if text:
+        seconds, _, fraction = text.partition(".")
+        return int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
+    return int(info.mtime) * 10**9

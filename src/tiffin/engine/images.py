@@ -1,0 +1,583 @@
+"""The verbs on images: list, inspect, history, tags, removal, archives in and out.
+
+An image is a row with its configuration, byte for byte, and the chain ID of its top layer. Layers
+are the layer store's; removal drops rows and lets :meth:`Images.collect` free what nothing rests
+on any more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from tiffin.engine import filters as filtering
+from tiffin.engine import isolation, timestamps
+from tiffin.engine.events import Events
+from tiffin.engine.root import Root
+from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
+from tiffin.image import archive
+from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.reference import Reference
+from tiffin.layer.compression import decompressed
+from tiffin.layer.store import Layer, LayerStore
+from tiffin.store.database import Database, Row
+
+JSON = dict[str, Any]
+Rows = list[JSON]
+Layers = list[Layer]
+Progress = Callable[[JSON], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of the store."""
+
+    id: str
+    config: ImageConfig
+    top: str | None
+    size: int
+    """Bytes of its layers."""
+    created: int
+    tagged: int | None
+
+
+Loaded = list[Image]
+
+
+class Images:
+    """The images of a root."""
+
+    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
+        self._database = database
+        self._root = root
+        self._layers = layers
+        self._events = events
+        self._parsed: dict[str, ImageConfig] = {}
+        self._collecting = threading.Lock()
+
+    # -- finding ----------------------------------------------------------------------------
+
+    def _image(self, row: Row) -> Image:
+        config = self._parsed.get(row["id"])
+        if config is None:
+            config = self._parsed[row["id"]] = ImageConfig.parse(bytes(row["config"]))
+        return Image(row["id"], config, row["top"], row["size"], row["created"], row["tagged"])
+
+    def by_id(self, image_id: str) -> Image | None:
+        """The image of a full ID (``sha256:…``), or None."""
+        row = self._database.one("SELECT * FROM images WHERE id = ?", (image_id,))
+        return self._image(row) if row else None
+
+    def find(self, reference: str) -> Image:
+        """The image that a name, an ID or a prefix of an ID names.
+
+        Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
+        """
+        return self._find(reference)[0]
+
+    def _find(self, reference: str) -> tuple[Image, str | None]:
+        """The image, and the tag that named it, if a tag did."""
+        if not reference:
+            raise InvalidParameter("no image named: give a name or an ID")
+        bare = reference.removeprefix("sha256:")
+        if len(bare) == 64 and _is_hex(bare):
+            image = self.by_id(f"sha256:{bare}")
+            if image is not None:
+                return image, None
+            raise NotFound(f"No such image: {reference}")
+        if reference.startswith("sha256:"):
+            name = None
+        else:
+            name = Reference.parse(reference).with_default_tag()
+            row = self._database.one(
+                "SELECT images.* FROM tags JOIN images ON images.id = tags.image "
+                "WHERE tags.name = ?",
+                (name.canonical,),
+            )
+            if row is not None:
+                return self._image(row), name.canonical
+        if _is_hex(bare):
+            rows = self._database.all(
+                "SELECT * FROM images WHERE id >= ? AND id < ? LIMIT 2",
+                (f"sha256:{bare}", f"sha256:{bare}g"),
+            )
+            if len(rows) == 1:
+                return self._image(rows[0]), None
+            if rows:
+                raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
+        raise NotFound(f"No such image: {name.familiar if name else reference}")
+
+    @staticmethod
+    def check_platform(image: Image) -> None:
+        """Raise InvalidParameter where the image is for another machine."""
+        config = image.config
+        if config.os and config.os != "linux":
+            raise InvalidParameter(f"image {image.id} is for {config.os}, this machine runs linux")
+        here = isolation.architecture()
+        if config.architecture and config.architecture != here:
+            if config.architecture == "386" and here == "amd64":
+                return
+            raise InvalidParameter(
+                f"image {image.id} is for {config.platform}, this machine is linux/{here}: build "
+                "or load it for this platform"
+            )
+
+    def tags(self, image_id: str) -> list[str]:
+        """The canonical names of an image, sorted."""
+        rows = self._database.all(
+            "SELECT name FROM tags WHERE image = ? ORDER BY name", (image_id,)
+        )
+        return [row["name"] for row in rows]
+
+    def descendants(self, image: Image) -> set[str]:
+        """The IDs of the image and of all images that rest on it."""
+        if image.top is None:
+            return {image.id}
+        rows = self._database.all(
+            "WITH RECURSIVE above(chain) AS (SELECT ? UNION SELECT chain_id FROM layers JOIN above "
+            "ON layers.parent = above.chain) SELECT id FROM images JOIN above ON top = chain",
+            (image.top,),
+        )
+        return {row["id"] for row in rows}
+
+    # -- adding -----------------------------------------------------------------------------
+
+    def add(self, config: ImageConfig, top: str | None, names: Iterable[Reference] = ()) -> Image:
+        """Record an image whose layers are in the store, and give it names."""
+        with self._database.transaction():
+            known = self.by_id(config.id)
+            if known is None:
+                self._database.execute(
+                    "INSERT INTO images VALUES (?, ?, ?, ?, ?, NULL)",
+                    (
+                        config.id,
+                        config.to_bytes(),
+                        top,
+                        self._layers.size(top) if top else 0,
+                        time.time_ns(),
+                    ),
+                )
+            for name in names:
+                self._name(config.id, name)
+        image = self.by_id(config.id)
+        assert image is not None
+        return image
+
+    def _name(self, image_id: str, name: Reference) -> None:
+        with self._database.transaction():
+            self._database.execute(
+                "INSERT INTO tags VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = ?",
+                (name.canonical, image_id, image_id),
+            )
+            self._database.execute(
+                "UPDATE images SET tagged = ? WHERE id = ?", (time.time_ns(), image_id)
+            )
+
+    def tag(self, reference: str, repository: str, tag: str = "") -> None:
+        """Give an image another name; a name that another image had moves."""
+        image = self.find(reference)
+        name = name_of(repository, tag)
+        self._name(image.id, name)
+        self._events.publish("image", "tag", image.id, name=name.familiar)
+
+    # -- looking ----------------------------------------------------------------------------
+
+    def list(
+        self,
+        all: bool = False,
+        filters: filtering.Filters | None = None,
+        shared_size: bool = False,
+    ) -> Rows:
+        """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
+        intermediate images here, the build cache keeps layers without them."""
+        del all
+        filters = filters or {}
+        filtering.check(filters, {"before", "since", "dangling", "label", "reference", "until"})
+        dangling = filtering.boolean(filters, "dangling")
+        bounds = {
+            key: self.find(filters[key][0]).config.created_ns
+            for key in ("before", "since")
+            if filters.get(key)
+        }
+        until = timestamps.parse(filters["until"][0]) if filters.get("until") else None
+        names: dict[str, list[str]] = {}
+        for row in self._database.all("SELECT name, image FROM tags ORDER BY name"):
+            names.setdefault(row["image"], []).append(row["name"])
+        uses = {
+            row["image"]: row["uses"]
+            for row in self._database.all(
+                "SELECT image, count(*) AS uses FROM containers GROUP BY image"
+            )
+        }
+        shared = self.shared_sizes() if shared_size else {}
+        rows = []
+        for row in self._database.all("SELECT * FROM images"):
+            image = self._image(row)
+            tags = [Reference.parse(name) for name in names.get(image.id, [])]
+            if filters.get("reference"):
+                tags = [tag for tag in tags if _matches(tag, filters["reference"])]
+                if not tags:
+                    continue
+            created = image.config.created_ns
+            if (
+                (dangling is not None and dangling == bool(names.get(image.id)))
+                or not filtering.labels(filters, image.config.labels)
+                or ("before" in bounds and created >= bounds["before"])
+                or ("since" in bounds and created <= bounds["since"])
+                or (until is not None and created >= until)
+            ):
+                continue
+            rows.append(
+                {
+                    "Id": image.id,
+                    "ParentId": "",
+                    "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
+                    "RepoDigests": [tag.familiar for tag in tags if tag.digest],
+                    "Created": created // 10**9,
+                    "Size": image.size,
+                    "SharedSize": shared.get(image.id, -1),
+                    "Labels": image.config.labels or None,
+                    "Containers": uses.get(image.id, 0) if shared_size else -1,
+                }
+            )
+        return sorted(rows, key=lambda view: (view["Created"], view["RepoTags"]), reverse=True)
+
+    def shared_sizes(self) -> dict[str, int]:
+        """For each image the bytes of those of its layers that other images rest on too."""
+        users: dict[str, int] = {}
+        stacks: dict[str, Layers] = {}
+        for row in self._database.all("SELECT id, top FROM images"):
+            stacks[row["id"]] = self._layers.chain(row["top"]) if row["top"] else []
+            for layer in stacks[row["id"]]:
+                users[layer.chain_id] = users.get(layer.chain_id, 0) + 1
+        return {
+            image: sum(layer.size for layer in stack if users[layer.chain_id] > 1)
+            for image, stack in stacks.items()
+        }
+
+    def inspect(self, reference: str) -> JSON:
+        """Docker's whole view of an image."""
+        image = self.find(reference)
+        config = image.config
+        tags = [Reference.parse(name) for name in self.tags(image.id)]
+        view: JSON = {
+            "Id": image.id,
+            "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
+            "RepoDigests": [tag.familiar for tag in tags if tag.digest],
+            "Parent": "",
+            "Comment": config.history[-1].comment if config.history else "",
+            "Created": config.created or timestamps.ZERO,
+            "DockerVersion": config.to_document().get("docker_version", ""),
+            "Author": config.author,
+            "Config": _config_view(config.config),
+            "Architecture": config.architecture,
+            "Os": config.os,
+            "Size": image.size,
+            "GraphDriver": {"Name": self._layers.driver.name, "Data": {}},
+            "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
+            "Metadata": {"LastTagTime": timestamps.rfc3339(image.tagged or 0)},
+        }
+        if config.variant:
+            view["Variant"] = config.variant
+        return view
+
+    def history(self, reference: str) -> Rows:
+        """What made the image, the newest step first."""
+        image = self.find(reference)
+        rows = []
+        for step, chain in image.config.steps():
+            rows.append(
+                {
+                    "Id": "<missing>",
+                    "Created": _created_seconds(step),
+                    "CreatedBy": step.created_by,
+                    "Tags": None,
+                    "Size": self._layers.get(chain).size if chain else 0,
+                    "Comment": step.comment,
+                }
+            )
+        rows.reverse()
+        if rows:
+            rows[0]["Id"] = image.id
+            names = [Reference.parse(name).familiar for name in self.tags(image.id)]
+            rows[0]["Tags"] = names or None
+        return rows
+
+    # -- removing ---------------------------------------------------------------------------
+
+    def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
+        """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
+
+        Raises Conflict where a container uses it, or where an ID has several names.
+        """
+        image, name = self._find(reference)
+        tags = self.tags(image.id)
+        done: Rows = []
+        if name is not None and len(tags) > 1:
+            self._untag(image, [name], done)
+            return done
+        users = self._database.all(
+            "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
+        )
+        running = [row for row in users if b'"status":"running"' in bytes(row["state"])]
+        short = image.id.removeprefix("sha256:")[:12]
+        shown = reference if name is not None else short
+        if name is not None and users and not force:
+            kind = "running container" if running else "container"
+            raise Conflict(
+                f'conflict: unable to remove repository reference "{shown}" (must force) - '
+                f"{kind} {(running or users)[0]['id'][:12]} is using its referenced image {short}"
+            )
+        if name is None:
+            repositories = {Reference.parse(tag).familiar_name for tag in tags}
+            if len(repositories) > 1 and not force:
+                raise Conflict(
+                    f"conflict: unable to delete {short} (must be forced) - image is referenced in "
+                    "multiple repositories"
+                )
+            if running:
+                raise Conflict(
+                    f"conflict: unable to delete {short} (cannot be forced) - image is being used "
+                    f"by running container {running[0]['id'][:12]}"
+                )
+            if users and not force:
+                raise Conflict(
+                    f"conflict: unable to delete {short} (must be forced) - image is being used by "
+                    f"stopped container {users[0]['id'][:12]}"
+                )
+        self._untag(image, tags, done)
+        if name is not None and users:
+            # A container still rests on it: the name is gone, the image stays until it is.
+            return done
+        self._database.execute("DELETE FROM images WHERE id = ?", (image.id,))
+        self._parsed.pop(image.id, None)
+        done.append({"Deleted": image.id})
+        self._events.publish("image", "delete", image.id, name=shown)
+        done.extend({"Deleted": layer.chain_id} for layer in self.collect())
+        return done
+
+    def _untag(self, image: Image, names: Sequence[str], done: Rows) -> None:
+        for name in names:
+            self._database.execute(
+                "DELETE FROM tags WHERE name = ? AND image = ?", (name, image.id)
+            )
+            familiar = Reference.parse(name).familiar
+            done.append({"Untagged": familiar})
+            self._events.publish("image", "untag", image.id, name=familiar)
+
+    def collect(self) -> Layers:
+        """Free the layers that no image, container, build cache record or lease needs.
+
+        Gives back those that are gone, the topmost first.
+        """
+        with self._collecting:
+            roots = {
+                row["top"]
+                for row in self._database.all(
+                    "SELECT top FROM images UNION SELECT base FROM containers "
+                    "UNION SELECT frozen FROM containers UNION SELECT top FROM build_cache"
+                )
+                if row["top"]
+            }
+            return self._layers.collect(roots)
+
+    def prune(self, filters: filtering.Filters | None = None) -> JSON:
+        """Remove images that nothing names (or, with ``dangling=false``, that nothing uses)."""
+        filters = filters or {}
+        filtering.check(filters, {"dangling", "until", "label", "label!"})
+        only_dangling = filtering.boolean(filters, "dangling", True)
+        until = timestamps.parse(filters["until"][0]) if filters.get("until") else None
+        before = self._layers.total_size()
+        deleted: Rows = []
+        for row in self._database.all(
+            "SELECT * FROM images WHERE id NOT IN (SELECT image FROM containers)"
+        ):
+            image = self._image(row)
+            tags = self.tags(image.id)
+            if (
+                (tags and only_dangling)
+                or (until is not None and image.config.created_ns > until)
+                or not filtering.labels(filters, image.config.labels)
+                or (
+                    filters.get("label!")
+                    and filtering.labels(filters, image.config.labels, "label!")
+                )
+            ):
+                continue
+            try:
+                deleted.extend(self.remove(image.id, force=True))
+            except (Conflict, NotFound):
+                # It came into use, or went, meanwhile.
+                continue
+        return {
+            "ImagesDeleted": deleted,
+            "SpaceReclaimed": max(0, before - self._layers.total_size()),
+        }
+
+    # -- archives ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _opened(self, source: BinaryIO | str | os.PathLike[str]) -> Iterator[BinaryIO]:
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb", buffering=0) as file:
+                yield file
+        else:
+            yield source
+
+    @contextmanager
+    def _collected_on_failure(self) -> Iterator[None]:
+        """Free the layers that an attempt has brought in before it failed."""
+        try:
+            yield
+        except BaseException:
+            self.collect()
+            raise
+
+    def load(
+        self, source: BinaryIO | str | os.PathLike[str], progress: Progress | None = None
+    ) -> Loaded:
+        """Take in the images of a ``docker save`` archive or an OCI layout.
+
+        Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
+        """
+        say = progress or (lambda message: None)
+        loaded = []
+        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
+            for one in archive.read_archive(
+                file, self._ingest, known=self._layers.known, spool=self._root.work
+            ):
+                names = [Reference.parse(name) for name in one.names]
+                image = self.add(one.config, one.top, names)
+                loaded.append(image)
+                for name in names:
+                    say({"stream": f"Loaded image: {name.familiar}\n"})
+                if not names:
+                    say({"stream": f"Loaded image ID: {image.id}\n"})
+                self._events.publish("image", "load", image.id, name=image.id)
+        return loaded
+
+    def _ingest(self, stream: BinaryIO, parent: str | None, diff_id: str | None) -> Layer:
+        return self._layers.ingest(stream, parent, diff_id=diff_id)
+
+    def save(self, references: Sequence[str], output: BinaryIO) -> None:
+        """Write images with their names as one archive: OCI layout and ``docker save`` in one.
+
+        Raises NotFound before the first byte is written.
+        """
+        found: dict[str, tuple[Image, list[Reference]]] = {}
+        with self._layers.lease():
+            for reference in references:
+                image, name = self._find(reference)
+                _, names = found.setdefault(image.id, (image, []))
+                if name is not None:
+                    names.append(Reference.parse(name))
+                elif ":" not in reference and not _is_hex(reference):
+                    names += [Reference.parse(tag) for tag in self.tags(image.id)]
+            archive.write_archive(
+                output,
+                [
+                    archive.SavedImage(
+                        image.config,
+                        [name.familiar for name in names],
+                        [self._saved(layer) for layer in self._stack(image)],
+                    )
+                    for image, names in found.values()
+                ],
+            )
+
+    def _stack(self, image: Image) -> Layers:
+        return self._layers.chain(image.top) if image.top else []
+
+    def _saved(self, layer: Layer) -> archive.SavedLayer:
+        return archive.SavedLayer(
+            layer.diff_id,
+            layer.tar_size,
+            lambda output: self._layers.write_tar(layer, output),
+        )
+
+    def import_(
+        self,
+        source: BinaryIO | str | os.PathLike[str],
+        repository: str = "",
+        tag: str = "",
+        message: str = "",
+        changes: Sequence[str] = (),
+        platform: str = "",
+        progress: Progress | None = None,
+    ) -> str:
+        """Make an image of one layer out of a tar of a root file system; its ID."""
+        from tiffin.build.changes import apply_changes
+
+        name = name_of(repository, tag) if repository else None
+        system, _, architecture = platform.partition("/")
+        if system not in ("", "linux"):
+            raise Unsupported(f"images for {system} can't be imported: linux")
+        config = ImageConfig.scratch(architecture=architecture or isolation.architecture())
+        config = apply_changes(config, changes)
+        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
+            layer = self._layers.ingest(decompressed(file), None)
+            now = timestamps.rfc3339(time.time_ns())
+            config = config.with_created(now).with_layer(
+                layer.diff_id,
+                HistoryEntry(created=now, comment=message or "Imported from -"),
+            )
+            image = self.add(config, layer.chain_id, [name] if name else [])
+        if progress:
+            progress({"status": image.id})
+        self._events.publish("image", "import", image.id, name=name.familiar if name else image.id)
+        return image.id
+
+
+def _created_seconds(step: HistoryEntry) -> int:
+    return timestamps.parse(step.created) // 10**9 if step.created else 0
+
+
+def _is_hex(text: str) -> bool:
+    return bool(text) and all(digit in "0123456789abcdef" for digit in text)
+
+
+def _matches(name: Reference, patterns: Sequence[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(
+        fnmatchcase(candidate, pattern)
+        for pattern in patterns
+        for candidate in (name.familiar, name.familiar_name)
+    )
+
+
+def _config_view(config: JSON) -> JSON:
+    """The ``Config`` object of ``inspect``, with the members that clients expect to be there."""
+    defaults: JSON = {
+        "Hostname": "",
+        "Domainname": "",
+        "User": "",
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "Tty": False,
+        "OpenStdin": False,
+        "StdinOnce": False,
+        "Env": None,
+        "Cmd": None,
+        "Image": "",
+        "Volumes": None,
+        "WorkingDir": "",
+        "Entrypoint": None,
+        "OnBuild": None,
+        "Labels": None,
+    }
+    return {**defaults, **config}
+
+
+def name_of(repository: str, tag: str = "") -> Reference:
+    """The full name for a repository and a tag given apart; raises InvalidParameter."""
+    name = Reference.parse(repository)
+    if tag:
+        name = name.with_tag(tag)
+    return name.with_default_tag()

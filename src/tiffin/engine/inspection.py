@@ -1,0 +1,205 @@
+"""Docker's views of a container: ``inspect`` and the rows of ``ps``.
+
+Source: Docker Engine API v1.50, ``ContainerInspectResponse`` and ``ContainerSummary``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from tiffin.engine import timestamps
+from tiffin.engine.container import Container
+from tiffin.engine.mountpoints import MountPoint
+
+JSON = dict[str, Any]
+
+
+def human_duration(seconds: float) -> str:
+    """A duration as Docker says it: ``Less than a second``, ``About a minute``, ``3 hours``."""
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole == 1:
+        return "1 second"
+    if whole < 60:
+        return f"{whole} seconds"
+    minutes = whole // 60
+    if minutes == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours = int(whole / 3600 + 0.5)
+    if hours == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    if hours < 24 * 7 * 2:
+        return f"{hours // 24} days"
+    if hours < 24 * 30 * 2:
+        return f"{hours // 24 // 7} weeks"
+    if hours < 24 * 365 * 2:
+        return f"{hours // 24 // 30} months"
+    return f"{hours // 24 // 365} years"
+
+
+def status_text(container: Container, now: float | None = None) -> str:
+    """The STATUS column: ``Up 3 hours``, ``Exited (0) 2 minutes ago``, ``Created``."""
+    state = container.state
+    now = time.time() if now is None else now
+    if container.removing:
+        return "Removal In Progress"
+    if state.status == "created":
+        return "Created"
+    if container.running:
+        paused = " (Paused)" if state.status == "paused" else ""
+        return f"Up {human_duration(now - state.started / 1e9)}{paused}"
+    if state.status == "dead":
+        return "Dead"
+    finished = state.finished or container.created
+    return f"Exited ({state.exit_code}) {human_duration(now - finished / 1e9)} ago"
+
+
+def mount_view(point: MountPoint) -> JSON:
+    """One element of ``Mounts``."""
+    view: JSON = {"Type": point.kind}
+    if point.kind == "volume":
+        view.update(Name=point.name, Source=point.source, Driver=point.driver)
+    else:
+        view["Source"] = point.source
+    mode = "" if point.kind == "volume" and point.mode == "anonymous" else point.mode
+    view.update(
+        Destination=point.target,
+        Mode=mode,
+        RW=point.writable,
+        Propagation=point.propagation,
+    )
+    return view
+
+
+def networks(container: Container) -> JSON:
+    """The networks that a container is in."""
+    mode = container.spec.host["NetworkMode"]
+    name = "host" if mode == "host" else "none"
+    return {
+        name: {
+            "IPAMConfig": None,
+            "Links": None,
+            "Aliases": None,
+            "MacAddress": "",
+            "DriverOpts": None,
+            "GwPriority": 0,
+            "NetworkID": NETWORK_IDS[name],
+            "EndpointID": "",
+            "Gateway": "",
+            "IPAddress": "",
+            "IPPrefixLen": 0,
+            "IPv6Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+            "DNSNames": None,
+        }
+    }
+
+
+NETWORK_IDS = {"none": "0" * 63 + "1", "host": "0" * 63 + "2"}
+"""The two networks that are always there have fixed IDs."""
+
+
+def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
+    """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for."""
+    view: JSON = {
+        "Id": container.id,
+        "Names": [f"/{container.name}"],
+        "Image": container.spec.image_name,
+        "ImageID": container.image,
+        "Command": shlex.join(container.arguments)
+        if any(" " in argument for argument in container.arguments)
+        else " ".join(container.arguments),
+        "Created": container.created // 10**9,
+        "Ports": [],
+        "Labels": container.labels,
+        "State": container.state.status,
+        "Status": status_text(container),
+        "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
+        "NetworkSettings": {"Networks": networks(container)},
+        "Mounts": [mount_view(point) for point in container.spec.mounts],
+    }
+    if sizes is not None:
+        if sizes[0]:
+            view["SizeRw"] = sizes[0]
+        view["SizeRootFs"] = sizes[1]
+    return view
+
+
+def state_view(container: Container) -> JSON:
+    """The ``State`` object."""
+    state = container.state
+    return {
+        "Status": state.status,
+        "Running": container.running,
+        "Paused": state.status == "paused",
+        "Restarting": False,
+        "OOMKilled": state.oom_killed,
+        "Dead": state.status == "dead",
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": timestamps.rfc3339(state.started),
+        "FinishedAt": timestamps.rfc3339(state.finished),
+    }
+
+
+def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, int] | None) -> JSON:
+    """The whole of ``inspect``."""
+    arguments = container.arguments
+    log = container.log_path
+    view: JSON = {
+        "Id": container.id,
+        "Created": timestamps.rfc3339(container.created),
+        "Path": arguments[0] if arguments else "",
+        "Args": arguments[1:],
+        "State": state_view(container),
+        "Image": container.image,
+        "ResolvConfPath": str(folder / "resolv.conf"),
+        "HostnamePath": str(folder / "hostname"),
+        "HostsPath": str(folder / "hosts"),
+        "LogPath": str(folder / log) if log else "",
+        "Name": f"/{container.name}",
+        "RestartCount": 0,
+        "Driver": driver,
+        "Platform": container.spec.platform,
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": sorted(container.execs) or None,
+        "HostConfig": container.spec.host,
+        "GraphDriver": {"Name": driver, "Data": {}},
+        "Mounts": [mount_view(point) for point in container.spec.mounts],
+        "Config": container.spec.config,
+        "NetworkSettings": {
+            "Bridge": "",
+            "SandboxID": "",
+            "SandboxKey": "",
+            "Ports": {},
+            "HairpinMode": False,
+            "LinkLocalIPv6Address": "",
+            "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": None,
+            "SecondaryIPv6Addresses": None,
+            "EndpointID": "",
+            "Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+            "IPAddress": "",
+            "IPPrefixLen": 0,
+            "IPv6Gateway": "",
+            "MacAddress": "",
+            "Networks": networks(container),
+        },
+    }
+    if sizes is not None:
+        view["SizeRw"], view["SizeRootFs"] = sizes
+    return view

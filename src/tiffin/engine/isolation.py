@@ -1,0 +1,262 @@
+"""From what was asked of a container to the settings of its isolation.
+
+This is where Docker's defaults are decided: capabilities, masked paths, namespaces, environment.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from tiffin.engine.container import Container
+from tiffin.engine.mountpoints import MountPoint
+from tiffin.errors import InvalidParameter
+from tiffin.linux import capabilities
+from tiffin.runtime.settings import (
+    DEFAULT_PATH,
+    MASKED_PATHS,
+    READONLY_PATHS,
+    ContainerSettings,
+    Device,
+    ProcessSettings,
+    Resources,
+)
+from tiffin.runtime.settings import MountPoint as RuntimeMount
+from tiffin.storage.driver import Mount
+
+
+def capability_set(host: dict[str, Any]) -> list[str]:
+    """The capabilities that a container's root has: Docker's default set, changed as asked.
+
+    Raises InvalidParameter for a name that is no capability.
+    """
+    everything = _bounding_set()
+    if host.get("Privileged"):
+        return everything
+    add, drop = (
+        {_capability(name, key) for name in host.get(key) or []} for key in ("CapAdd", "CapDrop")
+    )
+    names = set(everything) if _ALL in add else set(capabilities.DEFAULT)
+    if _ALL in drop:
+        names = set()
+    names = (names | add) - drop
+    return [name for name in everything if name in names]
+
+
+@functools.cache
+def _bounding_set() -> list[str]:
+    # Forty system calls; it can only shrink, and this process does not shrink it.
+    return capabilities.names(capabilities.bounding())
+
+
+_ALL = "ALL"
+
+
+def _capability(name: str, key: str) -> str:
+    if name.upper() in (_ALL, "CAP_ALL"):
+        return _ALL
+    full = capabilities.canonical(name)
+    if full is None:
+        raise InvalidParameter(f'invalid {key}: unknown capability: "{name}"')
+    return full
+
+
+def hostname(container: Container) -> str:
+    """The host name inside the container."""
+    if container.spec.config.get("Hostname"):
+        return str(container.spec.config["Hostname"])
+    if container.spec.host["NetworkMode"] == "host" or container.spec.host.get("UTSMode") == "host":
+        return os.uname().nodename
+    return container.id[:12]
+
+
+def environment(container: Container) -> list[str]:
+    """The environment of the container's processes, HOME aside (the runtime knows the user)."""
+    variables = list(container.spec.config.get("Env") or [])
+    named = {variable.partition("=")[0] for variable in variables}
+    defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
+    if container.tty:
+        defaults.append("TERM=xterm")
+    return [default for default in defaults if default.partition("=")[0] not in named] + variables
+
+
+def namespaces(container: Container) -> dict[str, str | None]:
+    """Which namespaces are the container's own; a type that's missing is the host's."""
+    host = container.spec.host
+    result: dict[str, str | None] = {"mount": None}
+    if host["NetworkMode"] != "host":
+        result["network"] = None
+    if host.get("PidMode") != "host":
+        result["pid"] = None
+    if host.get("IpcMode") != "host":
+        result["ipc"] = None
+    if host.get("UTSMode") != "host":
+        result["uts"] = None
+    # As in Docker, a privileged container sees the host's cgroups unless it asks not to.
+    if host.get("CgroupnsMode") != "host":
+        result["cgroup"] = None
+    return result
+
+
+def _runtime_mount(point: MountPoint) -> RuntimeMount:
+    if point.kind == "tmpfs":
+        options = ["nosuid", "nodev", "noexec", *point.tmpfs_options]
+        if not point.tmpfs_options:
+            options.append(f"mode={point.permissions:o}")
+            if point.size:
+                options.append(f"size={point.size}")
+        if not point.writable:
+            options.append("ro")
+        return RuntimeMount("tmpfs", "tmpfs", point.target, tuple(options))
+    source = os.path.join(point.source, point.subpath) if point.subpath else point.source
+    options = ["rbind" if point.recursive else "bind", "rw" if point.writable else "ro"]
+    options.append(point.propagation or "rprivate")
+    return RuntimeMount("bind", source, point.target, tuple(options))
+
+
+def process_settings(
+    container: Container,
+    *,
+    args: list[str],
+    env: list[str],
+    user: str,
+    cwd: str,
+    terminal: bool,
+    privileged: bool = False,
+) -> ProcessSettings:
+    """The settings of a container's process, its first one or an exec's."""
+    host = container.spec.host
+    security = host.get("SecurityOpt") or []
+    return ProcessSettings(
+        args=args,
+        env=env,
+        cwd=cwd or "/",
+        user=user,
+        groups=[str(group) for group in host.get("GroupAdd") or []],
+        terminal=terminal,
+        capabilities=capability_set({"Privileged": True} if privileged else host),
+        no_new_privileges=any(
+            option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
+            for option in security
+        ),
+        rlimits=[
+            (limit["Name"], limit.get("Soft", 0), limit.get("Hard", 0))
+            for limit in host.get("Ulimits") or []
+        ],
+        oom_score_adj=host.get("OomScoreAdj") or None,
+    )
+
+
+def resources(host: dict[str, Any]) -> Resources:
+    """The limits that a container's cgroup gets, zeros and Nones meaning none."""
+    quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 0
+    if host.get("NanoCpus"):
+        period = 100_000
+        quota = host["NanoCpus"] * period // 1_000_000_000
+    return Resources(
+        memory=host.get("Memory") or 0,
+        memory_swap=host.get("MemorySwap") or 0,
+        memory_reservation=host.get("MemoryReservation") or 0,
+        cpu_shares=host.get("CpuShares") or 0,
+        cpu_quota=quota,
+        cpu_period=period,
+        cpuset_cpus=host.get("CpusetCpus") or "",
+        cpuset_mems=host.get("CpusetMems") or "",
+        pids_limit=host.get("PidsLimit") or 0,
+    )
+
+
+def container_settings(
+    container: Container, folder: Path, rootfs: list[Mount], cgroup: str
+) -> ContainerSettings:
+    """Everything that the runtime needs to isolate a container.
+
+    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it.
+    """
+    config, host = container.spec.config, container.spec.host
+    privileged = bool(host.get("Privileged"))
+    mounts = [_runtime_mount(point) for point in container.spec.mounts]
+    covered = {point.target for point in container.spec.mounts}
+    for name in ("resolv.conf", "hostname", "hosts"):
+        if f"/etc/{name}" not in covered:
+            mounts.append(
+                RuntimeMount("bind", str(folder / name), f"/etc/{name}", ("rbind", "rprivate"))
+            )
+    masked, readonly = host.get("MaskedPaths"), host.get("ReadonlyPaths")
+    return ContainerSettings(
+        id=container.id,
+        hostname=hostname(container),
+        domainname=config.get("Domainname") or "",
+        process=process_settings(
+            container,
+            args=container.arguments,
+            env=environment(container),
+            user=config.get("User") or "",
+            cwd=config.get("WorkingDir") or "/",
+            terminal=container.tty,
+        ),
+        rootfs=rootfs,
+        readonly_rootfs=bool(host.get("ReadonlyRootfs")),
+        mounts=mounts,
+        namespaces=namespaces(container),
+        devices=[
+            node
+            for device in host.get("Devices") or []
+            for node in Device.of_host(
+                device["PathOnHost"],
+                device.get("PathInContainer") or None,
+                device.get("CgroupPermissions") or "rwm",
+            )
+        ],
+        privileged=privileged,
+        masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),
+        readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
+        sysctls=host.get("Sysctls") or {},
+        resources=resources(host),
+        shm_size=host.get("ShmSize") or 64 * 1024 * 1024,
+        cgroup=cgroup,
+        init=bool(host.get("Init")),
+    )
+
+
+def write_network_files(container: Container, folder: Path) -> None:
+    """Write the files that are mounted over the container's /etc, as Docker writes them."""
+    name = hostname(container)
+    domain = container.spec.config.get("Domainname") or ""
+    extra = [text.partition(":") for text in container.spec.host.get("ExtraHosts") or []]
+    (folder / "hostname").write_text(f"{name}\n")
+    if container.spec.host["NetworkMode"] == "host":
+        hosts = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else ""
+    else:
+        hosts = (
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+            "fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n"
+            "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+        )
+        if domain:
+            hosts += f"127.0.0.1\t{name}.{domain} {name}\n"
+    hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
+    (folder / "hosts").write_text(hosts)
+    (folder / "resolv.conf").write_text(_resolver(container.spec.host))
+
+
+def _resolver(host: dict[str, Any]) -> str:
+    if any(host.get(key) for key in ("Dns", "DnsSearch", "DnsOptions")):
+        lines = [f"search {' '.join(host['DnsSearch'])}"] if host.get("DnsSearch") else []
+        lines += [f"nameserver {server}" for server in host.get("Dns") or []]
+        if host.get("DnsOptions"):
+            lines.append(f"options {' '.join(host['DnsOptions'])}")
+        return "\n".join(lines) + "\n"
+    source = Path("/etc/resolv.conf")
+    return source.read_text() if source.exists() else ""
+
+
+def architecture() -> str:
+    """The machine's architecture as images name it."""
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(
+        machine, machine
+    )

@@ -1,0 +1,452 @@
+"""The life of a container after its creation: start, signals, its end, removal.
+
+The keeper tells ends through :meth:`Lifecycle.keeper_event`, in order, on a thread of its own.
+Whoever changes a container's state holds ``container.lock``. What takes long after an end
+(measuring the layer, ``--rm``) is done by a worker thread, so that ends are noticed at once.
+
+If the daemon dies here: the row says "running", and at the next start :meth:`Lifecycle.reconcile`
+asks the keeper what became of each such container.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tiffin.engine import configuration, isolation
+from tiffin.engine.container import Container
+from tiffin.engine.events import Events
+from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
+from tiffin.engine.volumes import Volumes
+from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, TiffinError
+from tiffin.keeper.client import KeeperClient
+from tiffin.layer.store import LayerStore
+from tiffin.linux.cgroups import Hierarchy
+from tiffin.runtime import native
+from tiffin.store.database import Database
+
+JSON = dict[str, Any]
+
+UNKNOWN_EXIT = 255
+"""The exit code that a container gets whose end nobody saw; ``State.Error`` says so."""
+
+WAIT_CONDITIONS = ("not-running", "next-exit", "removed")
+
+
+class Waiter:
+    """Someone who waits for a container; made before the thing that is waited for can happen."""
+
+    def __init__(self, container: Container, condition: str) -> None:
+        if condition not in WAIT_CONDITIONS:
+            raise InvalidParameter(f'invalid condition: "{condition}"')
+        self._container = container
+        self._condition = condition
+        # Which run's end "next-exit" waits for: the present one, or the next.
+        self._run = container.state.runs + (0 if container.running else 1)
+
+    def _answer(self) -> JSON | None:
+        container = self._container
+        state = container.state
+        done = container.removed
+        if self._condition == "not-running":
+            done = done or not container.running
+        elif self._condition == "next-exit":
+            done = done or state.runs > self._run
+            done = done or (state.runs == self._run and not container.running)
+        if not done:
+            return None
+        return {"StatusCode": state.exit_code, "Error": None}
+
+    def result(self, timeout: float | None = None) -> JSON | None:
+        """The answer of ``wait``, or None if it did not happen within ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._container.changed:
+            while True:
+                answer = self._answer()
+                if answer is not None:
+                    return answer
+                rest = None if deadline is None else deadline - time.monotonic()
+                if rest is not None and rest <= 0:
+                    return None
+                self._container.changed.wait(rest)
+
+
+class Lifecycle:
+    """Starts, stops and removes the containers of a root."""
+
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        roster: Roster,
+        layers: LayerStore,
+        volumes: Volumes,
+        events: Events,
+        cgroup_prefix: str,
+    ) -> None:
+        self._database = database
+        self._root = root
+        self._roster = roster
+        self._layers = layers
+        self._volumes = volumes
+        self._events = events
+        self._prefix = cgroup_prefix
+        self.keeper = KeeperClient(root.path, self.keeper_event)
+        self._cgroups = Hierarchy.detect()
+        self._mountpoint = str(root.keeper / "rootfs")
+        self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
+        self._worker.start()
+        self._watchers: dict[str, Callable[[JSON], None]] = {}
+        self.exec_ended: Callable[[JSON], None] = lambda event: None
+
+    def close(self) -> None:
+        """Finish the work that ends have left, and let go of the keeper."""
+        self._jobs.put(None)
+        self._worker.join()
+        self.keeper.close()
+
+    # -- starting ---------------------------------------------------------------------------
+
+    def cgroup(self, container: Container) -> str:
+        """The container's cgroup, below the root of each hierarchy."""
+        return f"{self._prefix}/{container.id}"
+
+    def start(self, container: Container) -> None:
+        """Start a container; raises NotModified if it runs, StartFailure if its program can't."""
+        with container.lock:
+            if container.removed or container.removing:
+                raise Conflict(f"container {container.id} is marked for removal, it can't start")
+            if container.state.status == "paused":
+                raise Conflict("cannot start a paused container, try unpause instead")
+            if container.running:
+                raise NotModified(f"container {container.id} is running already")
+            self._start_locked(container)
+        self._events.publish("container", "start", container.id, **container.attributes())
+
+    def _start_locked(self, container: Container) -> None:
+        try:
+            answer = self.launch(container)
+        except TiffinError as error:
+            container.state.exit_code = error.exit_code
+            container.state.error = error.message
+            container.save_state(self._database)
+            if container.auto_remove:
+                self._jobs.put(container)
+            raise
+        state = container.state
+        state.status, state.pid, state.started = "running", answer["pid"], answer["started"]
+        state.exit_code, state.error, state.oom_killed = 0, "", False
+        state.finished = 0
+        state.runs += 1
+        container.size = None
+        container.save_state(self._database)
+
+    def launch(self, container: Container) -> JSON:
+        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        folder = self._root.container(container.id)
+        host, config = container.spec.host, container.spec.config
+        settings = isolation.container_settings(
+            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+        )
+        log = None
+        if container.log_path:
+            options = host["LogConfig"]["Config"]
+            log = {
+                "path": str(folder / container.log_path),
+                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
+                "max_file": int(options.get("max-file") or 1),
+            }
+        size = host.get("ConsoleSize") or None
+        return self.keeper.start(
+            container.id,
+            native.plan(settings, self._mountpoint, self._cgroups).dump(),
+            log=log,
+            terminal=container.tty,
+            open_stdin=bool(config.get("OpenStdin")),
+            stdin_once=bool(config.get("StdinOnce")),
+            size=(size[0], size[1]) if size and any(size) else None,
+        )
+
+    @contextmanager
+    def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
+        """Inside the block, the end of a container that has no row is told to ``ended``."""
+        self._watchers[container_id] = ended
+        try:
+            yield
+        finally:
+            del self._watchers[container_id]
+
+    # -- ends -------------------------------------------------------------------------------
+
+    def keeper_event(self, event: JSON) -> None:
+        """What the keeper tells; called by its client's thread."""
+        kind = event.get("event")
+        if kind == "exited" and event.get("exec"):
+            self.exec_ended(event)
+        elif kind == "exited" and event["id"] in self._watchers:
+            self._watchers[event["id"]](event)
+        elif kind == "exited":
+            container = self._roster.find(event["id"])
+            if container is None:
+                self.keeper.forget(event["id"])
+            else:
+                self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+        elif kind == "detached":
+            container = self._roster.find(event["id"])
+            if container is not None:
+                self._events.publish("container", "detach", container.id, **container.attributes())
+
+    def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
+        with container.lock:
+            if not container.running:
+                return
+            state = container.state
+            state.status, state.pid, state.finished = "exited", 0, at
+            state.exit_code = UNKNOWN_EXIT if code is None else code
+            state.oom_killed = oom
+            if code is None:
+                state.error = "its exit status is unknown: it ended while nobody watched"
+            container.save_state(self._database)
+            # Before the lock is given up, so that whoever starts it again finds the keeper clean.
+            self.keeper.forget(container.id)
+        if oom:
+            self._events.publish("container", "oom", container.id, **container.attributes())
+        self._events.publish(
+            "container",
+            "die",
+            container.id,
+            exitCode=str(state.exit_code),
+            execDuration=str(max(0, (at - state.started) // 10**9)),
+            **container.attributes(),
+        )
+        self._jobs.put(container)
+
+    def _work(self) -> None:
+        while (container := self._jobs.get()) is not None:
+            try:
+                self._after_end(container)
+            except (OSError, TiffinError) as error:
+                # One container's trouble must not end this thread; it stays to be seen with it.
+                with container.lock:
+                    container.state.error = str(error)
+                    container.save_state(self._database)
+
+    def _after_end(self, container: Container) -> None:
+        with container.lock:
+            if container.running or container.removed or container.removing:
+                return
+        if container.auto_remove:
+            try:
+                self.remove(container, force=False, volumes=True)
+            except (NotFound, Conflict):
+                # Somebody else is removing it.
+                return
+        else:
+            self.measure(container)
+
+    def measure(self, container: Container) -> int:
+        """Bytes of the container's own files; kept in the database while it doesn't run."""
+        with container.lock:
+            if container.size is not None:
+                return container.size
+            runs, running = container.state.runs, container.running
+        size = self._layers.usage(container.snapshot).size
+        if container.frozen:
+            size += self._layers.size(container.frozen)
+            size -= self._layers.size(container.base) if container.base else 0
+        with container.lock:
+            if not running and not container.running and container.state.runs == runs:
+                container.size = size
+                if not container.removed:
+                    container.save_state(self._database)
+        return size
+
+    # -- signals ----------------------------------------------------------------------------
+
+    def kill(self, container: Container, signum: int) -> None:
+        """Send a signal to the first process; raises Conflict if the container doesn't run."""
+        with container.lock:
+            if not container.running:
+                raise Conflict(
+                    f"cannot kill container: {container.id}: container {container.id} is not "
+                    "running"
+                )
+        self.keeper.signal(container.id, signum)
+        self._events.publish(
+            "container", "kill", container.id, signal=str(signum), **container.attributes()
+        )
+
+    def stop(self, container: Container, timeout: float | None, signum: int | None) -> None:
+        """Ask to end by the stop signal, and kill after ``timeout`` seconds (negative: never)."""
+        if not container.running:
+            raise NotModified(f"container {container.id} is not running")
+        config = container.spec.config
+        if timeout is None:
+            given = config.get("StopTimeout")
+            timeout = 10 if given is None else given
+        waiter = Waiter(container, "not-running")
+        if container.state.status == "paused":
+            self.unpause(container)
+        for number, patience in (
+            (signum or parse_signal(config.get("StopSignal") or "SIGTERM"), timeout),
+            (signal.SIGKILL, None),
+        ):
+            try:
+                self.kill(container, number)
+            except (Conflict, NotFound):
+                break
+            if waiter.result(None if patience is None or patience < 0 else patience) is not None:
+                break
+        waiter.result()
+        self._events.publish("container", "stop", container.id, **container.attributes())
+
+    def pause(self, container: Container) -> None:
+        """Freeze all processes; raises Conflict unless it runs."""
+        with container.lock:
+            if container.state.status == "paused":
+                raise Conflict(f"Container {container.id} is already paused")
+            if not container.running:
+                raise Conflict(f"Container {container.id} is not running")
+            self._cgroups.freeze(self.cgroup(container))
+            container.state.status = "paused"
+            container.save_state(self._database)
+        self._events.publish("container", "pause", container.id, **container.attributes())
+
+    def unpause(self, container: Container) -> None:
+        """Thaw a paused container; raises Conflict if it isn't one."""
+        with container.lock:
+            if container.state.status != "paused":
+                raise Conflict(f"Container {container.id} is not paused")
+            self._cgroups.thaw(self.cgroup(container))
+            container.state.status = "running"
+            container.save_state(self._database)
+        self._events.publish("container", "unpause", container.id, **container.attributes())
+
+    # -- removal ----------------------------------------------------------------------------
+
+    def remove(self, container: Container, *, force: bool, volumes: bool) -> None:
+        """Remove a container with its layer, its files and, if asked, its anonymous volumes."""
+        with container.lock:
+            if container.removed:
+                raise NotFound(f"No such container: {container.id}")
+            if container.removing:
+                raise Conflict(f"removal of container {container.id} is already in progress")
+            if container.running and not force:
+                raise Conflict(
+                    f'cannot remove container "{container.name}": container is '
+                    f"{container.state.status}: stop the container before removing or force remove"
+                )
+            container.removing = True
+        try:
+            if container.running:
+                self._kill_and_wait(container)
+            self.keeper.forget(container.id)
+            self._roster.drop(container)
+            self.discard(container)
+        except BaseException:
+            with container.lock:
+                container.removing = False
+            raise
+        with container.changed:
+            container.removed = True
+            container.changed.notify_all()
+        self._events.publish("container", "destroy", container.id, **container.attributes())
+        if volumes:
+            for point in container.spec.mounts:
+                if point.kind == "volume" and point.mode == ANONYMOUS:
+                    try:
+                        self._volumes.remove(point.name, force=True)
+                    except Conflict:
+                        # Another container uses it by --volumes-from: it goes with the last one.
+                        continue
+
+    def discard(self, container: Container) -> None:
+        """Remove what a container without a row has left on the disk."""
+        self._layers.remove_snapshot(container.snapshot)
+        shutil.rmtree(self._root.container(container.id), ignore_errors=False, onerror=_gone)
+
+    def _kill_and_wait(self, container: Container) -> None:
+        waiter = Waiter(container, "not-running")
+        if container.state.status == "paused":
+            self.unpause(container)
+        try:
+            self.keeper.signal(container.id, signal.SIGKILL)
+        except NotFound:
+            pass
+        waiter.result()
+
+    # -- start-up ---------------------------------------------------------------------------
+
+    def reconcile(self) -> None:
+        """At start-up: learn from the keeper what became of the containers that were running."""
+        running = {container.id for container in self._roster.all() if container.running}
+        if running or (self._root.keeper / "keeper.sock").exists():
+            self.keeper.ensure()
+            for entry in self.keeper.list():
+                if not entry["exec"]:
+                    running.discard(entry["id"])
+                    self._reconcile_one(entry)
+            for container_id in running:
+                self._ended(self._roster.get(container_id), None, time.time_ns(), False)
+        for container in self._roster.all():
+            if not container.running and container.auto_remove and container.state.runs:
+                self._jobs.put(container)
+
+    def _reconcile_one(self, entry: JSON) -> None:
+        container = self._roster.find(entry["id"])
+        if container is None:
+            # Its row is gone, or was never written: nobody can reach it any more.
+            if entry["status"] == "running":
+                self.keeper.signal(entry["id"], signal.SIGKILL)
+            else:
+                self.keeper.forget(entry["id"])
+            return
+        with container.lock:
+            state = container.state
+            if not container.running or state.started != entry["started"]:
+                # The daemon died between the start and writing it down.
+                state.status, state.started, state.finished = "running", entry["started"], 0
+                state.exit_code, state.error = 0, ""
+                state.runs += 1
+                container.size = None
+            state.pid = entry["pid"]
+            container.save_state(self._database)
+        if entry["status"] == "exited":
+            self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
+
+
+ANONYMOUS = "anonymous"
+"""The mode of a mount point whose volume was made for its container alone."""
+
+
+def _gone(function: Any, path: str, info: Any) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def parse_signal(text: str | int) -> int:
+    """A signal's number from its number or name, with ``SIG`` or without; InvalidParameter else."""
+    name = str(text).upper()
+    if name.isdigit():
+        number = int(name)
+        if 0 < number < signal.NSIG:
+            return number
+    else:
+        full = name if name.startswith("SIG") else f"SIG{name}"
+        if full in signal.Signals.__members__:
+            return int(signal.Signals[full])
+        for base, start, sign in (
+            ("SIGRTMIN+", signal.SIGRTMIN, 1),
+            ("SIGRTMAX-", signal.SIGRTMAX, -1),
+        ):
+            if full.startswith(base) and full[len(base) :].isdigit():
+                return int(start) + sign * int(full[len(base) :])
+    raise InvalidParameter(f"invalid signal: {text}")

@@ -1,0 +1,185 @@
+"""What a container mounts: parsing of ``Binds``, ``Mounts``, ``Tmpfs`` and image volumes.
+
+Source: Docker Engine API v1.50, ``HostConfig.Binds``, ``Mount``, ``MountPoint``; docker run's
+documentation of ``-v`` and ``--mount``.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any
+
+import msgspec
+
+from tiffin.engine.names import check_name
+from tiffin.errors import InvalidParameter, Unsupported
+
+JSON = dict[str, Any]
+
+_BIND_MODES = frozenset(
+    "ro rw z Z nocopy private rprivate shared rshared slave rslave "
+    "consistent cached delegated".split()
+)
+_PROPAGATION = frozenset("private rprivate shared rshared slave rslave".split())
+
+
+class MountPoint(msgspec.Struct):
+    """One mount of a container; kept with the container."""
+
+    kind: str
+    """``bind``, ``volume`` or ``tmpfs``."""
+    target: str
+    """Absolute path inside the container."""
+    source: str = ""
+    """The host's path of a bind; filled in from the volume for a volume."""
+    name: str = ""
+    """The volume's name; empty for an anonymous one until it is made."""
+    writable: bool = True
+    mode: str = ""
+    """The mode as it was written (``ro``, ``z``)."""
+    propagation: str = ""
+    recursive: bool = True
+    copy: bool = True
+    """Whether a new volume is filled from the image."""
+    create_source: bool = False
+    """Whether a missing host folder is made (``-v`` does, ``--mount`` doesn't)."""
+    subpath: str = ""
+    labels: dict[str, str] = {}
+    driver: str = "local"
+    options: dict[str, str] = {}
+    size: int = 0
+    """A tmpfs's size in bytes, 0 for the kernel's default."""
+    permissions: int = 0o1777
+    tmpfs_options: list[str] = []
+
+
+def _target(path: str, what: str) -> str:
+    if not path.startswith("/"):
+        raise InvalidParameter(f"invalid {what}: '{path}': mount path must be absolute")
+    normal = posixpath.normpath(path)
+    if normal in ("/", "//"):
+        raise InvalidParameter(f"invalid {what}: destination can't be '/'")
+    return normal
+
+
+def parse_bind(text: str) -> MountPoint:
+    """``source:target[:mode,…]`` or, for an anonymous volume, ``target``."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        return MountPoint("volume", _target(parts[0], f"volume specification '{text}'"))
+    if len(parts) > 3 or not parts[0] or not parts[1]:
+        raise InvalidParameter(f"invalid volume specification: '{text}'")
+    source, target = parts[0], _target(parts[1], f"volume specification '{text}'")
+    modes = parts[2].split(",") if len(parts) == 3 and parts[2] else []
+    for mode in modes:
+        if mode not in _BIND_MODES:
+            raise InvalidParameter(f"invalid mode: \"{mode}\" in '{text}'")
+    point = MountPoint(
+        "bind",
+        target,
+        writable="ro" not in modes,
+        mode=",".join(modes),
+        propagation=next((mode for mode in modes if mode in _PROPAGATION), ""),
+        copy="nocopy" not in modes,
+    )
+    if source.startswith("/"):
+        point.source, point.create_source = posixpath.normpath(source), True
+        point.propagation = point.propagation or "rprivate"
+        return point
+    if source.startswith((".", "~")):
+        raise InvalidParameter(
+            f'"{source}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
+            "use absolute path"
+        )
+    point.kind, point.name = "volume", check_name(source, "volume")
+    return point
+
+
+def parse_mount(mount: JSON) -> MountPoint:
+    """One element of ``HostConfig.Mounts``."""
+    kind = mount.get("Type") or "volume"
+    target = _target(mount.get("Target") or "", "mount config for type " + repr(kind))
+    source = mount.get("Source") or ""
+    point = MountPoint(kind, target, writable=not mount.get("ReadOnly"))
+    point.mode = "ro" if mount.get("ReadOnly") else ""
+    if kind == "bind":
+        options = mount.get("BindOptions") or {}
+        if not source.startswith("/"):
+            raise InvalidParameter(
+                f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount "
+                "path must be absolute"
+            )
+        point.source = posixpath.normpath(source)
+        point.propagation = options.get("Propagation") or "rprivate"
+        if point.propagation not in _PROPAGATION:
+            raise InvalidParameter(f"invalid propagation mode: {point.propagation}")
+        point.recursive = not options.get("NonRecursive")
+        point.create_source = bool(options.get("CreateMountpoint"))
+    elif kind == "volume":
+        options = mount.get("VolumeOptions") or {}
+        point.name = check_name(source, "volume") if source else ""
+        point.copy = not options.get("NoCopy")
+        point.labels = options.get("Labels") or {}
+        point.subpath = options.get("Subpath") or ""
+        driver = options.get("DriverConfig") or {}
+        point.driver = driver.get("Name") or "local"
+        point.options = driver.get("Options") or {}
+    elif kind == "tmpfs":
+        options = mount.get("TmpfsOptions") or {}
+        if source:
+            raise InvalidParameter(
+                'invalid mount config for type "tmpfs": field Source must be empty'
+            )
+        point.size = options.get("SizeBytes") or 0
+        point.permissions = options.get("Mode") or 0o1777
+    else:
+        raise Unsupported(f"mounts of type '{kind}' can't be used yet: bind, volume, tmpfs")
+    return point
+
+
+def parse_tmpfs(target: str, options: str) -> MountPoint:
+    """``--tmpfs TARGET[:OPTIONS]``; the options go to the mount as they are."""
+    return MountPoint(
+        "tmpfs",
+        _target(target, "tmpfs"),
+        tmpfs_options=[option for option in options.split(",") if option],
+        mode=options,
+    )
+
+
+def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[MountPoint]:
+    """All mount points of a container, in the order in which they are mounted.
+
+    ``inherited`` are those of the containers in ``VolumesFrom``. What is asked for itself wins
+    over what is inherited, and both over the image's volumes. Raises InvalidParameter for a
+    target named twice.
+    """
+    points: dict[str, MountPoint] = {point.target: point for point in inherited}
+    named: set[str] = set()
+    asked = [parse_bind(text) for text in host.get("Binds") or []]
+    asked += [parse_mount(mount) for mount in host.get("Mounts") or []]
+    asked += [parse_tmpfs(target, text) for target, text in (host.get("Tmpfs") or {}).items()]
+    for point in asked:
+        if point.target in named:
+            raise InvalidParameter(f"Duplicate mount point: {point.target}")
+        named.add(point.target)
+        points[point.target] = point
+    for text in config.get("Volumes") or {}:
+        point = parse_bind(text) if ":" in text else MountPoint("volume", _target(text, "volume"))
+        points.setdefault(point.target, point)
+    # Outer targets first, so that an inner one isn't covered.
+    return sorted(points.values(), key=lambda point: point.target.count("/"))
+
+
+def check_sources(points: list[MountPoint]) -> None:
+    """Raise InvalidParameter, in Docker's words, for a bind whose source does not exist."""
+    for point in points:
+        if point.kind != "bind" or os.path.lexists(point.source):
+            continue
+        if not point.create_source:
+            raise InvalidParameter(
+                'invalid mount config for type "bind": bind source path does not exist: '
+                + point.source
+            )

@@ -1,0 +1,226 @@
+"""The engine as a whole: info, version, disk usage, pruning, the two networks there always are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from typing import Any
+
+from tiffin.engine import filters as filtering
+from tiffin.engine import isolation, timestamps
+from tiffin.engine.builds import Builds
+from tiffin.engine.containers import Containers
+from tiffin.engine.events import Events
+from tiffin.engine.images import Images
+from tiffin.engine.inspection import NETWORK_IDS
+from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
+from tiffin.engine.volumes import Volumes
+from tiffin.errors import NotFound
+from tiffin.layer.store import LayerStore
+from tiffin.linux.cgroups import Hierarchy
+from tiffin.store.database import Database
+from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
+
+JSON = dict[str, Any]
+
+
+class System:
+    """What is asked of the engine as a whole."""
+
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        roster: Roster,
+        layers: LayerStore,
+        images: Images,
+        containers: Containers,
+        volumes: Volumes,
+        builds: Builds,
+        events: Events,
+    ) -> None:
+        self._database = database
+        self._root = root
+        self._roster = roster
+        self._layers = layers
+        self._images = images
+        self._containers = containers
+        self._volumes = volumes
+        self._builds = builds
+        self.events = events
+        self._identity = root.path.stat().st_ino
+
+    def version(self) -> JSON:
+        """Docker's ``version``."""
+        kernel = os.uname().release
+        built = timestamps.ZERO
+        return {
+            "Platform": {"Name": "tiffin"},
+            "Components": [
+                {
+                    "Name": "Engine",
+                    "Version": __version__,
+                    "Details": {
+                        "ApiVersion": API_VERSION,
+                        "Arch": isolation.architecture(),
+                        "BuildTime": built,
+                        "Experimental": "false",
+                        "GitCommit": "",
+                        "GoVersion": f"Python {platform.python_version()}",
+                        "KernelVersion": kernel,
+                        "MinAPIVersion": MIN_API_VERSION,
+                        "Os": "linux",
+                    },
+                }
+            ],
+            "Version": __version__,
+            "ApiVersion": API_VERSION,
+            "MinAPIVersion": MIN_API_VERSION,
+            "GitCommit": "",
+            "GoVersion": f"Python {platform.python_version()}",
+            "Os": "linux",
+            "Arch": isolation.architecture(),
+            "KernelVersion": kernel,
+            "BuildTime": built,
+        }
+
+    def info(self) -> JSON:
+        """Docker's ``info``."""
+        states = [container.state.status for container in self._roster.all()]
+        count = self._database.one("SELECT count(*) AS images FROM images")
+        hierarchy = Hierarchy.detect()
+        controllers = hierarchy.available
+        support = self._layers.driver.probe(self._layers.driver.home)
+        return {
+            "ID": f"tiffin-{self._identity}",
+            "Containers": len(states),
+            "ContainersRunning": states.count("running"),
+            "ContainersPaused": states.count("paused"),
+            "ContainersStopped": len(states) - states.count("running") - states.count("paused"),
+            "Images": count["images"] if count else 0,
+            "Driver": self._layers.driver.name,
+            "DriverStatus": [list(row) for row in support.features],
+            "Plugins": {"Volume": ["local"], "Network": ["host", "null"], "Log": ["json-file"]},
+            "MemoryLimit": "memory" in controllers,
+            "SwapLimit": "memory" in controllers,
+            "CpuCfsPeriod": "cpu" in controllers,
+            "CpuCfsQuota": "cpu" in controllers,
+            "CPUShares": "cpu" in controllers,
+            "CPUSet": "cpuset" in controllers,
+            "PidsLimit": "pids" in controllers,
+            "IPv4Forwarding": True,
+            "Debug": False,
+            "NFd": len(os.listdir("/proc/self/fd")),
+            "OomKillDisable": False,
+            "NGoroutines": 0,
+            "SystemTime": timestamps.rfc3339(time.time_ns()),
+            "LoggingDriver": "json-file",
+            "CgroupDriver": "cgroupfs",
+            "CgroupVersion": "2" if hierarchy.version == "2" else "1",
+            "NEventsListener": 0,
+            "KernelVersion": os.uname().release,
+            "OperatingSystem": _operating_system(),
+            "OSVersion": "",
+            "OSType": "linux",
+            "Architecture": platform.machine(),
+            "NCPU": os.cpu_count() or 1,
+            "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "IndexServerAddress": "",
+            "RegistryConfig": None,
+            "GenericResources": None,
+            "HttpProxy": "",
+            "HttpsProxy": "",
+            "NoProxy": "",
+            "DockerRootDir": str(self._root.path),
+            "Name": os.uname().nodename,
+            "Labels": [],
+            "ExperimentalBuild": False,
+            "ServerVersion": __version__,
+            "Runtimes": {"native": {"path": sys.executable}},
+            "DefaultRuntime": "native",
+            "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "Error": ""},
+            "LiveRestoreEnabled": True,
+            "Isolation": "",
+            "InitBinary": "tiffin",
+            "ContainerdCommit": {"ID": ""},
+            "RuncCommit": {"ID": ""},
+            "InitCommit": {"ID": ""},
+            "SecurityOptions": [],
+            "Warnings": [],
+        }
+
+    def df(self) -> JSON:
+        """Docker's ``system df``: every figure out of the database, no directory walked but those
+        of running containers and volumes."""
+        return {
+            "LayersSize": self._layers.total_size(),
+            "Images": self._images.list(shared_size=True),
+            "Containers": self._containers.list(all=True, size=True),
+            "Volumes": [
+                {
+                    **volume,
+                    "UsageData": {
+                        "Size": self._volumes.size(volume["Name"]),
+                        "RefCount": len(self._volumes.users(volume["Name"])),
+                    },
+                }
+                for volume in self._volumes.list({})
+            ],
+            "BuildCache": self._builds.cache(),
+            "BuilderSize": sum(record["Size"] for record in self._builds.cache()),
+        }
+
+    def networks(self, filters: filtering.Filters | None = None) -> list[JSON]:
+        """Docker's view of the networks."""
+        filters = filters or {}
+        return [
+            _network(name)
+            for name in ("host", "none")
+            if filtering.pattern(filters, "name", [name])
+            and filtering.any_of(filters, "driver", _DRIVERS[name])
+            and (
+                not filters.get("id") or any(NETWORK_IDS[name].startswith(i) for i in filters["id"])
+            )
+            and (not filters.get("type") or "builtin" in filters["type"])
+        ]
+
+    def network(self, reference: str) -> JSON:
+        """One network by name or ID; raises NotFound."""
+        for name, network_id in NETWORK_IDS.items():
+            if reference in (name, network_id):
+                return _network(name)
+        raise NotFound(f"network {reference} not found")
+
+
+_DRIVERS = {"none": "null", "host": "host"}
+
+
+def _network(name: str) -> JSON:
+    return {
+        "Name": name,
+        "Id": NETWORK_IDS[name],
+        "Created": timestamps.ZERO,
+        "Scope": "local",
+        "Driver": _DRIVERS[name],
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": None, "Config": None},
+        "Internal": False,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {},
+        "Options": {},
+        "Labels": {},
+    }
+
+
+def _operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"

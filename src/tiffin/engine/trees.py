@@ -1,0 +1,136 @@
+"""The files of a container, opened as one tree, whether it runs or not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tiffin.engine.container import Container
+from tiffin.engine.root import Root
+from tiffin.errors import InvalidParameter, NotFound, TiffinError
+from tiffin.layer.store import LayerStore
+from tiffin.linux import mounts as mounting
+from tiffin.linux import syscalls
+from tiffin.linux.mounttree import detached_tree
+from tiffin.storage.driver import Mount
+
+
+class Trees:
+    """Opens the merged trees of containers and images."""
+
+    def __init__(self, root: Root, layers: LayerStore) -> None:
+        self._place = root.path / "mount"
+        self._place.mkdir(exist_ok=True, mode=0o700)
+        self._layers = layers
+
+    def _mounted(self, mounts: Sequence[Mount], after: Callable[[str], None] | None = None) -> int:
+        place = str(self._place)
+
+        def mount() -> None:
+            for one in mounts:
+                if one.directory:
+                    os.chdir(one.directory)
+                options = mounting.parse_options(one.options)
+                syscalls.mount(one.source, place, one.fstype, options.flags, options.data)
+                if options.flags & syscalls.MS_BIND and options.flags & syscalls.MS_RDONLY:
+                    # A bind mount takes its flags only when it is mounted again.
+                    syscalls.mount(None, place, None, options.flags | syscalls.MS_REMOUNT)
+            if after is not None:
+                after(place)
+
+        return detached_tree(place, mount)
+
+    @contextmanager
+    def image(self, chain_id: str) -> Iterator[int]:
+        """A descriptor of the root of a stack of layers, read-only."""
+        fd = self._mounted(self._layers.view(chain_id))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def container(self, container: Container, *, volumes: bool = True) -> Iterator[int]:
+        """A descriptor of the container's root, writable.
+
+        Of a running container it is what its own processes see; with ``volumes`` false, and of a
+        stopped one, the layers alone or with the volumes and binds mounted in their places.
+        """
+        pid = container.state.pid
+        if container.running and volumes:
+            try:
+                fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise TiffinError(
+                    f"container {container.id} ended while its files were opened: try again"
+                ) from error
+        elif container.running:
+            fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            alone = syscalls.open_tree(fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+            os.close(fd)
+            fd = alone
+        else:
+            fd = self._mounted(
+                self._layers.mounts(container.snapshot),
+                (lambda place: _mount_volumes(container, place)) if volumes else None,
+            )
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _mount_volumes(container: Container, place: str) -> None:
+    root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for point in container.spec.mounts:
+            if point.kind == "tmpfs" or not os.path.exists(point.source):
+                continue
+            try:
+                target = open_in(root, os.fsencode(point.target), os.O_PATH)
+            except NotFound:
+                continue
+            try:
+                syscalls.mount(
+                    os.path.join(point.source, point.subpath) if point.subpath else point.source,
+                    f"/proc/self/fd/{target}",
+                    None,
+                    syscalls.MS_BIND | syscalls.MS_REC,
+                )
+            finally:
+                os.close(target)
+    finally:
+        os.close(root)
+
+
+def open_in(root: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """Open ``path`` as a process in the tree would, following symlinks inside it only.
+
+    Raises NotFound, InvalidParameter (a file where a directory must be, a loop of symlinks).
+    """
+    try:
+        return syscalls.openat2(root, path, flags, mode, syscalls.RESOLVE_IN_ROOT)
+    except OSError as error:
+        text = os.fsdecode(path)
+        if error.errno == errno.ENOENT:
+            raise NotFound(f"Could not find the file {text} in the container") from error
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise InvalidParameter(f"{text}: {os.strerror(error.errno)}") from error
+        raise
+
+
+def read_file(root: int, path: bytes, limit: int = 1 << 20) -> bytes:
+    """The beginning of a regular file of the tree; empty where there is none."""
+    try:
+        fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except (NotFound, InvalidParameter):
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)

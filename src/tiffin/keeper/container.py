@@ -1,0 +1,342 @@
+"""What the keeper keeps of a running process: a container's first one, or an exec'd one.
+
+A process has its pidfd, its ends of the streams, and the clients attached to it. Its end, once it
+was reaped: what is in the pipes is read, the log is finished, clients get the rest and the end;
+then its exit is announced. Clients that don't read hold that up for two seconds at most; they still
+get all of it afterwards.
+
+A container also has a folder, ROOT/keeper/ID, whose ``state.json`` says all that another keeper
+needs to know, and after the end its exit, until the daemon has taken it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import struct
+import time
+
+from tiffin.errors import Conflict, NotFound
+from tiffin.keeper.attachment import Attachment
+from tiffin.keeper.loop import Loop, Timer
+from tiffin.keeper.recorder import STREAMS, Recorder
+from tiffin.keeper.stdio import Fifos, Sink, Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_TIOCSWINSZ = 0x5414
+_FLUSH_SECONDS = 2.0
+
+
+class Process:
+    """A process with streams; it owns its descriptors and attachments."""
+
+    is_exec = True
+
+    def __init__(self, loop: Loop, id: str, announce: Callable[[dict[str, Any]], None]) -> None:
+        self.id = id
+        self._loop = loop
+        self._announce = announce
+        self.terminal = False
+        self.stdin_once = True
+        self.pid = 0
+        self.pidfd = -1
+        self.terminal_fd = -1
+        self.started = 0
+        self.running = False
+        self.code: int | None = None
+        self.at = 0
+        self.oom = False
+        self.attachments: list[Attachment] = []
+        self._sources: list[Source] = []
+        self._sink: Sink | None = None
+        self._recorder: Recorder | None = None
+        self._paused = False
+        self._announced = False
+        self._timer: Timer | None = None
+
+    def begin(
+        self, pid: int, pidfd: int, terminal_fd: int | None, stdin: int, outputs: tuple[int, int]
+    ) -> None:
+        """It runs: take over its descriptors (-1: none) and begin to listen to its output."""
+        self.pid, self.pidfd, self.running = pid, pidfd, True
+        self.terminal = terminal_fd is not None
+        if terminal_fd is not None:
+            self.terminal_fd = terminal_fd
+            os.set_blocking(terminal_fd, False)
+            stdin, outputs = os.dup(terminal_fd), (os.dup(terminal_fd), -1)
+        if stdin >= 0:
+            self._sink = Sink(self._loop, stdin)
+        for stream, fd in enumerate(outputs):
+            if fd >= 0:
+                self._sources.append(
+                    Source(self._loop, fd, stream, self.terminal, self._recorder, self._deliver)
+                )
+
+    def attach(self, attachment: Attachment) -> None:
+        """One more client; it is this process's now."""
+        self.attachments.append(attachment)
+        attachment.connect(self)
+
+    def signal(self, number: int) -> None:
+        """Raises NotFound if it has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            raise NotFound(f"{self.id} is not running") from None
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Raises Conflict if it has no terminal."""
+        if self.terminal_fd < 0:
+            raise Conflict(f"{self.id} has no terminal")
+        fcntl.ioctl(self.terminal_fd, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def end(self, code: int | None) -> None:
+        """It was reaped, with Docker's exit code (128 and the signal's number if killed)."""
+        self.running = False
+        self.code, self.at = code, time.time_ns()
+        for source in self._sources:
+            source.drain()
+        self._settle()
+        for attachment in list(self.attachments):
+            attachment.finish()
+        if any(attachment.unsent for attachment in self.attachments):
+            self._timer = self._loop.after(_FLUSH_SECONDS, self._tell)
+        else:
+            self._tell()
+
+    def close(self) -> None:
+        """Let go of everything; the process itself is not touched."""
+        for source in self._sources:
+            source.close()
+        self._sources = []
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+        for attachment in list(self.attachments):
+            attachment.close()
+        self.attachments = []
+        for fd in (self.pidfd, self.terminal_fd):
+            if fd >= 0:
+                self._loop.drop(fd)
+                os.close(fd)
+        self.pidfd = self.terminal_fd = -1
+
+    def held(self) -> list[int]:
+        """What a daemon shall keep for another keeper: the pidfd, which tells the exit status; the
+        terminal, or what holds the FIFOs' content should nobody else have them open."""
+        fds = [source.fd for source in self._sources]
+        return [self.pidfd, *([self.terminal_fd] if self.terminal else fds)]
+
+    def describe(self) -> dict[str, Any]:
+        """The row of KeeperClient.list."""
+        row = {
+            "id": self.id,
+            "exec": self.is_exec,
+            "container": self.id,
+            "status": "running" if self.running else "exited",
+            "pid": self.pid,
+            "started": self.started,
+            "terminal": self.terminal,
+        }
+        if not self.running:
+            row.update(code=self.code, at=self.at, oom=self.oom)
+        return row
+
+    def exit_event(self) -> dict[str, Any]:
+        """The event of its end."""
+        return {
+            "event": "exited",
+            "id": self.id,
+            "exec": self.is_exec,
+            "code": self.code,
+            "at": self.at,
+            "oom": self.oom,
+        }
+
+    # What an attachment asks of its host.
+
+    def feed(self, attachment: Attachment, data: bytes) -> bool:
+        """Input from a client."""
+        return self._sink is None or self._sink.feed(attachment, data)
+
+    def input_ended(self, attachment: Attachment) -> None:
+        """A client will send no more."""
+        if attachment.stdin and self.stdin_once and not self.terminal and self._sink is not None:
+            self._sink.finish()
+
+    def left(self, attachment: Attachment, *, detached: bool) -> None:
+        """A client wants nothing more."""
+        self.attachments = [other for other in self.attachments if other is not attachment]
+        if detached:
+            self._announce({"event": "detached", "id": self.id, "exec": self.is_exec})
+        self.flushed(attachment)
+
+    def flushed(self, attachment: Attachment) -> None:
+        """A client has caught up."""
+        if self._paused and not any(other.behind for other in self.attachments):
+            self._paused = False
+            for source in self._sources:
+                source.resume()
+        if self._timer is not None and not any(other.unsent for other in self.attachments):
+            self._tell()
+
+    def _deliver(self, stream: int, data: bytes) -> None:
+        for attachment in list(self.attachments):
+            attachment.deliver(stream, data)
+        if not self._paused and any(attachment.behind for attachment in self.attachments):
+            self._paused = True
+            for source in self._sources:
+                source.pause()
+
+    def _settle(self) -> None:
+        """All output is known: finish what is made of it, let go of what was needed for it."""
+        if self._recorder is not None:
+            self._recorder.finish()
+            self._recorder = None
+        attachments, self.attachments = self.attachments, []
+        self.close()
+        self.attachments = attachments
+
+    def _tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._announced:
+            self._announced = True
+            self._announce(self.exit_event())
+
+
+class Exec(Process):
+    """An exec'd process of ``container``."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        id: str,
+        container: str,
+        announce: Callable[[dict[str, Any]], None],
+    ) -> None:
+        super().__init__(loop, id, announce)
+        self.container = container
+
+    def describe(self) -> dict[str, Any]:
+        """The row of KeeperClient.list."""
+        return {**super().describe(), "container": self.container}
+
+
+class Container(Process):
+    """A container; ``directory`` is its folder."""
+
+    is_exec = False
+
+    def __init__(
+        self,
+        loop: Loop,
+        id: str,
+        directory: str,
+        announce: Callable[[dict[str, Any]], None],
+        settled: Callable[[Container], None],
+    ) -> None:
+        super().__init__(loop, id, announce)
+        self.directory = directory
+        self._settled = settled
+        self.log: dict[str, Any] | None = None
+        self.open_stdin = False
+        self.cgroup: str | None = None
+        self.entrances: list[str] = []
+        self.status = "starting"
+        self.process_start = 0
+        self.boot = ""
+
+    def prepare(self, *, terminal: bool) -> tuple[int, int, int] | None:
+        """Make the folder and the FIFOs; the container's own ends, or None for a terminal."""
+        os.mkdir(self.directory, 0o700)
+        self.save()
+        if terminal:
+            return None
+        fifos = Fifos(self.directory)
+        for name in STREAMS:
+            fifos.make(name)
+        if self.open_stdin:
+            fifos.make("stdin")
+        fds: list[int] = []
+        try:
+            if not self.open_stdin:
+                fds.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            else:
+                flags = os.O_RDONLY if self.stdin_once else os.O_RDWR
+                fds.append(fifos.open_for_container("stdin", flags))
+            fds.extend(fifos.open_for_container(name, os.O_RDWR) for name in STREAMS)
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds[0], fds[1], fds[2]
+
+    def open_ends(self, *, stdin: bool) -> tuple[int, tuple[int, int]]:
+        """The keeper's ends of the FIFOs, as :meth:`begin` takes them."""
+        fifos = Fifos(self.directory)
+        # Open for writing too, so that there is never an end of file to wait out.
+        out, err = (fifos.open(name, os.O_RDWR) for name in STREAMS)
+        return fifos.open("stdin", os.O_WRONLY) if stdin else -1, (out, err)
+
+    def record(self) -> None:
+        """Write a log from now on, if there shall be one; go on with one that is there."""
+        if self.log is not None:
+            self._recorder = Recorder(self.directory, self.log)
+            self._recorder.recover()
+
+    def save(self) -> None:
+        """Write state.json."""
+        path = f"{self.directory}/state.json"
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(self._state()).encode())
+        finally:
+            os.close(fd)
+        os.rename(f"{path}.new", path)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`save` wrote."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.running = self.status == "running"
+
+    def _state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _STATE}
+
+    def _settle(self) -> None:
+        super()._settle()
+        self.status = "exited"
+        self._settled(self)
+        self.save()
+
+
+_STATE = (
+    "id",
+    "status",
+    "pid",
+    "process_start",
+    "boot",
+    "started",
+    "terminal",
+    "open_stdin",
+    "stdin_once",
+    "log",
+    "cgroup",
+    "entrances",
+    "code",
+    "at",
+    "oom",
+)
+"""What state.json holds; ``process_start`` (clock ticks) and ``boot`` tell the process from a later
+one of the same number."""

@@ -1,0 +1,72 @@
+"""How the keeper starts processes: the native runtime's launcher, loaded when it is first needed.
+
+Tests put another object in its place.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Launched(Protocol):
+        """A started process; its descriptors are the caller's."""
+
+        pid: int
+        pidfd: int
+        terminal_fd: int | None
+        warnings: list[str]
+
+
+class NativeLauncher:
+    """Starts processes with :mod:`tiffin.runtime.launch`."""
+
+    def load(self) -> None:
+        """Import what :meth:`launch` needs, so that the first container need not wait for it."""
+        import tiffin.runtime.launch  # noqa: F401
+
+    def launch(
+        self,
+        plan: dict[str, Any],
+        fds: tuple[int, int, int] | None,
+        size: tuple[int, int] | None,
+    ) -> Launched:
+        """Start a container. ``fds`` stay the caller's; None: a terminal. Raises StartFailure."""
+        from tiffin.runtime.launch import Stdio, launch
+
+        return launch(plan, Stdio(fds, size))
+
+    def enter(
+        self,
+        pidfd: int,
+        entrances: list[str],
+        process: dict[str, Any],
+        fds: tuple[int, int, int] | None,
+        size: tuple[int, int] | None,
+    ) -> Launched:
+        """Start a process in the container of ``pidfd``. Raises StartFailure."""
+        from tiffin.runtime.launch import Stdio, enter
+
+        return enter(pidfd, process, Stdio(fds, size), entrances)
+
+    def oom_killed(self, cgroup: str) -> bool:
+        """Whether the kernel killed something in the group for want of memory."""
+        from tiffin.linux.cgroups import Hierarchy
+
+        return Hierarchy.detect().oom_kills(cgroup) > 0
+
+    def remove(self, cgroup: str) -> bool:
+        """Kill what is left in the group and remove it; False if it takes some more time."""
+        from tiffin.linux.cgroups import Hierarchy
+
+        hierarchy = Hierarchy.detect()
+        if hierarchy.delete(cgroup):
+            return True
+        hierarchy.kill(cgroup)
+        return hierarchy.delete(cgroup)
+
+    def exit_status(self, pidfd: int) -> int | None:
+        """The wait status of an ended process that was another's child, if it can be known."""
+        from tiffin.linux.pidfd import exit_status
+
+        return exit_status(pidfd)

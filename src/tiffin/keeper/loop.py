@@ -1,0 +1,85 @@
+"""The keeper's event loop: one epoll, callbacks by descriptor, a few timers."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
+
+
+class Timer:
+    """A call that is due later; :meth:`cancel` it when it is not wanted any more."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """The call will not be made."""
+        self.call = None
+
+
+class Loop:
+    """Waits for descriptors and timers. Descriptors stay their owners'."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._calls: dict[int, tuple[int, Callable[[int], None]]] = {}
+        self._dropped: set[int] = set()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+
+    def watch(self, fd: int, mask: int, call: Callable[[int], None]) -> None:
+        """Call ``call(events)`` whenever ``fd`` is ready; changes the mask of a watched one.
+
+        A mask of 0 still hears of GONE.
+        """
+        known = self._calls.get(fd)
+        if known is None:
+            self._epoll.register(fd, mask)
+        elif known[0] != mask:
+            self._epoll.modify(fd, mask)
+        self._calls[fd] = (mask, call)
+
+    def drop(self, fd: int) -> None:
+        """Hear no more of ``fd``; to be called before it is closed."""
+        if self._calls.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+            self._dropped.add(fd)
+
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Call ``call`` in so many seconds."""
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), timer))
+        return timer
+
+    def turn(self) -> None:
+        """Wait for something, and make the calls that are due."""
+        timers = self._timers
+        while timers and timers[0][2].call is None:
+            heapq.heappop(timers)
+        wait = max(0.0, timers[0][0] - time.monotonic()) if timers else -1
+        self._dropped.clear()
+        for fd, events in self._epoll.poll(wait):
+            # What was dropped in this turn may be another descriptor by now.
+            if fd not in self._dropped:
+                known = self._calls.get(fd)
+                if known is not None:
+                    known[1](events)
+        now = time.monotonic()
+        while timers and timers[0][0] <= now:
+            call = heapq.heappop(timers)[2].call
+            if call is not None:
+                call()
+
+    def close(self) -> None:
+        """Close the epoll descriptor."""
+        self._epoll.close()

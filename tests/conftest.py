@@ -1,0 +1,99 @@
+"""Fixtures that several rooms need: an engine root, an engine, an image to run."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tiffin import Engine
+
+APPLETS = (
+    "sh ls cat echo sleep true false touch rm mkdir id pwd env hostname dd ps mount umount ln stat "
+    "chmod chown mv cp head tail wc grep sed seq yes kill test tty stty printf find du df mknod "
+    "rmdir readlink od sort uniq tr cut date uname who whoami ip nc httpd wget"
+).split()
+
+
+def busybox_tar() -> bytes:
+    """A root file system of one static busybox with links to it, as a tar."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+
+        def directory(name: str, mode: int = 0o755) -> None:
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, mode
+            tar.addfile(info)
+
+        def file(name: str, content: bytes, mode: int = 0o644) -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), mode
+            tar.addfile(info, io.BytesIO(content))
+
+        for name in ("bin", "etc", "root", "home", "var", "usr"):
+            directory(name, 0o700 if name == "root" else 0o755)
+        directory("tmp", 0o1777)
+        file("bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
+        for applet in APPLETS:
+            info = tarfile.TarInfo(f"bin/{applet}")
+            info.type, info.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(info)
+        file(
+            "etc/passwd",
+            b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:A user:/home:/bin/sh\n",
+        )
+        file("etc/group", b"root:x:0:\nusers:x:1000:\nextra:x:2000:user\n")
+    return buffer.getvalue()
+
+
+def kill_keeper(root: Path) -> None:
+    """End the keeper of a root and all that it runs, whatever state they are in."""
+    marker = str(root).encode()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = Path(entry.path, "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"tiffin" in command and marker in command:
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def busybox() -> Path:
+    """The path of the static busybox that test images are made of."""
+    path = Path("/bin/busybox")
+    if not path.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail("busybox-static is not installed")
+        pytest.skip("busybox-static is not installed")
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A folder for an engine root; whatever is left running in it is killed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    path = tmp_path / "root"
+    yield path
+    kill_keeper(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def engine(root: Path, busybox: Path) -> Iterator[Engine]:
+    """An engine with the image ``busybox``; its containers are removed at the end."""
+    with Engine(root) as opened:
+        opened.images.import_(io.BytesIO(busybox_tar()), "busybox", changes=["CMD sh"])
+        yield opened
+        for row in opened.containers.list(all=True):
+            opened.containers.remove(row["Id"], force=True, volumes=True)
+        opened.shutdown_keeper()
