@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tiffin.build.arguments import Arguments
-from tiffin.build.instructions import Arg, single
+from tiffin.build.instructions import Arg
+from tiffin.build.stages import single
 from tiffin.image.config import host_platform
 
 

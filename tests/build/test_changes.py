@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiffin.build.changes import apply_changes, created_by, working_directory
-from tiffin.build.instructions import single
+from tiffin.build.stages import single
 from tiffin.errors import InvalidParameter
 from tiffin.image.config import ImageConfig
 

@@ -19,17 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from tiffin.build import changes, copying
+from tiffin.build import changes, copying, stages
 from tiffin.build import instructions as dockerfile
 from tiffin.build.arguments import SOURCE_DATE_EPOCH, Arguments
 from tiffin.build.backend import Backend, Cancelled, RunStep
 from tiffin.build.cache import BuildCache, Parts
 from tiffin.build.context import BuildContext
-from tiffin.build.instructions import Copy, From, Instruction, Run, Stage, Workdir
+from tiffin.build.instructions import Copy, From, Instruction, Run, Workdir
 from tiffin.build.options import BuildOptions
 from tiffin.build.ownership import mode_of, owner_of
 from tiffin.build.parser import parse
 from tiffin.build.progress import Messages, Progress
+from tiffin.build.stages import Stage
+from tiffin.build.suggestion import nearest
 from tiffin.build.tree import EmptyTree, LowerTree, Source, StageFiles, parent, resolve
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound, StartFailure, TiffinError
 from tiffin.image.config import HistoryEntry, ImageConfig
@@ -107,7 +109,7 @@ class Builder:
 
     def build(self) -> str:
         """See :func:`build`."""
-        plan = dockerfile.stages(parse(self._context.dockerfile))
+        plan = stages.read(parse(self._context.dockerfile))
         self._escape = plan.escape
         self._plan = plan
         for warning in plan.warnings:
@@ -146,8 +148,6 @@ class Builder:
             return len(self._plan.stages) - 1
         found = self._plan.find(self._options.target)
         if found is None:
-            from tiffin.build.suggestion import nearest
-
             names = [stage.base.stage for stage in self._plan.stages if stage.base.stage]
             hint = nearest(self._options.target, names)
             raise InvalidParameter(
@@ -225,7 +225,7 @@ class Builder:
         self._progress.line(f"# Executing {len(triggers)} build trigger{plural}")
         for text in triggers:
             with _located(base):
-                instruction = dockerfile.single(text)
+                instruction = stages.single(text)
             state = self._step(state, replace(instruction, line=base.line), 0)
             self._progress.done(state.image_id)
         return state
@@ -249,7 +249,7 @@ class Builder:
     def _hold(self, chain: str) -> None:
         """Keep a layer that was found from being collected while the build lasts."""
         self._backend.layers.get(chain)
-        self._backend.layers.pins.made(chain)
+        self._backend.layers.keep(chain)
 
     # -- steps
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from tiffin.build import instructions as dockerfile
 from tiffin.build.instructions import Instruction
+from tiffin.build.stages import single
 from tiffin.build.substitution import quoted
 from tiffin.errors import InvalidParameter
 from tiffin.image.config import ImageConfig
@@ -43,7 +44,7 @@ def apply_changes(config: ImageConfig, changes: Sequence[str]) -> ImageConfig:
     """
     cmd_set = False
     for change in changes:
-        instruction = dockerfile.single(change)
+        instruction = single(change)
         if instruction.name not in _CHANGES:
             raise InvalidParameter(
                 f"{instruction.name} is not a valid change command (these are: "
