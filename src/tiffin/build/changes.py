@@ -20,6 +20,7 @@ from tiffin.errors import InvalidParameter
 from tiffin.image.config import ImageConfig
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _CHANGES = (
     "CMD",
@@ -60,6 +61,12 @@ def environment(config: ImageConfig) -> dict[str, str]:
     """The configuration's variables by name."""
     pairs = (item.partition("=") for item in config.env)
     return {name: value for name, _, value in pairs}
+
+
+def with_path(config: ImageConfig) -> ImageConfig:
+    """With Docker's default PATH, if the configuration has none: a stage starts with one, so that
+    ``ENV PATH=$PATH:/more`` means something."""
+    return config if "PATH" in environment(config) else config.with_env("PATH", DEFAULT_PATH)
 
 
 def apply(config: ImageConfig, instruction: Instruction, *, cmd_set: bool = False) -> ImageConfig:

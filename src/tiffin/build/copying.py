@@ -51,6 +51,12 @@ class Pick:
     entry: Entry
     """What it leads to."""
 
+    @property
+    def is_renamed(self) -> bool:
+        """Whether a symlink gives a file another name than its own."""
+        own = self.entry.path.rpartition(b"/")[2]
+        return self.entry.kind is not Kind.DIRECTORY and own != self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
