@@ -222,6 +222,13 @@ def test_symlinks_are_copied_and_named_ones_followed(kitchen: Kitchen, tree: Pat
     assert (listing["d"], listing["sub/d.txt"], listing["e"]) == ("d", "d", "d")
 
 
+def test_the_name_that_a_symlink_gives_counts_for_the_cache(kitchen: Kitchen, tree: Path) -> None:
+    (tree / "link1").symlink_to("a.txt")
+    kitchen.build(tree, "FROM scratch\nCOPY link* /x/\n")
+    (tree / "link1").rename(tree / "link2")
+    assert "x/link2" in kitchen.listing(kitchen.build(tree))
+
+
 def test_special_files(kitchen: Kitchen, tree: Path) -> None:
     os.mkfifo(tree / "fifo")
     (tree / "empty").mkdir()
