@@ -51,11 +51,13 @@ _HEADER = struct.Struct(">BxxxI")
 
 
 class Attachment:
-    """One client. It owns the descriptor ``fd``; ``options`` as client._attachment makes them."""
+    """One client; ``options`` as client._attachment makes them.
+
+    It owns the descriptor ``fd``, once it could be made. Raises OSError: that is no socket.
+    """
 
     def __init__(self, loop: Loop, fd: int, options: dict[str, Any]) -> None:
         self._loop = loop
-        self._sock = socket.socket(fileno=fd)
         self._fd = fd
         self._wanted = (bool(options["stdout"]), bool(options["stderr"]))
         self._framed = bool(options["multiplexed"])
@@ -70,6 +72,7 @@ class Attachment:
         self._leaving = False
         self._finished = False
         self.closed = False
+        self._sock = socket.socket(fileno=fd)
         # Not read before it has a host; but that it vanished is heard.
         loop.watch(fd, 0, self._ready)
 

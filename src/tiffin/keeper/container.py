@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
@@ -293,7 +294,10 @@ class Container(Process):
         """Write a log from now on, if there shall be one; go on with one that is there."""
         if self.log is not None:
             self._recorder = Recorder(self.directory, self.log)
-            self._recorder.recover()
+            try:
+                self._recorder.recover()
+            except OSError as error:
+                print(f"{self.directory}: the log is not recovered: {error}", file=sys.stderr)
 
     def save(self) -> None:
         """Write state.json."""
@@ -318,7 +322,11 @@ class Container(Process):
         super()._settle()
         self.status = "exited"
         self._settled(self)
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            # The exit is told all the same; only another keeper would not know it.
+            print(f"{self.directory}: the exit cannot be recorded: {error}", file=sys.stderr)
 
 
 _STATE = (

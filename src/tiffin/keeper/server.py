@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Fields = dict[str, Any]
 
-_STATUS_TRIES = 100
+_STATUS_TRIES = 3000
 _STATUS_PAUSE = 0.02
 _REMOVE_TRIES = 250
 _REMOVE_PAUSE = 0.02
@@ -423,10 +423,13 @@ class Server:
         )
 
     def _adopted_ended(self, container: Container, tries: int) -> None:
-        """The kernel tells the status once the parent, which is not this process, has reaped it."""
+        """The kernel tells the status once the parent, which is not this process, has reaped it;
+        an older kernel never does."""
         self._loop.drop(container.pidfd)
+        # Asked first, so that a status that appears in between is not missed.
+        gone = adoption.process_start(container.pid) != container.process_start
         status = self._launcher.exit_status(container.pidfd)
-        if status is None and tries:
+        if status is None and tries and not gone:
             self._loop.after(_STATUS_PAUSE, lambda: self._adopted_ended(container, tries - 1))
             return
         code = None
