@@ -103,9 +103,10 @@ class Process:
         self.code, self.at = code, time.time_ns()
         for source in self._sources:
             source.drain()
-        self._settle()
+        # Clients first, they are waiting; the rest takes a moment.
         for attachment in list(self.attachments):
             attachment.finish()
+        self._settle()
         if any(attachment.unsent for attachment in self.attachments):
             self._timer = self._loop.after(_FLUSH_SECONDS, self._tell)
         else:
