@@ -276,10 +276,8 @@ class Kernel:
                 continue
             os.mkdir(name, 0o755)
             syscalls.mount(source, name, None, syscalls.MS_BIND)
-            # The attributes' bits are those of mount(2)'s flags.
-            syscalls.mount(None, name, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | attributes)
-        if attributes & syscalls.MOUNT_ATTR_RDONLY:
-            syscalls.mount_setattr(directory, syscalls.MOUNT_ATTR_RDONLY)
+        # One call for all of them, and for the tmpfs itself.
+        syscalls.mount_setattr(directory, attributes, recursive=True)
         os.close(directory)
 
     def set_read_only(self, path: str) -> None:
