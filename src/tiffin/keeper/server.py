@@ -64,7 +64,6 @@ class Server:
         self._containers.find()
         self._loop.watch(wake, IN, lambda _: self._woken(wake))
         ready()
-        self._launcher.load()
         try:
             self._consider_leaving()
             while not self._stopping:
@@ -139,6 +138,8 @@ class Server:
             peer.send(dict(event), [])
 
     def _hello(self, peer: Peer) -> None:
+        # While the daemon, which has its answer by then, is preparing the first request.
+        self._loop.after(0, self._launcher.load)
         self._containers.adopt()
         for container in self._containers.all():
             if container.running:
