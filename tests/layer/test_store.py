@@ -22,6 +22,7 @@ from layer.roots import (
     add_container,
     files_in,
     files_of,
+    in_memory,
     ingest,
     remove_container,
     tar_of,
@@ -52,9 +53,10 @@ _BASE = {"etc/passwd": "root", "bin/sh": "shell", "data/a": "a", "data/b": "b"}
 
 
 @pytest.fixture(params=[Overlay2, Vfs], ids=lambda kind: kind.name)
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     """An empty root, on each driver."""
-    return Root(tmp_path / "root", request.param)
+    with in_memory(tmp_path / "memory") as place:
+        yield Root(place / "root", request.param)
 
 
 @pytest.fixture
