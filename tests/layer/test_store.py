@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -821,6 +822,16 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         syscalls.umount(str(point), syscalls.MNT_DETACH)
 
 
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while file.write(b"x" * size):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
 @pytest.mark.parametrize("kind", [Overlay2, Vfs], ids=lambda kind: kind.name)
 def test_a_full_disk_leaves_nothing_of_the_attempt(
     small_disk: Path, kind: type[StorageDriver], tmp_path: Path
@@ -847,6 +858,15 @@ def test_a_full_disk_leaves_nothing_of_the_attempt(
         with pytest.raises(StorageFull, match="no space left"):
             store.commit_copy("c", base.chain_id)
         assert root.picture() == held
+        with store.own_directory("c") as directory:
+            _fill(directory / "last")
+            with pytest.raises(StorageFull, match="no space left"):
+                store.commit("c", base.chain_id)
+            assert root.picture() == held
+            assert (directory / "large").exists()
+        with pytest.raises(StorageFull, match="no space left"):
+            ingest(store, {"small": "fits"}, base)
+        # Removing things needs no room.
         store.remove_snapshot("c")
         small = ingest(store, {"small": "fits"}, base)
         assert files_in(store, small, tmp_path)["small"] == "fits"
