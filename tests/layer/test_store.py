@@ -411,6 +411,19 @@ def test_a_commit_does_not_depend_on_the_order_of_writes(store: LayerStore, tmp_
     assert len(set(store.driver.keys())) == 1
 
 
+def test_a_commit_on_another_stack_is_refused(store: LayerStore) -> None:
+    base, other = ingest(store, _BASE), ingest(store, {"other": "x"})
+    add_container(store, "c", base)
+    for parent in (other.chain_id, None):
+        with pytest.raises(Conflict, match="snapshot c lies on"):
+            store.commit("c", parent)
+        with pytest.raises(Conflict, match="snapshot c lies on"):
+            store.commit_copy("c", parent)
+    assert store.mounts("c")
+    with pytest.raises(NotFound, match="absent"):
+        store.commit("absent", base.chain_id)
+
+
 def test_a_copying_commit_leaves_the_container_alone(store: LayerStore, tmp_path: Path) -> None:
     base = ingest(store, _BASE)
     add_container(store, "c", base)
