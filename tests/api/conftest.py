@@ -1,4 +1,4 @@
-"""A server on a socket of its own, an engine to put behind it, and a client that speaks raw HTTP."""
+"""A server on its own socket, an engine to put behind it, and a client that speaks raw HTTP."""
 
 from __future__ import annotations
 
@@ -124,7 +124,11 @@ class Running:
 
     def request(self, *arguments: Any, **named: Any) -> Answer:
         """One request on a connection of its own."""
-        return self.client().request(*arguments, **named)
+        client = Client(self.path)
+        try:
+            return client.request(*arguments, **named)
+        finally:
+            client.close()
 
 
 Start = Callable[..., Running]

@@ -49,6 +49,7 @@ def chunked(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
+CHUNKED_POST = b"POST /echo HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n"
 PING = b"GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n"
 
 
@@ -78,7 +79,9 @@ def test_pipelined_requests_are_answered_in_order(start: Start, router: Router) 
 
 def test_a_request_may_arrive_byte_by_byte(start: Start, router: Router) -> None:
     client = start(router).client()
-    for byte in b"POST /echo HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"abc"):
+    for byte in b"POST /echo HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(
+        b"abc"
+    ):
         client.send(bytes([byte]))
     assert client.answer().body == b"abc"
 
@@ -114,7 +117,9 @@ def test_any_cut_of_a_chunked_body_is_read_whole(
     if "running" not in shared:
         shared["running"] = start(router)
     client = shared["running"].client()
-    request = b"POST /echo HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(*pieces)
+    request = b"POST /echo HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(
+        *pieces
+    )
     cut = data.draw(st.integers(0, len(request)))
     client.send(request[:cut])
     client.send(request[cut:])

@@ -64,6 +64,8 @@ class SizedBody(io.BufferedIOBase):
         self.rest = head[size:]
         """What the client sent after this body."""
         self._left = size - len(self._head)
+        self.broken = False
+        """Whether the client sent something else than it announced."""
         self._before: Callable[[], None] | None = before
 
     @property
@@ -79,6 +81,7 @@ class SizedBody(io.BufferedIOBase):
             self._before = None
 
     def _missing(self) -> InvalidParameter:
+        self.broken = True
         return InvalidParameter(f"the request's body ended {self._left} bytes early")
 
     def read(self, size: int | None = -1) -> bytes:
@@ -157,6 +160,8 @@ class ChunkedBody(io.BufferedIOBase):
         self._buffer = bytearray(READ_SIZE)
         self._current = memoryview(b"")
         self.ended = False
+        self.broken = False
+        """Whether what the client sent makes no sense."""
 
     @property
     def rest(self) -> bytes:
@@ -182,6 +187,7 @@ class ChunkedBody(io.BufferedIOBase):
                     self._parser.receive_data(memoryview(self._buffer)[:size])  # type: ignore[arg-type]
                     continue
             except h11.RemoteProtocolError as error:
+                self.broken = True
                 raise InvalidParameter(f"the request's body is malformed: {error}") from None
             if isinstance(event, h11.Data):
                 self._current = memoryview(event.data)
@@ -294,8 +300,11 @@ class BodyWriter(io.BufferedIOBase):
 
     def flush(self) -> None:
         """Send the head, if it is not sent yet, and all that was written."""
-        if not self.closed:
-            self._sink.send_piece(self._take())
+        self._sink.send_piece(self._take())
+
+    def close(self) -> None:
+        """Nothing happens: the body ends with the answer, and whoever was given the file as an
+        output does not decide about that. (The collector calls this too.)"""
 
     def sendfile(self, descriptor: int, offset: int, count: int) -> int:
         """Send ``count`` bytes of a file from ``offset`` without copying them; returns ``count``.

@@ -48,7 +48,7 @@ def default_host(root: Path) -> str:
 
 def serve(
     root: str | os.PathLike[str] | None = None,
-    hosts: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
     *,
     on_demand: bool = False,
     storage_driver: str | None = None,
@@ -64,7 +64,7 @@ def serve(
     _raise_descriptor_limit()
     announcement = _Announcement(ready_fd)
     try:
-        return _serve(root, hosts, on_demand, storage_driver, announcement)
+        return _serve(root, hosts or (), on_demand, storage_driver, announcement)
     except TiffinError as error:
         announcement.say(error.message)
         logger.error("%s", error.message)

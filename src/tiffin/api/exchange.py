@@ -162,25 +162,31 @@ class Request:
             self.continued = True
             send(self._connection, [b"HTTP/1.1 100 Continue\r\n\r\n"])
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the way to a next request on this connection is known to be blocked."""
+        body = self._body
+        return (
+            body.broken
+            or not self.continued
+            or (isinstance(body, SizedBody) and body.unread > DRAIN_LIMIT)
+        )
+
     def drain(self) -> bool:
         """Skip what was not read of the body; False if that is too much, or can't be done."""
         body = self._body
-        try:
-            if isinstance(body, SizedBody):
-                if body.unread > (DRAIN_LIMIT if self.continued else 0):
-                    return False
-                body.read()
-            else:
-                if not self.continued:
-                    return False
-                skipped = 0
-                while not body.ended and (piece := body.read1()):
-                    skipped += len(piece)
-                    if skipped > DRAIN_LIMIT:
-                        return False
-        except InvalidParameter:
+        if self.stuck:
             return False
-        return True
+        skipped = 0
+        try:
+            while skipped <= DRAIN_LIMIT:
+                piece = body.read1()
+                if not piece:
+                    return True
+                skipped += len(piece)
+        except InvalidParameter:
+            pass
+        return False
 
     @property
     def rest(self) -> bytes:
@@ -309,10 +315,8 @@ class Response:
         return self._chunked and self._request.method != "HEAD"
 
     def _head(self) -> bytes:
-        # The body must be out of the way before the connection can serve again, or it is closed.
-        if not self._request.keeps_alive:
-            self._closing = True
-        if not self._closing and not self.started and not self._request.continued:
+        # A streamed answer may begin while its handler still reads.
+        if not self._request.keeps_alive or (self._writer is None and self._request.stuck):
             self._closing = True
         headers = [*COMMON_HEADERS, ("Date", _date()), *self._headers]
         if self._closing:

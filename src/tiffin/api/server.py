@@ -40,6 +40,8 @@ from tiffin.linux.sockets import bind_unix, connect_unix
 
 logger = logging.getLogger("tiffin.api")
 
+HEAD_READ_SIZE = 64 * 1024
+
 Handler = Callable[[Request, Response], None]
 
 
@@ -263,7 +265,8 @@ class Server:
                 if begun and not self._stopping:
                     self._refuse(connection, 408, "the request's head took too long to arrive")
                 return None
-            data = receive(connection, READ_SIZE)
+            # In steps that are smaller than a head may be: h11 looks at the size in between.
+            data = receive(connection, HEAD_READ_SIZE)
             parser.receive_data(data)
             if data and not begun:
                 begun = True

@@ -52,9 +52,7 @@ def _check_output(path: str, what: str) -> None:
         )
     folder = os.path.dirname(path) or "."
     if path and not os.path.isdir(folder):
-        raise CommandError(
-            f'invalid output path: directory "{folder}" does not exist'
-        )
+        raise CommandError(f'invalid output path: directory "{folder}" does not exist')
 
 
 def save(call: Invocation) -> int:

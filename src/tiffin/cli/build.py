@@ -13,7 +13,7 @@ from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
-from tiffin.cli.sources import folder_tar, reads_in_place, source_header
+from tiffin.cli.sources import folder_tar, post_source
 from tiffin.cli.units import human_size, parse_size
 
 TYPE_CHECKING = False
@@ -75,7 +75,9 @@ def _send(call: Invocation) -> Response:
     dockerfile: str = call.options["file"]
     if context == "-":
         if dockerfile == "-":
-            raise CommandError("invalid argument: can't use stdin for both build context and dockerfile")
+            raise CommandError(
+                "invalid argument: can't use stdin for both build context and dockerfile"
+            )
         return _send_stdin(call, dockerfile)
     if context.startswith(("http://", "https://", "git://", "git@", "github.com/")):
         query = {**_query(call, dockerfile), "remote": context}
@@ -92,8 +94,10 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
     else:
         name, extra = _dockerfile(folder, dockerfile)
     query = _query(call, name)
-    if extra is None and reads_in_place(call.client, call.endpoint):
-        return call.client.call("POST", "/build", query, headers=source_header(folder))
+    if extra is None:
+        response = post_source(call.client, call.endpoint, folder, "/build", query)
+        if response is not None:
+            return response
     ignored = _ignored(folder, name)
     parts = folder_tar(folder, ignored)
     if extra is not None:
@@ -133,11 +137,13 @@ def _dockerfile(folder: str, given: str) -> tuple[str, bytes | None]:
 def _ignored(folder: str, dockerfile: str) -> list[str]:
     """The patterns of .dockerignore; the Dockerfile and the list itself are always sent."""
     try:
-        with open(os.path.join(folder, ".dockerignore"), encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
+        with open(os.path.join(folder, ".dockerignore"), "rb") as file:
+            content = file.read()
     except FileNotFoundError:
         return []
-    patterns = [line for line in lines if line and not line.startswith("#")]
+    from tiffin.build.dockerignore import read_patterns
+
+    patterns = read_patterns(content)
     return [*patterns, "!.dockerignore", f"!{dockerfile}"] if patterns else []
 
 

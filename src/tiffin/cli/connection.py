@@ -58,14 +58,16 @@ def target(path: str, query: Mapping[str, Any]) -> str:
 class Response:
     """One answer; its body is read once, through one of the methods."""
 
-    def __init__(self, stream: Stream, status: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self, stream: Stream, status: int, headers: dict[str, str], *, bodiless: bool = False
+    ) -> None:
         self._stream = stream
         self.status = status
         self.headers = headers
         self._chunked = headers.get("transfer-encoding", "") == "chunked"
         length = headers.get("content-length")
         self._left: int | None = int(length) if length is not None else None
-        if status in (204, 304) or status < 200:
+        if bodiless or status in (204, 304) or status < 200:
             self._left, self._chunked = 0, False
         self._done = self._left == 0 and not self._chunked
         if self._chunked:
@@ -226,8 +228,8 @@ class Stream:
         head = bytes(self._buffer[self._start : self._start + 12])
         return len(head) == 12 and head[9:10] in (b"4", b"5")
 
-    def answer(self) -> Response:
-        """Reads the status line and the headers."""
+    def answer(self, *, bodiless: bool = False) -> Response:
+        """Reads the status line and the headers; ``bodiless`` for an answer to HEAD."""
         while True:
             status_line = self.line()
             try:
@@ -241,7 +243,7 @@ class Stream:
                 name, _, value = line.partition(b":")
                 headers[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
             if status != 100:
-                return Response(self, status, headers)
+                return Response(self, status, headers, bodiless=bodiless)
 
 
 class Client:
@@ -284,7 +286,7 @@ class Client:
         stream = self._take()
         try:
             stream.socket.sendall(message)
-            response = stream.answer()
+            response = stream.answer(bodiless=method == "HEAD")
         except (BrokenPipeError, ConnectionResetError, Unreachable):
             if not stream.used:
                 raise
@@ -292,7 +294,7 @@ class Client:
             stream.close()
             stream = Stream(self._endpoint.connect(start=self._start))
             stream.socket.sendall(message)
-            response = stream.answer()
+            response = stream.answer(bodiless=method == "HEAD")
         return self._checked(stream, response)
 
     def _head(self, method: str, where: str, headers: Mapping[str, str] | None, json: bool) -> str:

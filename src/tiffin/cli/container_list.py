@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from tiffin.cli.command import Command, Invocation
-from tiffin.cli.flags import BOOL, INT, STRING, Flag, quote
-from tiffin.cli.listing import Listing
+from tiffin.cli.flags import BOOL, INT, Flag, quote
+from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, local
 from tiffin.cli.tables import ellipsis, short_id
 from tiffin.cli.units import human_size
@@ -153,9 +153,7 @@ PS = Command(
     (
         Flag("all", BOOL, "Show all containers, not just those that run", short="a"),
         Flag("filter", FILTERS, "Show only what fits (name=value)", short="f"),
-        Flag(
-            "format", STRING, "table, json, or a Go template, with 'table ' before it for headers"
-        ),
+        FORMAT,
         Flag("last", INT, "Show the N containers created last", short="n", default=-1),
         Flag("latest", BOOL, "Show the container created last", short="l"),
         Flag("no-trunc", BOOL, "Cut nothing short"),

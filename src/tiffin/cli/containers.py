@@ -106,9 +106,7 @@ def wait(call: Invocation) -> int:
 def top(call: Invocation) -> int:
     """Shows the processes of a container."""
     name, arguments = call.arguments[0], call.arguments[1:]
-    answer = call.client.get(
-        f"/containers/{escape(name)}/top", ps_args=" ".join(arguments) or None
-    )
+    answer = call.client.get(f"/containers/{escape(name)}/top", ps_args=" ".join(arguments) or None)
     sys.stdout.write(columns([answer["Titles"], *(answer["Processes"] or ())], minimum=20))
     return 0
 
@@ -145,8 +143,10 @@ def port(call: Invocation) -> int:
 
 def _host(binding: dict[str, str]) -> str:
     address = binding["HostIp"]
-    return f"[{address}]:{binding['HostPort']}" if ":" in address else (
-        f"{address}:{binding['HostPort']}"
+    return (
+        f"[{address}]:{binding['HostPort']}"
+        if ":" in address
+        else (f"{address}:{binding['HostPort']}")
     )
 
 

@@ -72,7 +72,9 @@ class Endpoint:
             if len(os.fsencode(self.address)) <= _PATH_LIMIT:
                 connection.connect(self.address)
             else:
-                _connect_long(connection, self.address)
+                from tiffin.linux.sockets import connect_unix
+
+                connect_unix(connection, self.address)
         except BaseException:
             connection.close()
             raise
@@ -114,15 +116,6 @@ def _address(host: str) -> str | tuple[str, int]:
     raise InvalidParameter(
         f"invalid bind address format: {host} (want unix:///path/of/socket or tcp://host:port)"
     )
-
-
-def _connect_long(connection: socket.socket, path: str) -> None:
-    """Connects to a socket whose path does not fit a socket address, through its folder's fd."""
-    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-    finally:
-        os.close(folder)
 
 
 def start_daemon(root: str) -> str:

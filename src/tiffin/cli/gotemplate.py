@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from tiffin.cli.template_syntax import Parser, TemplateError
 
+__all__ = ["FUNCTIONS", "StringMap", "Template", "TemplateError", "json_of", "plain", "text_of"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 _STRING_MAPS = frozenset(
     "Labels Options Config Annotations Sysctls Tmpfs StorageOpt Data DriverOpts".split()
 )
-"""Fields that are maps of text to text in Docker's own types: asking for a missing key is no mistake."""
+"""Maps of text to text in Docker's own types: asking for a missing key is no mistake."""
 
 _OPTIONAL = frozenset(("Health", "Healthcheck", "Error", "ContainerCount"))
 """Fields that Docker leaves out of JSON when there is nothing; asking for them is no mistake."""

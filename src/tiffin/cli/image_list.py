@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from tiffin.cli.command import Command, Invocation
-from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.listing import Listing
+from tiffin.cli.flags import BOOL, Flag
+from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, local
 from tiffin.cli.tables import short_id
 from tiffin.cli.units import human_size
@@ -102,7 +102,7 @@ def images(call: Invocation) -> int:
     listing = image_listing(truncate)
     if options["quiet"] and form in ("", "table"):
         form = "{{.ID}}"
-    names = ("Repository", "Tag", "ID", "CreatedSince", "Size")
+    names: tuple[str, ...] = ("Repository", "Tag", "ID", "CreatedSince", "Size")
     if options["digests"]:
         names = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
     listing.show(rows, form, names)
@@ -117,9 +117,7 @@ IMAGES = Command(
         Flag("all", BOOL, "Show images too that only serve others", short="a"),
         Flag("digests", BOOL, "Show digests"),
         Flag("filter", FILTERS, "Show only what fits (name=value)", short="f"),
-        Flag(
-            "format", STRING, "table, json, or a Go template, with 'table ' before it for headers"
-        ),
+        FORMAT,
         Flag("no-trunc", BOOL, "Cut nothing short"),
         Flag("quiet", BOOL, "Show IDs only", short="q"),
         Flag("tree", BOOL, "Draw which image rests on which, and what they share"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tiffin.cli.command import Command, Invocation, report
 from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.containers import split_name
-from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.listing import Listing
+from tiffin.cli.flags import BOOL, Flag
+from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, rfc3339
 from tiffin.cli.tables import ellipsis, short_id
 from tiffin.cli.units import human_size
@@ -133,7 +133,7 @@ HISTORY = Command(
     "Show how an image came to be",
     "[OPTIONS] IMAGE",
     (
-        Flag("format", STRING, "table, json, or a Go template, with 'table ' before it for headers"),
+        FORMAT,
         Flag("human", BOOL, "Show sizes and dates as people read them", short="H", default=True),
         Flag("no-trunc", BOOL, "Cut nothing short"),
         Flag("quiet", BOOL, "Show IDs only", short="q"),
@@ -146,7 +146,7 @@ PRUNE = Command(
     "Remove unused images",
     "[OPTIONS]",
     (
-        Flag("all", BOOL, "Remove all that no container uses, not just those without a name", short="a"),
+        Flag("all", BOOL, "Remove all that no container uses", short="a"),
         Flag("filter", FILTERS, "Remove only what fits (until=…, label=…)"),
         Flag("force", BOOL, "Do not ask", short="f"),
     ),

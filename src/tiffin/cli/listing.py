@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from tiffin.cli.command import CommandError
+from tiffin.cli.flags import STRING, Flag
 from tiffin.cli.tables import columns
 
 TYPE_CHECKING = False
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     Getter = Callable[[Any], Any]
+
+
+FORMAT = Flag("format", STRING, "table, json, or a Go template ('table TEMPLATE': with headers)")
 
 
 class Row:

@@ -75,7 +75,6 @@ def mount(text: str) -> dict[str, Any]:
 def _set(
     result: dict[str, Any], options: dict[str, dict[str, Any]], key: str, value: str, field: str
 ) -> None:
-    volume = lambda: options.setdefault("volume", {})  # noqa: E731
     match key:
         case "type":
             result["Type"] = value.lower()
@@ -96,17 +95,19 @@ def _set(
         case "bind-recursive":
             _recursive(options.setdefault("bind", {}), value)
         case "volume-nocopy":
-            volume()["NoCopy"] = _switch(key, value)
+            options.setdefault("volume", {})["NoCopy"] = _switch(key, value)
         case "volume-subpath":
-            volume()["Subpath"] = value
+            options.setdefault("volume", {})["Subpath"] = value
         case "volume-label":
             name, _, text = value.partition("=")
-            volume().setdefault("Labels", {})[name] = text
+            options.setdefault("volume", {}).setdefault("Labels", {})[name] = text
         case "volume-driver":
-            volume().setdefault("DriverConfig", {})["Name"] = value
+            options.setdefault("volume", {}).setdefault("DriverConfig", {})["Name"] = value
         case "volume-opt":
             name, _, text = value.partition("=")
-            volume().setdefault("DriverConfig", {}).setdefault("Options", {})[name] = text
+            options.setdefault("volume", {}).setdefault("DriverConfig", {}).setdefault(
+                "Options", {}
+            )[name] = text
         case "image-subpath":
             options.setdefault("image", {})["Subpath"] = value
         case "tmpfs-size":

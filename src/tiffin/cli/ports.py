@@ -59,7 +59,7 @@ def published(texts: list[str]) -> dict[str, list[dict[str, str]]]:
 
 def exposed(texts: list[str]) -> list[str]:
     """The ports of ``--expose`` flags, each with its protocol; raises InvalidParameter."""
-    found = []
+    found: list[str] = []
     for text in texts:
         if ":" in text:
             raise InvalidParameter(f"invalid port format for --expose: {text}")

@@ -11,21 +11,17 @@ import os
 import stat
 
 from tiffin.cli.command import CommandError
+from tiffin.cli.connection import DaemonError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from typing import Any, BinaryIO
 
     from tiffin.cli.connection import Client, Response
     from tiffin.cli.endpoint import Endpoint
 
 HEADER = "X-Tiffin-Source"
-
-
-def reads_in_place(client: Client, endpoint: Endpoint) -> bool:
-    """Whether the daemon can read files of this machine by their path."""
-    return not isinstance(endpoint.address, tuple) and client.is_tiffin()
 
 
 def source_header(path: str) -> dict[str, str]:
@@ -35,6 +31,29 @@ def source_header(path: str) -> dict[str, str]:
     real = os.path.realpath(path)
     status = os.stat(real)
     return {HEADER: dumps({"path": real, "dev": status.st_dev, "ino": status.st_ino})}
+
+
+def post_source(
+    client: Client, endpoint: Endpoint, path: str, where: str, query: Mapping[str, Any]
+) -> Response | None:
+    """POSTs a source; None where the daemon has to get the bytes after all.
+
+    That is so with any other daemon, over a network, and when the daemon finds something else at
+    the path (another mount namespace), which it answers with 409. Raises as Client.call does.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        # JSON has no way to say it.
+        return None
+    if isinstance(endpoint.address, tuple) or not client.is_tiffin():
+        return None
+    try:
+        return client.call("POST", where, query, headers=source_header(path))
+    except DaemonError as error:
+        if error.http_status != 409:
+            raise
+        return None
 
 
 def open_file(path: str) -> int:
@@ -59,16 +78,20 @@ def send_file(
     """POSTs a file: in place where the daemon can, else its bytes. Raises as Client.call does."""
     fd = open_file(path)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode) and reads_in_place(client, endpoint):
-            return client.call("POST", where, query, headers=source_header(path))
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            response = post_source(client, endpoint, path, where, query)
+            if response is not None:
+                return response
         return client.upload("POST", where, query, fd)
     finally:
         os.close(fd)
 
 
-def folder_tar(folder: str, ignored: list[str]) -> Iterator[bytes]:
-    """A folder as a tar, part by part, owners as root; ``ignored`` are .dockerignore patterns."""
-    import tarfile
+def piped(write: Callable[[BinaryIO], None]) -> Iterator[bytes]:
+    """What ``write`` writes, part by part: it runs in a thread, in step with who reads.
+
+    An error of ``write`` comes out here; a reader that stops early ends it.
+    """
     from threading import Thread
 
     reader, writer = os.pipe()
@@ -76,15 +99,8 @@ def folder_tar(folder: str, ignored: list[str]) -> Iterator[bytes]:
 
     def work() -> None:
         try:
-            with (
-                os.fdopen(writer, "wb", 1 << 20) as sink,
-                tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-            ):
-                for name in walk(folder, ignored):
-                    tar.add(os.path.join(folder, name), name, recursive=False, filter=_root)
-        except BrokenPipeError:
-            # The other side has seen enough.
-            return
+            with os.fdopen(writer, "wb", 1 << 20) as sink:
+                write(sink)
         except BaseException as error:
             failure.append(error)
 
@@ -100,6 +116,18 @@ def folder_tar(folder: str, ignored: list[str]) -> Iterator[bytes]:
         raise failure[0]
 
 
+def folder_tar(folder: str, ignored: list[str]) -> Iterator[bytes]:
+    """A folder as a tar, part by part, owners as root; ``ignored`` are .dockerignore patterns."""
+    import tarfile
+
+    def write(sink: BinaryIO) -> None:
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            for name in walk(folder, ignored):
+                tar.add(os.path.join(folder, name), name, recursive=False, filter=_root)
+
+    return piped(write)
+
+
 def _root(entry: Any) -> Any:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
@@ -108,25 +136,31 @@ def _root(entry: Any) -> Any:
 
 def walk(folder: str, ignored: list[str]) -> Iterator[str]:
     """The names below a folder, parents first, in order, without what is ignored."""
-    excluded = _matcher(ignored)
-    pending = [""]
-    while pending:
-        inside = pending.pop()
-        names = sorted(os.listdir(os.path.join(folder, inside)))
-        folders = []
-        for name in names:
-            path = f"{inside}/{name}" if inside else name
-            real = os.path.join(folder, path)
-            if not os.path.islink(real) and os.path.isdir(real):
-                folders.append(path)
-            if not excluded(path):
-                yield path
-        pending.extend(reversed(folders))
-
-
-def _matcher(ignored: list[str]) -> Any:
     if not ignored:
-        return lambda _path: False
-    from tiffin.build.dockerignore import PatternMatcher
+        yield from _names(folder, "")
+        return
+    from tiffin.build.dockerignore import Ignore
 
-    return PatternMatcher(ignored).matches
+    ignore = Ignore(ignored)
+    states = {"": ignore.root}
+    names = _names(folder, "")
+    skip: bool | None = None
+    while True:
+        try:
+            path = names.send(skip)
+        except StopIteration:
+            return
+        out, states[path] = ignore.check(path, states[path.rpartition("/")[0]])
+        skip = out and not ignore.may_hold_exceptions(path)
+        if not out:
+            yield path
+
+
+def _names(folder: str, inside: str) -> Generator[str, bool | None, None]:
+    """All names below a folder; one that is answered by True is not gone into."""
+    for name in sorted(os.listdir(os.path.join(folder, inside))):
+        path = f"{inside}/{name}" if inside else name
+        skipped = yield path
+        real = os.path.join(folder, path)
+        if not skipped and not os.path.islink(real) and os.path.isdir(real):
+            yield from _names(folder, path)

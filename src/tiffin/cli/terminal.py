@@ -13,6 +13,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
+    from typing import Any
 
 DEFAULT_DETACH_KEYS = "ctrl-p,ctrl-q"
 _NAMED_KEYS = {"ctrl-@": 0, "ctrl-[": 27, "ctrl-\\": 28, "ctrl-]": 29, "ctrl-^": 30, "ctrl-_": 31}
@@ -50,7 +51,7 @@ class RawMode:
         import termios
 
         saved = termios.tcgetattr(self._fd)
-        mode = [list(item) if isinstance(item, list) else item for item in saved]
+        mode: list[Any] = [list(item) if isinstance(item, list) else item for item in saved]
         mode[0] &= ~(
             termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
             | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from tiffin.cli.flags import LIST, STRING, Kind, parse_int, quote
+from tiffin.cli.flags import Kind, parse_int, quote
 from tiffin.cli.units import parse_duration, parse_size
 from tiffin.errors import InvalidParameter
 
@@ -289,10 +289,3 @@ STREAMS = Kind("list", stream_name, many=True)
 WEIGHTS = Kind("list", weight_device, many=True)
 RATES = Kind("list", rate_device, many=True)
 OPERATIONS = Kind("list", operations_device, many=True)
-
-__all__ = [
-    *("ADDRESSES", "BYTES", "DECIMAL", "DURATION", "ENVIRONMENT", "FILTERS", "HOSTS", "LABELS"),
-    *("LIST", "OPERATIONS", "RATES", "STREAMS", "STRING", "SWAP", "SYSCTLS", "ULIMITS", "WEIGHTS"),
-    *("capabilities", "device", "filters", "pairs", "read_lines", "resolve_environment"),
-    "restart_policy",
-]

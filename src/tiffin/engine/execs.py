@@ -22,6 +22,9 @@ from tiffin.runtime import native
 
 JSON = dict[str, Any]
 
+_EVENT_SECONDS = 5.0
+"""How long to wait for the keeper's word of an exec whose process is gone."""
+
 
 @dataclass(slots=True)
 class Exec:
@@ -35,6 +38,8 @@ class Exec:
     exit_code: int | None = None
     pid: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held until the keeper has said what became of the start."""
 
 
 class Execs:
@@ -130,22 +135,23 @@ class Execs:
             )
         one.running = True
         try:
-            answer = self._lifecycle.keeper.exec(
-                exec_id,
-                container.id,
-                native.process_plan(settings, bool(body.get("Privileged"))),
-                terminal=terminal,
-                stdin=bool(body.get("AttachStdin")) and attachment is not None,
-                attachment=attachment,
-                size=size or body.get("ConsoleSize") or None,
-            )
+            with one.starting:
+                answer = self._lifecycle.keeper.exec(
+                    exec_id,
+                    container.id,
+                    native.process_plan(settings, bool(body.get("Privileged"))),
+                    terminal=terminal,
+                    stdin=bool(body.get("AttachStdin")) and attachment is not None,
+                    attachment=attachment,
+                    size=size or body.get("ConsoleSize") or None,
+                )
+                one.pid = answer["pid"]
         except BaseException as error:
             one.running = False
             one.exit_code = getattr(error, "exit_code", 126)
             one.ended.set()
             container.execs.discard(exec_id)
             raise
-        one.pid = answer["pid"]
         command = " ".join(body["Cmd"])
         self._events.publish(
             "container",
@@ -174,6 +180,12 @@ class Execs:
     def inspect(self, exec_id: str) -> JSON:
         """Docker's view of an exec."""
         one = self.get(exec_id)
+        with one.starting:
+            pass
+        if one.running and _is_over(one.pid):
+            # A client asks for the exit code as soon as its stream ends; the keeper's word of it
+            # may still be on the way.
+            one.ended.wait(_EVENT_SECONDS)
         body = one.body
         return {
             "CanRemove": not one.running,
@@ -220,3 +232,12 @@ class Execs:
         one = self.get(exec_id)
         one.ended.wait()
         return one.exit_code, stdout, stderr
+
+
+def _is_over(pid: int) -> bool:
+    """Whether a process has ended, collected by its parent or not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True

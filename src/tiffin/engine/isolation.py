@@ -5,6 +5,7 @@ This is where Docker's defaults are decided: capabilities, masked paths, namespa
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -32,7 +33,7 @@ def capability_set(host: dict[str, Any]) -> list[str]:
 
     Raises InvalidParameter for a name that is no capability.
     """
-    everything = capabilities.names(capabilities.bounding())
+    everything = _bounding_set()
     if host.get("Privileged"):
         return everything
     add, drop = (
@@ -43,6 +44,12 @@ def capability_set(host: dict[str, Any]) -> list[str]:
         names = set()
     names = (names | add) - drop
     return [name for name in everything if name in names]
+
+
+@functools.cache
+def _bounding_set() -> list[str]:
+    # Forty system calls; it can only shrink, and this process does not shrink it.
+    return capabilities.names(capabilities.bounding())
 
 
 _ALL = "ALL"

@@ -1,9 +1,320 @@
-import json
+"""Reading containers' logs, which the keeper writes (:mod:`tiffin.keeper.logfile`).
+
+A log is ``NAME`` and the older files ``NAME.1``, ``NAME.2``, …; here they are one sequence of
+records. The end of it is found without reading the rest, and so is a time, by halving: records are
+in the order of time. A reader that follows hears of changes by inotify, and goes from file to file
+as the log is rotated.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from tiffin.linux.inotify import IN_CLOSE_WRITE, IN_CREATE, IN_MODIFY, IN_MOVED_TO, Inotify
+
+_BLOCK = 1 << 16
+_READ = 1 << 18
+_PATIENCE = 0.25
+"""How often a follower asks whether the container has ended, if nothing happens."""
+_SHORT_PATIENCE = 0.005
+_CLOSED_ROUNDS = 200
+"""How often it asks in quick succession after the log was closed: the exit is about to be told."""
+_CHANGES = IN_MODIFY | IN_CLOSE_WRITE | IN_CREATE | IN_MOVED_TO
 
 
-def read_logs(path, stdout=True, stderr=True, **k):
-    with open(path) as f:
-        lines = f.read().splitlines()
-    for l in lines:
-        d = json.loads(l)
-        yield d["stream"], d["log"].encode()
+class _Record(msgspec.Struct):
+    log: str
+    stream: str
+    time: str = ""
+
+
+_decode = msgspec.json.Decoder(_Record).decode
+_decode_lines = msgspec.json.Decoder(_Record).decode_lines
+
+
+def read_logs(
+    path: str | Path,
+    *,
+    stdout: bool = True,
+    stderr: bool = True,
+    since: int | None = None,
+    until: int | None = None,
+    tail: int | None = None,
+    timestamps: bool = False,
+    follow: bool = False,
+    ended: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[str, bytes]]:
+    """The records of a log: (``stdout`` or ``stderr``, bytes), each a line or a part of a long one.
+
+    ``since`` and ``until`` are nanoseconds of the clock, both included; ``tail`` is the number of
+    last records to begin with; ``timestamps`` puts the time in front of each line. With ``follow``
+    it goes on until ``ended()`` is true and everything is read. A log that does not exist is empty.
+    """
+    wanted = {name for name, want in (("stdout", stdout), ("stderr", stderr)) if want}
+    picker = _Picker(wanted, _text(since), _text(until), timestamps)
+    path = os.fspath(path)
+    if not follow:
+        files = _open_all(path)
+        try:
+            for file in _begin(files, tail, picker.since):
+                yield from picker.pick(file)
+        finally:
+            for file in files:
+                file.close()
+        return
+    yield from _follow(path, tail, picker, until, ended)
+
+
+def _follow(
+    path: str, tail: int | None, picker: _Picker, until: int | None, ended: Callable[[], bool]
+) -> Iterator[tuple[str, bytes]]:
+    files: list[_File] = []
+    with Inotify() as inotify:
+        try:
+            inotify.watch(os.path.dirname(path) or ".", _CHANGES)
+        except FileNotFoundError:
+            return
+        try:
+            files = _open_all(path)
+            _begin(files, tail, picker.since)
+            hurry = 0
+            while True:
+                # Asked before reading: what was written until then is read below.
+                last = ended()
+                for file in files:
+                    yield from picker.pick(file)
+                    if picker.over:
+                        return
+                newer = _open_newer(path, files)
+                if newer:
+                    # Nothing is written to these any more; what was in the meantime is read.
+                    for file in files:
+                        yield from picker.pick(file)
+                        file.close()
+                    files = newer
+                    continue
+                if last or (until is not None and time.time_ns() > until):
+                    return
+                hurry -= hurry > 0
+                for _, mask, _ in inotify.wait(_SHORT_PATIENCE if hurry else _PATIENCE):
+                    if mask & IN_CLOSE_WRITE:
+                        hurry = _CLOSED_ROUNDS
+        finally:
+            for file in files:
+                file.close()
+
+
+class _Picker:
+    """Chooses and shapes records."""
+
+    def __init__(
+        self, wanted: set[str], since: str | None, until: str | None, timestamps: bool
+    ) -> None:
+        self._wanted = wanted
+        self.since = since
+        self._until = until
+        self._timestamps = timestamps
+        self._within: set[str] = set()
+        self.over = False
+
+    def pick(self, file: _File) -> Iterator[tuple[str, bytes]]:
+        """The records from the file's position on; the position moves along."""
+        plain = self.since is None and self._until is None and not self._timestamps
+        while not self.over and (block := file.read_lines()):
+            for record in _records(block):
+                stream = record.stream
+                if plain:
+                    if stream in self._wanted:
+                        yield stream, record.log.encode()
+                    continue
+                stamp = _fixed(record.time)
+                if self.since is not None and stamp < self.since:
+                    continue
+                if self._until is not None and stamp > self._until:
+                    self.over = True
+                    return
+                if stream not in self._wanted:
+                    continue
+                text = record.log
+                if self._timestamps:
+                    # A long line is several records, but one line.
+                    if stream not in self._within:
+                        text = f"{stamp} {text}"
+                    if text.endswith("\n"):
+                        self._within.discard(stream)
+                    else:
+                        self._within.add(stream)
+                yield stream, text.encode()
+
+
+class _File:
+    """An open log file and a position in it, which is the start of a record."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self._fd).st_ino
+        self.position = 0
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read_lines(self) -> bytes:
+        """The next whole lines; nothing if there are none (yet)."""
+        size = _READ
+        if self.size < self.position:
+            # It was emptied by hand.
+            self.position = 0
+        while True:
+            block = os.pread(self._fd, size, self.position)
+            end = block.rfind(b"\n") + 1
+            if end or len(block) < size:
+                self.position += end
+                return block[:end]
+            size *= 2
+
+    def seek_last(self, count: int) -> int:
+        """Go to the ``count``-th last record, or the first; how many there are from there on."""
+        end = position = self.size
+        found = 0
+        while position > 0:
+            start = max(0, position - _BLOCK)
+            block = os.pread(self._fd, position - start, start)
+            at = len(block)
+            while (at := block.rfind(b"\n", 0, at)) >= 0:
+                if start + at == end - 1:
+                    # The end of the last record, not the one before it.
+                    continue
+                found += 1
+                if found == count:
+                    self.position = start + at + 1
+                    return count
+            position = start
+        self.position = 0
+        return found + (end > 0)
+
+    def seek_time(self, since: str) -> None:
+        """Go to the first record that is not before ``since``, if that is further on."""
+        low, high = self.position, self.size
+        while high - low > _BLOCK:
+            middle = (low + high) // 2
+            start, stamp = self._record_after(middle)
+            if stamp is None or start >= high or stamp >= since:
+                high = middle
+            else:
+                low = start
+        self.position = low
+
+    def _record_after(self, position: int) -> tuple[int, str | None]:
+        """Where the first record behind ``position`` starts, and its time."""
+        size = _BLOCK
+        while True:
+            block = os.pread(self._fd, size, position)
+            start = block.find(b"\n") + 1
+            end = block.find(b"\n", start) if start else -1
+            if end >= 0:
+                for record in _records(block[start : end + 1]):
+                    return position + start, _fixed(record.time)
+                return position + start, None
+            if len(block) < size:
+                return position + len(block), None
+            size *= 2
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _open_all(path: str) -> list[_File]:
+    """All files of a log, the oldest first."""
+    while True:
+        files: list[_File] = []
+        name = path
+        try:
+            while True:
+                files.insert(0, _File(name))
+                name = f"{path}.{len(files)}"
+        except FileNotFoundError:
+            pass
+        if not files or _inode(path) == files[-1].inode:
+            return files
+        # Rotated meanwhile: one may be missing, or there twice.
+        for file in files:
+            file.close()
+
+
+def _open_newer(path: str, files: list[_File]) -> list[_File]:
+    """The files that have come after the last one of ``files``; all if that one is gone."""
+    if files and _inode(path) in (files[-1].inode, None):
+        return []
+    newer = _open_all(path)
+    known = [file.inode for file in newer]
+    if files and files[-1].inode in known:
+        at = known.index(files[-1].inode) + 1
+        for file in newer[:at]:
+            file.close()
+        newer = newer[at:]
+    return newer
+
+
+def _begin(files: list[_File], tail: int | None, since: str | None) -> list[_File]:
+    """Set the positions that reading begins at."""
+    left = tail
+    for file in reversed(files):
+        if left is not None:
+            if left > 0:
+                left -= file.seek_last(left)
+            else:
+                file.position = file.size
+        if since is not None:
+            file.seek_time(since)
+    return files
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _records(block: bytes) -> list[_Record]:
+    try:
+        return _decode_lines(block)
+    except msgspec.DecodeError:
+        return [record for line in block.splitlines() if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> _Record | None:
+    """One record; None if the line is none (a disk that was full, an editor)."""
+    try:
+        return _decode(line)
+    except msgspec.DecodeError:
+        return None
+
+
+def _text(nanoseconds: int | None) -> str | None:
+    """A time as records have it."""
+    if nanoseconds is None:
+        return None
+    seconds, fraction = divmod(max(0, nanoseconds), 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09d}Z"
+
+
+def _fixed(stamp: str) -> str:
+    """A time of any RFC 3339 form in UTC with nine digits, so that text order is time order."""
+    if len(stamp) == 30 and stamp.endswith("Z"):
+        return stamp
+    try:
+        moment = datetime.datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    moment = moment.astimezone(datetime.UTC)
+    head, _, rest = stamp.partition(".")
+    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))] if head else ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{digits:0<9.9}Z"

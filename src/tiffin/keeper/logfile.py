@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from json.encoder import encode_basestring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,18 +22,24 @@ if TYPE_CHECKING:
 
 LONGEST = 16 << 10
 """The most bytes of output in one record."""
-_HEAD = '{"log":"'
-_STAND_IN = "\x7f"
-"""Stands for a backslash while a block is quoted: JSON leaves it as it is."""
+_HEAD = b'{"log":"'
+_ESCAPES = {byte: b"\\u%04x" % byte for byte in range(0x20)} | {
+    ord("\t"): b"\\t",
+    ord("\r"): b"\\r",
+    ord('"'): b'\\"',
+    ord("\\"): b"\\\\",
+}
+_HARMLESS = bytes(byte for byte in range(256) if byte == ord("\n") or byte not in _ESCAPES)
 
 
 class Format:
     """Makes records of one stream's bytes."""
 
     def __init__(self, stream: str, attributes: dict[str, str] | None) -> None:
-        self._before_time = f'","stream":"{stream}",'
+        before = f'","stream":"{stream}",'
         if attributes:
-            self._before_time += f'"attrs":{json.dumps(attributes, ensure_ascii=False)},'
+            before += f'"attrs":{json.dumps(attributes)},'
+        self._before_time = before
         self._second = -1
         self._second_text = ""
 
@@ -48,8 +53,9 @@ class Format:
         if second != self._second:
             self._second = second
             self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        tail = f'{self._before_time}"time":"{self._second_text}.{fraction:09d}Z"}}\n'
-        parts = []
+        tail = f'{self._before_time}"time":"{self._second_text}.{fraction:09d}Z"}}\n'.encode()
+        between = b"\\n%b%b" % (tail, _HEAD)
+        parts: list[bytes] = []
         start = position = 0
         while True:
             # Whole lines, none of them too long, reach up to the last newline in the window.
@@ -58,30 +64,27 @@ class Format:
                 position = newline + 1
                 continue
             if start < position:
-                parts.append(_lines(raw[start:position], tail))
+                # The last newline is taken away first, else it would begin one record too many.
+                block = _escape(raw[start : position - 1]).replace(b"\n", between)
+                parts += (_HEAD, block, b"\\n", tail)
             end = record_end(raw, position, last=last)
             if not end:
                 return b"".join(parts), position
-            piece = encode_basestring(raw[position:end].decode("utf-8", "replace"))
-            parts.append(f"{_HEAD}{piece[1:-1]}{tail}".encode())
+            parts += (_HEAD, _escape(raw[position:end]), tail)
             start = position = end
 
 
-def _lines(block: bytes, tail: str) -> bytes:
-    """The records of whole lines, all at once: quoted as one text, then cut at the newlines."""
-    text = block.decode("utf-8", "replace")
-    between = f"\\n{tail}{_HEAD}"
-    if "\\" not in text:
-        quoted = encode_basestring(text)[1:-1].replace("\\n", between)
-    elif _STAND_IN not in text:
-        # An escaped newline must not be mistaken for a backslash and an n.
-        quoted = encode_basestring(text.replace("\\", _STAND_IN))[1:-1].replace("\\n", between)
-        quoted = quoted.replace(_STAND_IN, "\\\\")
-    else:
-        lines = text.split("\n")
-        quoted = between.join([encode_basestring(line)[1:-1] for line in lines])
-    # The last newline has opened one record too many.
-    return f"{_HEAD}{quoted[: -len(_HEAD)]}".encode()
+def _escape(raw: bytes) -> bytes:
+    """As it stands in a JSON string, but for newlines, which stay as they are.
+
+    All of it is done by the few operations that are fast on bytes: most blocks need but the first.
+    """
+    if not raw.isascii():
+        raw = raw.decode("utf-8", "replace").encode()
+    # A backslash is the greatest of them, and has to be the first: the others make more of it.
+    for byte in sorted(set(raw.translate(None, _HARMLESS)), reverse=True):
+        raw = raw.replace(bytes((byte,)), _ESCAPES[byte])
+    return raw
 
 
 def record_end(raw: bytes, start: int, *, last: bool = False) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from tiffin.api import query
 from tiffin.api.exchange import Request, Response
@@ -29,13 +31,17 @@ class BuildRoutes:
 
     def build(self, request: Request, response: Response) -> None:
         # Imported by the first build, not by every daemon's start.
-        from tiffin.build.options import BuildOptions
+        from tiffin.engine.builds import BuildOptions
 
         options = BuildOptions.from_query(request.query)
-        context = source(request, folders=True) or request.body
+        place = source(request, folders=True)
         progress = Progress(response)
         try:
-            self._engine.builds.build(options, context, progress, cancelled=request.cancelled)
+            with contextlib.ExitStack() as stack:
+                context: Path | BinaryIO = place or request.body
+                if place is not None and not place.is_dir():
+                    context = stack.enter_context(open(place, "rb"))
+                self._engine.builds.build(options, context, progress, cancelled=request.cancelled)
         except TiffinError as error:
             if not progress.started:
                 raise
@@ -44,7 +50,9 @@ class BuildRoutes:
     def prune(self, request: Request, response: Response) -> None:
         keep = query.integer(request, "reserved-space") or query.integer(request, "keep-storage")
         pruned = self._engine.builds.prune(
-            all=query.boolean(request, "all"), keep=keep or 0, filters=query.filters(request)
+            all=query.boolean(request, "all"),
+            filters=query.filters(request),
+            keep_bytes=keep or 0,
         )
         response.json(pruned)
 

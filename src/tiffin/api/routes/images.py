@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from tiffin.engine import Engine
 
 _NO_REGISTRY = "tiffin cannot talk to registries yet: {}"
+_NOT_OF_IMAGES = (
+    *("Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty"),
+    *("OpenStdin", "StdinOnce", "Image", "NetworkDisabled", "MacAddress", "StopTimeout"),
+)
+"""Members of a container's Config, which older clients see in an image's too."""
 
 
 class ImageRoutes:
@@ -52,6 +57,9 @@ class ImageRoutes:
         view = self._engine.images.inspect(request.names["name"])
         if request.version < (1, 44):
             view.setdefault("VirtualSize", view["Size"])
+        if request.version >= (1, 50):
+            for member in _NOT_OF_IMAGES:
+                view["Config"].pop(member, None)
         response.json(view)
 
     def history(self, request: Request, response: Response) -> None:

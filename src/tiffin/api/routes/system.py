@@ -65,6 +65,8 @@ class SystemRoutes:
         if kinds:
             wanted = {member for kind in kinds for member in _USAGE[kind]}
             usage = {member: value for member, value in usage.items() if member in wanted}
+        if request.version >= (1, 42):
+            usage.pop("BuilderSize", None)
         response.json(usage)
 
     def events(self, request: Request, response: Response) -> None:
