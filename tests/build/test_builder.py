@@ -288,6 +288,7 @@ def test_source_date_epoch(kitchen: Kitchen, context: Path) -> None:
         ("FROM base\nCOPY nope /\n", BuildFailure, "line 2: COPY nope /"),
         ("FROM base\nENV A=${b\n", InvalidParameter, r"missing '}'.*line 2"),
         ("FROM base\nCOPY --from=nope a /\n", NotFound, "invalid from flag value nope: no such"),
+        ("FROM base\nCOPY --from=0 a /\n", InvalidParameter, "refers to current build stage"),
         ("FROM base\nCOPY --chown=who Dockerfile /\n", InvalidParameter, "unable to find user who"),
         ("FROM base\nCOPY --chmod=u+x Dockerfile /\n", Unsupported, "symbolic --chmod"),
         ("FROM base\nEXPOSE x\n", InvalidParameter, "invalid containerPort: x"),

@@ -47,7 +47,7 @@ from tiffin.storage.vfs import Vfs
 
 pytestmark = pytest.mark.root
 
-_CODE = ["layer/store.py", "layer/collection.py", "layer/stacks.py", "storage/", "store/"]
+_CODE = ["layer/store.py", "layer/snapshots.py", "layer/collection.py", "storage/", "store/"]
 _BASE = {"etc/passwd": "root", "bin/sh": "shell", "data/a": "a", "data/b": "b"}
 
 

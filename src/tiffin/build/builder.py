@@ -409,6 +409,8 @@ class Builder:
         earlier = self._stage_before(name, stage)
         if earlier is not None:
             return StageFiles(self._lower(self._states[earlier]))
+        if self._plan.find(name) == stage:
+            raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
         try:
             config = self._backend.image(name, self._options.platform)
         except NotFound as error:

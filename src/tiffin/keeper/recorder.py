@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 STREAMS = ("stdout", "stderr")
-_READ = 1 << 18
+_READ = 1 << 16
 _SPOOL_LIMIT = 4 << 20
 _SLOT = 1 << 16
 _SLOT_HEAD = struct.Struct("<IIIQQQQQ")

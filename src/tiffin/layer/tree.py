@@ -116,6 +116,8 @@ class OwnDirectory:
         # What this layer has placed: path to _DIRECTORY, _OTHER or _WHITEOUT.
         self._placed: dict[bytes, int] = {}
         self._opaque: set[bytes] = set()
+        # Whiteouts that the directory has a mark for.
+        self._marks: set[bytes] = set()
         self._times: dict[bytes, int] = {}
         self._links: set[bytes] = set()
         self._umask = current_umask()
@@ -222,17 +224,18 @@ class OwnDirectory:
 
     def _below(self, path: bytes) -> Entry | None:
         """What the stack below has at ``path``, unless this layer hides it."""
-        if self._lower is None:
+        if self._lower is None or self._placed.get(path) == _WHITEOUT or self._hidden(path):
             return None
-        if self._placed.get(path) == _WHITEOUT:
-            return None
-        if self._opaque:
-            at = path
-            while at:
-                at = at.rpartition(b"/")[0]
-                if at in self._opaque:
-                    return None
         return self._lower.entry(path)
+
+    def _hidden(self, path: bytes) -> bool:
+        """Whether the path lies in a directory that is opaque."""
+        if self._opaque:
+            while path:
+                path = path.rpartition(b"/")[0]
+                if path in self._opaque:
+                    return True
+        return False
 
     def _imply(self, here: Folder, name: bytes, path: bytes, below: Entry | None) -> Folder:
         self.needs_lower = True
@@ -310,15 +313,11 @@ class OwnDirectory:
 
     # Making
 
-    def _before(self, folder: Folder, name: bytes, path: bytes, *, directory: bool) -> None:
+    def _before(self, folder: Folder, path: bytes, *, directory: bool) -> None:
         """Note that ``path`` is about to be made."""
         if self._links and path in self._links:
             self._links.discard(path)
             self._forget(keep=None if folder is self._root else folder)
-        if self._whiteouts is Whiteouts.AUFS and self._placed.get(path) == _WHITEOUT:
-            os.unlink(WHITEOUT_PREFIX + name, dir_fd=folder.fd)
-            if directory:
-                self._opaque.add(path)
         self._placed[path] = _DIRECTORY if directory else _OTHER
 
     def create(self, folder: Folder, name: bytes, entry: Entry) -> int:
@@ -328,7 +327,7 @@ class OwnDirectory:
         if known or self._links:
             if known:
                 self._clear(folder, name, entry.path)
-            self._before(folder, name, entry.path, directory=False)
+            self._before(folder, entry.path, directory=False)
         else:
             self._placed[entry.path] = _OTHER
         try:
@@ -375,12 +374,10 @@ class OwnDirectory:
         if before == _DIRECTORY:
             self._update_directory(os.open(name, _OPEN_DIRECTORY, dir_fd=folder.fd), entry)
             return
-        if before is not None and not (
-            before == _WHITEOUT and self._whiteouts is not Whiteouts.OVERLAY
-        ):
+        if before is not None:
             self._clear(folder, name, path)
             opaque = True
-        self._before(folder, name, path, directory=True)
+        self._before(folder, path, directory=True)
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=folder.fd)
         except FileExistsError:
@@ -410,7 +407,7 @@ class OwnDirectory:
                 _set_xattrs(fd, entry)
             finally:
                 os.close(fd)
-        if opaque or path in self._opaque:
+        if opaque:
             self._mark_opaque(path)
 
     def _update_directory(self, fd: int, entry: Entry) -> None:
@@ -436,7 +433,7 @@ class OwnDirectory:
             entry = replace(entry, path=path)
         if path in self._placed:
             self._clear(folder, name, path)
-        self._before(folder, name, path, directory=False)
+        self._before(folder, path, directory=False)
         try:
             self._make_other(folder, name, entry)
         except FileExistsError:
@@ -490,7 +487,7 @@ class OwnDirectory:
             try:
                 if path in self._placed:
                     self._clear(folder, name, path)
-                self._before(folder, name, path, directory=False)
+                self._before(folder, path, directory=False)
                 self._link(source, target.rpartition(b"/")[2], folder, name, path)
             except FileNotFoundError:
                 raise self._no_target(name_of, entry) from None
@@ -545,11 +542,24 @@ class OwnDirectory:
         self._placed[path] = _WHITEOUT
         if self._whiteouts is Whiteouts.NONE:
             self._remove(folder, name, path)
-        elif self._whiteouts is Whiteouts.OVERLAY:
+            return path
+        # The kernel shows a mark that hides nothing as a name without a file: make none.
+        if self._hidden(path):
+            return path
+        if self._lower is not None and self._lower.entry(path) is None:
+            self.needs_lower = True
+            return path
+        self._marks.add(path)
+        if self._whiteouts is Whiteouts.OVERLAY:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=folder.fd)
         else:
             os.close(os.open(WHITEOUT_PREFIX + name, _CREATE, 0o444, dir_fd=folder.fd))
         return path
+
+    def _remove_mark(self, folder: Folder, path: bytes) -> None:
+        prefix = b"" if self._whiteouts is Whiteouts.OVERLAY else WHITEOUT_PREFIX
+        os.unlink(prefix + path.rpartition(b"/")[2], dir_fd=folder.fd)
+        self._marks.discard(path)
 
     def opaque(self, path: bytes) -> bytes:
         """Hide what is below inside the directory ``path``; gives the real path."""
@@ -562,6 +572,10 @@ class OwnDirectory:
         if self._whiteouts is Whiteouts.NONE:
             self._empty(path)
             return
+        start = path + b"/" if path else b""
+        for mark in [mark for mark in self._marks if mark.startswith(start)]:
+            # It hides nothing any more; see whiteout.
+            self._remove_mark(self.folder(mark.rpartition(b"/")[0]), mark)
         if not path:
             return  # a root can't be marked; see finish
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -590,8 +604,8 @@ class OwnDirectory:
     def _clear(self, folder: Folder, name: bytes, path: bytes) -> None:
         """Remove what is at ``path``, whatever it is, with all that it holds."""
         kind = self._placed.pop(path, None)
-        if self._whiteouts is Whiteouts.AUFS and kind == _WHITEOUT:
-            self._placed[path] = _WHITEOUT
+        if path in self._marks:
+            self._remove_mark(folder, path)
             return
         if kind == _OTHER and self._replaced is not None:
             self._replaced(path)
@@ -602,6 +616,7 @@ class OwnDirectory:
                     self._replaced(below)
             for known in [known for known in self._times if known.startswith(start)]:
                 del self._times[known]
+            self._marks = {mark for mark in self._marks if not mark.startswith(start)}
             self._opaque = {known for known in self._opaque if not known.startswith(start)}
             self._opaque.discard(path)
         self._remove(folder, name, path)
@@ -637,6 +652,7 @@ class OwnDirectory:
         if self._lower is None:
             return
         self.needs_lower = True
+        self._opaque.discard(b"")
         for below in self._lower.children(b""):
             self.whiteout(below.path)
 

@@ -32,6 +32,18 @@ def _named(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}")
 
 
+def _link(name: str, directory: int) -> str | None:
+    """Where a symlink points to; None if it is none."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError:
+        return None
+
+
+def _follow(path: str, target: str) -> str:
+    return target if target.startswith("/") else f"{path.rstrip('/').rpartition('/')[0]}/{target}"
+
+
 class Kernel:
     """The real one."""
 
@@ -118,40 +130,42 @@ class Kernel:
         parent, _, name = path.rstrip("/").rpartition("/")
         return self._open_directory(parent or "/", mode), name
 
-    def _open_directory(self, path: str, mode: int = 0o755) -> int:
-        """A directory, made with its parents if missing."""
+    def _open_directory(self, path: str, mode: int = 0o755, links: int = 40) -> int:
+        """A directory, made with its parents if missing; where a symlink dangles, its target."""
         flags = os.O_PATH | os.O_DIRECTORY
         try:
             return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
         except OSError as error:
-            if error.errno != errno.ENOENT or path == "/":
+            if error.errno != errno.ENOENT or path == "/" or not links:
                 raise _named(error, path) from None
         parent, name = self._open_parent(path, mode)
         try:
-            try:
-                os.mkdir(name, mode, dir_fd=parent)
-            except FileExistsError:
-                pass
+            os.mkdir(name, mode, dir_fd=parent)
+        except FileExistsError:
+            target = _link(name, parent)
+            if target is not None:
+                return self._open_directory(_follow(path, target), mode, links - 1)
         finally:
             os.close(parent)
         return self._open(path, flags)
 
-    def _open_target(self, path: str, directory: bool) -> int:
+    def _open_target(self, path: str, directory: bool, links: int = 40) -> int:
         """What a mount is attached to; made if missing, as a directory or as an empty file."""
         if directory:
             return self._open_directory(path)
         try:
             return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT or not links:
                 raise _named(error, path) from None
         parent, name = self._open_parent(path)
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                os.close(os.open(name, flags, 0o644, dir_fd=parent))
-            except FileExistsError:
-                pass
+            os.close(os.open(name, flags, 0o644, dir_fd=parent))
+        except FileExistsError:
+            target = _link(name, parent)
+            if target is not None:
+                return self._open_target(_follow(path, target), False, links - 1)
         finally:
             os.close(parent)
         return self._open(path)

@@ -313,10 +313,7 @@ def _defaults(
         if hierarchy is not None and "/sys/fs/cgroup" not in taken:
             steps += _cgroups(settings, hierarchy, own_cgroup_namespace)
     if "/dev/mqueue" not in taken:
-        if settings.namespaces.get("ipc", "host") != "host" or "ipc" in settings.namespaces:
-            steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
-        else:
-            steps.append(op.Bind("/dev/mqueue", "/dev/mqueue"))
+        steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
     if "/dev/shm" not in taken:
         if "ipc" in settings.namespaces:
             data = f"mode=1777,size={settings.shm_size}"
