@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,21 @@ def test_the_second_daemon_of_a_root_is_told_by_whom_it_is_owned(
     assert second.end()[0] != 0
     assert f"process {first.process.pid}" in second.said
     assert "in use" in second.said
+
+
+def test_a_daemon_that_comes_while_another_is_leaving_waits_for_the_root(
+    daemon: Callable[..., Daemon], root: Path, clients: Callable[[Path], Any]
+) -> None:
+    first = daemon(on_demand=True)
+    # Stopped in the middle of leaving: the socket is gone, the root is not free yet.
+    first.process.send_signal(signal.SIGSTOP)
+    (root / "tiffin.sock").unlink()
+    wake = threading.Timer(0.3, first.process.kill)
+    wake.start()
+    second = daemon(on_demand=True)
+    wake.join()
+    assert second.said == "ready"
+    assert clients(root / "tiffin.sock").request("GET", "/_ping").status == 200
 
 
 def test_a_killed_daemon_leaves_nothing_in_the_way(
