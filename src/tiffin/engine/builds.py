@@ -25,6 +25,8 @@ from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
 from tiffin.store.database import Database
 
+__all__ = ["BuildOptions", "Builds"]
+
 JSON = dict[str, Any]
 
 
