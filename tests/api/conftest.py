@@ -169,3 +169,17 @@ def api(start: Start) -> Callable[[Any], Running]:
         return start(all_routes(engine, shutdown))
 
     return api
+
+
+@pytest.fixture
+def clients() -> Iterator[Callable[[Path], Client]]:
+    """Clients of a socket, which are closed at the end."""
+    made: list[Client] = []
+
+    def connect(path: Path) -> Client:
+        made.append(Client(path))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.close()

@@ -459,6 +459,10 @@ def test_shutdown_is_passed_on(engine: Engine, api: Callable[..., Any]) -> None:
     assert docker.request("POST", "/tiffin/shutdown").status == 204
     assert docker.request("POST", "/tiffin/shutdown?keeper=0").status == 204
     assert told == [True, False]
+    running = create(docker, "sleep", "1000")
+    docker.request("POST", f"/containers/{running}/start")
+    assert docker.request("POST", "/tiffin/shutdown?force=1&t=0").status == 204
+    assert docker.request("GET", "/containers/json").json() == []
 
 
 @pytest.fixture(autouse=True)
