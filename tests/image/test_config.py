@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiffin.errors import InvalidParameter
@@ -79,6 +79,10 @@ def test_changes_leave_the_original_alone() -> None:
     changed = config.with_healthcheck(healthcheck)
     healthcheck["Test"].append("later")
     assert changed.healthcheck == {"Test": ["NONE"]}
+    field = {"list": [1]}
+    changed = config.with_field("future", field)
+    field["list"].append(2)
+    assert changed.to_document()["future"] == {"list": [1]}
     assert config.to_document() == before
 
 
@@ -202,6 +206,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(text.map("x-".__add__), json_values, max_size=4), st.data())
 def test_unknown_fields_survive_every_change(unknown: dict[str, Any], data: st.DataObject) -> None:
     raw = json.dumps({**unknown, "config": unknown}).encode()

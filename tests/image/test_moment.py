@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiffin.errors import InvalidParameter
@@ -44,6 +44,7 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         parse_moment(text)
 
 
+@settings(deadline=None)
 @given(st.integers(-62135596800 * 10**9, 253402300799 * 10**9))
 def test_every_moment_reads_back(nanoseconds: int) -> None:
     assert parse_moment(format_moment(nanoseconds)) == nanoseconds

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -231,7 +232,9 @@ def test_program_outside_the_search_path_is_linked_into_it(
     assert str(tool) in paths(packed)
 
 
-def test_python_is_the_interpreter_behind_a_shim(tmp_path: Path) -> None:
+def test_python_is_the_interpreter_behind_a_shim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need("python3")
     real = subprocess.run(
         ["python3", "-I", "-S", "-c", "import os, sys; print(os.path.realpath(sys.executable))"],
@@ -239,7 +242,13 @@ def test_python_is_the_interpreter_behind_a_shim(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    shim = program(tmp_path / "shims/python3", f'#!/bin/sh\nexec {real} "$@"\n')
+    # It has to be told which version it stands for, and must not be told where modules are.
+    shim = program(
+        tmp_path / "shims/python3",
+        f'#!/bin/sh\n[ "$PYENV_VERSION" = 3 ] && [ -z "$PYTHONPATH" ] && exec {real} "$@"\n',
+    )
+    monkeypatch.setenv("PYENV_VERSION", "3")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
     script = program(tmp_path / "app", f"#!{shim}\n")
     packed = pack([str(script)], timezones=False)
     entries = {"/" + os.fsdecode(entry.path): entry for entry, _ in packed}
@@ -297,6 +306,18 @@ def test_libraries_beside_the_program_are_found(
     folder = binary.parent.parent
     assert {f"{folder}/lib/libone.so", f"{folder}/lib/libtwo.so"} <= paths(packed)
     inside(unpack(packed), str(binary))
+
+
+def test_library_for_another_machine_is_passed_over(made: Callable[..., Path]) -> None:
+    binary = made("-Wl,--disable-new-dtags", "-Wl,-rpath,$ORIGIN/../foreign:$ORIGIN/../lib")
+    folder = binary.parent.parent
+    foreign = bytearray((folder / "lib/libone.so").read_bytes())
+    foreign[18:20] = (0xF00F).to_bytes(2, sys.byteorder)  # e_machine
+    (folder / "foreign").mkdir()
+    (folder / "foreign/libone.so").write_bytes(foreign)
+    packed = pack([str(binary)], timezones=False)
+    assert f"{folder}/lib/libone.so" in paths(packed)
+    assert f"{folder}/foreign/libone.so" not in paths(packed)
 
 
 def test_library_that_is_nowhere_is_named(made: Callable[..., Path]) -> None:

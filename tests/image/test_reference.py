@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tiffin.errors import InvalidParameter
@@ -162,6 +162,7 @@ tag = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True)
 digest = st.sampled_from([SHA256, SHA512])
 
 
+@settings(deadline=None)
 @given(
     st.none() | domain,
     st.lists(component, min_size=1, max_size=4),
@@ -185,6 +186,7 @@ def test_whatever_the_grammar_makes_is_read_and_reads_back_the_same(
         assert (again.domain, again.path) == (reference.domain, reference.path)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.text(alphabet="aA0.:/@_-[]f", max_size=40))
 def test_any_text_is_a_reference_or_is_refused(text: str) -> None:
     try:

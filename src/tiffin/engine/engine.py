@@ -60,6 +60,8 @@ class Engine:
             driver = drivers.choose(self._root.path, storage_driver)
             self._database = Database(self._root.database)
             self._layers = LayerStore(self._database, driver, self._root.path)
+            # Before anything reads the rows: it finishes commits that a kill has interrupted.
+            self._layers.sweep()
             self.events = Events()
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
@@ -124,7 +126,6 @@ class Engine:
         for entry in os.scandir(self._root.containers):
             if entry.name not in known:
                 shutil.rmtree(entry.path)
-        self._layers.sweep()
         self.volumes.sweep()
         self.images.collect()
 

@@ -28,9 +28,12 @@ from tiffin.layer.compression import decompressed
 
 __all__ = ["Archive", "MemberStream"]
 
-_CHUNK = 1 << 20
+# Large enough for few system calls, small enough to stay in a processor's cache.
+_CHUNK = 1 << 18
 _LINKS_MAX = 40
 _MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh")
+# Of a zstd frame that is to be skipped; some compressors begin with one. The first byte varies.
+_SKIPPABLE = b"\x2a\x4d\x18"
 # What a broken tar makes tarfile raise, besides its own errors.
 _TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError)
 
@@ -211,9 +214,10 @@ class Archive:
         try:
             copy = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115
             self._owned.append(copy)
-            stream = decompressed(file)
-            while data := stream.read(_CHUNK):
-                view = memoryview(data)
+            stream = cast(io.RawIOBase, decompressed(file))
+            buffer = memoryview(bytearray(_CHUNK))
+            while count := stream.readinto(buffer):
+                view = buffer[:count]
                 while view:
                     view = view[copy.write(view) :]
         except OSError as error:
@@ -255,7 +259,7 @@ def _is_plain_file(file: BinaryIO) -> bool:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return False
     start = os.pread(fd, 8, file.tell())
-    return not start.startswith(_MAGICS)
+    return not start.startswith(_MAGICS) and start[1:4] != _SKIPPABLE
 
 
 def _normalised(name: str) -> str:

@@ -31,7 +31,9 @@ SEARCH_PATH = (
 """Where a container of the image looks for programs."""
 
 _LINK_DIRECTORY = "/usr/local/bin"
-_ENVIRONMENT = {"PATH": ":".join(SEARCH_PATH), "LC_ALL": "C"}
+# What programs are asked with: nothing that changes their answers (PYTHONPATH, PERL5LIB, CPATH),
+# but what says which version a shim stands for.
+_PASSED_ON = re.compile(r"HOME|PATH|(PYENV|ASDF|MISE)_\w+")
 _ANSWER_SECONDS = 30
 _LOCALE = "/usr/lib/locale/C.utf8"
 _SHELLS = ("dash", "bash", "busybox")
@@ -341,7 +343,10 @@ def _package_files(path: str, more: Sequence[str]) -> list[str] | None:
         owner = _ask("/usr/bin/dpkg-query", "-S", path).partition(":")[0]
         wanted = [owner, "linux-libc-dev", "libcrypt-dev", *more]
         listed = subprocess.run(
-            ["/usr/bin/dpkg-query", "-L", *wanted], capture_output=True, text=True, env=_ENVIRONMENT
+            ["/usr/bin/dpkg-query", "-L", *wanted],
+            capture_output=True,
+            text=True,
+            env=_environment(),
         ).stdout
     except NotFound:
         return None
@@ -374,13 +379,12 @@ def _is_script(path: str) -> bool:
 
 def _ask(*command: str) -> str:
     """What a program of the host prints. Raises NotFound if it fails."""
-    environment = {**_ENVIRONMENT, "HOME": os.environ.get("HOME", "/")}
     try:
         ran = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            env=environment,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             timeout=_ANSWER_SECONDS,
         )
@@ -390,3 +394,8 @@ def _ask(*command: str) -> str:
         reason = ran.stderr.strip() or f"exit code {ran.returncode}"
         raise NotFound(f"{command[0]} does not say what it needs: {reason}")
     return ran.stdout
+
+
+def _environment() -> dict[str, str]:
+    passed_on = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+    return {"PATH": ":".join(SEARCH_PATH), **passed_on, "LC_ALL": "C"}

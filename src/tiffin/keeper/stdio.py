@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tiffin.keeper.attachment import Attachment
     from tiffin.keeper.recorder import Recorder
 
-_READ = 1 << 18
+_READ = 1 << 16
 _DRAIN_LIMIT = 8 << 20
 """More than any pipe holds: a process that lives on and writes must not hold up the end."""
 

@@ -5,9 +5,10 @@ tree that is compared with its parent's. Entries come sorted by path, component 
 digest does not depend on the order in which directories are read. Nothing is written: the canonical
 tar is only hashed.
 
-What is left out: sockets, as Docker does; the root directory, unless it is not the
-usual one (mode 0755, root's) or not the one compared with; overlay's own attributes. Two trees are compared by type, mode, owner, size, time, link
-target, device and attributes; a directory whose contents changed is part of the layer.
+What is left out: sockets, as Docker does; the root directory, unless it is not the usual one (mode
+0755, root's) or not as the one compared with; overlay's own attributes. Two trees are compared by
+type, mode, owner, size, time, link target, device and attributes; a directory whose contents
+changed is part of the layer.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from typing import NamedTuple
 
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
+from tiffin.layer.attributes import OPAQUE_XATTR, OVERLAY_XATTRS
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing
-from tiffin.layer.tree import MAX_DEPTH, OPAQUE_XATTR, OVERLAY_XATTRS, explain
+from tiffin.layer.tree import explain
 from tiffin.storage.driver import Whiteouts
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -164,7 +167,14 @@ def _level(fd: int, path: bytes, old: int | None, own: _Found | None = None) -> 
     gone: set[bytes] = set()
     if old is not None:
         gone = {os.fsencode(name) for name in os.listdir(old)} - names
-    return _Level(fd, path, iter(sorted(names | gone)), old, own, gone)
+    return _Level(fd, path, iter(sorted(names | gone, key=_order)), old, own, gone)
+
+
+def _order(name: bytes) -> bytes:
+    """Names in a directory's order: a mark where the name stands that it hides."""
+    if not name.startswith(_PREFIX):
+        return name
+    return b"" if name.startswith(tarwriter.WHITEOUT_META_PREFIX) else name[len(_PREFIX) :]
 
 
 def _close(level: _Level) -> None:

@@ -77,17 +77,19 @@ def _remove_unowned(store: LayerStore, key: str) -> None:
         tree.delete(store.layers_folder / key)
 
 
-def finish_move(store: LayerStore, key: str, name: str, chain: str) -> None:
+def finish_move(store: LayerStore, key: str, layer: Layer) -> None:
     """After a move is recorded: the files are moved, and nothing names the old key any more."""
     keys = set(store.driver.keys())
-    if key in keys:
-        if name in keys:
-            # Either an equal layer was there already, or the rename was done.
-            store.driver.remove(key)
-        else:
-            store.driver.commit(key, name)
+    if layer.snapshot not in keys:
+        store.driver.commit(key, layer.snapshot)
+    elif key in keys:
+        # An equal layer was there already.
+        store.driver.remove(key)
+    store.take_mountpoints_out(layer.snapshot, key, store.index(layer))
     with store.database.transaction():
-        store.database.execute("UPDATE containers SET frozen = ? WHERE snapshot = ?", (chain, key))
+        store.database.execute(
+            "UPDATE containers SET frozen = ? WHERE snapshot = ?", (layer.chain_id, key)
+        )
         store.database.execute(
             "DELETE FROM snapshots WHERE driver = ? AND key = ?", (store.driver.name, key)
         )
@@ -100,7 +102,7 @@ def sweep(store: LayerStore) -> None:
     """As :meth:`LayerStore.sweep`."""
     database, driver = store.database, store.driver
     for row in database.all("SELECT * FROM moves WHERE driver = ?", (driver.name,)):
-        finish_move(store, row["key"], row["name"], row["chain"])
+        finish_move(store, row["key"], store.get(row["chain"]))
     with database.transaction():
         database.execute(
             "DELETE FROM snapshots WHERE driver = ? AND (purpose = 'work' OR"

@@ -96,8 +96,7 @@ class _Effect:
                 self._imply(parent)
             kind = entry.kind
             if kind is Kind.OPAQUE:
-                if path and path not in paths:
-                    self._imply(path)
+                self._imply(path)
                 self.opaque.add(path)
                 continue
             before = paths.get(path)

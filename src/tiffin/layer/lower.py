@@ -54,7 +54,10 @@ class StackLower:
             index = layer.index
             entry = index.content(path)
             if entry is not None:
-                return implied if entry.kind is Kind.WHITEOUT else (entry, layer)
+                hidden = entry.kind is Kind.WHITEOUT
+                if hidden or (implied[0] is not None and entry.kind is not Kind.DIRECTORY):
+                    return implied
+                return entry, layer
             if path in index.implied:
                 if implied[0] is None:
                     implied = (Entry(path, Kind.DIRECTORY, 0o755), layer)

@@ -6,11 +6,15 @@ the image has is left alone, whatever it is.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
 from tiffin.errors import InvalidParameter
+from tiffin.layer.capture import own_entries
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.index import Index
 from tiffin.layer.lower import StackLower
 from tiffin.layer.writer import LayerWriter
 from tiffin.storage.driver import Whiteouts
@@ -53,6 +57,29 @@ def write_mountpoints(directory: Path, whiteouts: Whiteouts, lower: StackLower) 
         writer.finish()
     finally:
         writer.close()
+
+
+def remove_mountpoints(tree: Path, ready: Path, image: Path | None, index: Index) -> None:
+    """Take them out of a whole tree that was copied from ``ready``, which is ``image`` and the
+    mount points, and that has become the layer of ``index``: those that nobody changed since."""
+    for entry in reversed(list(own_entries(ready, Whiteouts.NONE, lower_tree=image))):
+        place = tree / os.fsdecode(entry.path)
+        if index.get(entry.path) is not None or (
+            image is not None and os.path.lexists(image / os.fsdecode(entry.path))
+        ):
+            continue
+        try:
+            above = os.lstat(place.parent)
+            if entry.kind is Kind.DIRECTORY:
+                place.rmdir()
+            else:
+                place.unlink()
+        except OSError as error:
+            # It has been done before; or the directory holds files of the layer.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                raise
+            continue
+        os.utime(place.parent, ns=(above.st_atime_ns, above.st_mtime_ns))
 
 
 def _find(lower: StackLower, path: bytes, follow: bool) -> Entry | None:

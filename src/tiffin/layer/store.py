@@ -35,42 +35,30 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tiffin.errors import Conflict, InvalidParameter, NotFound
+from tiffin.errors import Conflict, InvalidParameter
 from tiffin.layer import collection
 from tiffin.layer.assemble import write_tar
-from tiffin.layer.capture import capture, own_entries
-from tiffin.layer.changes import Change, changes
+from tiffin.layer.capture import capture
 from tiffin.layer.compression import decompressed
 from tiffin.layer.digest import chain_id
-from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.layer.layer import Layer
 from tiffin.layer.locks import KeyedLocks
-from tiffin.layer.mountpoints import write_mountpoints
+from tiffin.layer.snapshots import Draft, Snapshots
 from tiffin.layer.space import space_needed
-from tiffin.layer.stacks import Stacks
 from tiffin.layer.unpack import unpack
 from tiffin.layer.writer import LayerWriter
 from tiffin.storage import tree
-from tiffin.storage.driver import Mount, StorageDriver, Usage
+from tiffin.storage.driver import StorageDriver
 from tiffin.store.database import Database
 
 __all__ = ["Layer", "LayerStore"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A layer in the making: a writable snapshot, and a folder for what comes beside it."""
-
-    key: str
-    folder: Path
-
-
-class LayerStore(Stacks):
+class LayerStore(Snapshots):
     """See the module's text. Any number of threads may use one store."""
 
     def __init__(self, database: Database, driver: StorageDriver, root: Path) -> None:
@@ -79,10 +67,6 @@ class LayerStore(Stacks):
         Raises InvalidParameter if the root's layers were made with another driver.
         """
         super().__init__(database, driver, root)
-        self.root = root
-        self.work_folder = root / "work"
-        for folder in (self.layers_folder, self.work_folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         other = database.one("SELECT driver FROM layers WHERE driver != ?", (driver.name,))
         if other is not None:
             raise InvalidParameter(
@@ -91,8 +75,6 @@ class LayerStore(Stacks):
             )
         # By diff ID: held by who makes a layer's snapshot, or removes it.
         self.making = KeyedLocks()
-        # By key: the same for snapshots of mount points.
-        self.making_mountpoints = KeyedLocks()
 
     # Layers arrive.
 
@@ -151,20 +133,26 @@ class LayerStore(Stacks):
         Nothing may be running on the snapshot. It is gone afterwards: a container that lives on
         wants a new one on the new layer (``prepare`` with the same key), and its row says so
         (``frozen``) as soon as the move is recorded; :meth:`sweep` makes it if nobody else did.
-        Raises NotFound, StorageFull; the snapshot is then as it was.
+        Raises NotFound, StorageFull, and Conflict for a ``parent`` that it does not lie on; the
+        snapshot is then as it was.
         """
+        self._check_parent(snapshot_key, parent)
         folder = self.work_folder / f"w{secrets.token_hex(8)}"
         try:
             with self._pinned(parent), space_needed(self.root, "the layer"):
                 folder.mkdir(mode=0o700, parents=True)
                 index = self._capture(snapshot_key, snapshot_key)
                 with self.making.held(index.diff_id):
-                    return self._move(_Draft(snapshot_key, folder), parent, index)
+                    return self._move(Draft(snapshot_key, folder), parent, index)
         finally:
             tree.delete(folder)
 
     def commit_copy(self, snapshot_key: str, parent: str | None) -> Layer:
-        """Make a layer on ``parent`` of a copy of a writable snapshot, which goes on as it is."""
+        """Make a layer on ``parent`` of a copy of a writable snapshot, which goes on as it is.
+
+        Raises as :meth:`commit`.
+        """
+        self._check_parent(snapshot_key, parent)
         below = parent if self.driver.layered else None
         with self._pinned(parent), self._draft(below) as draft:
             with (
@@ -173,7 +161,16 @@ class LayerStore(Stacks):
             ):
                 tree.copy(source, target)
             index = self._capture(draft.key, snapshot_key)
+            self.take_mountpoints_out(draft.key, snapshot_key, index)
             return self._settle(draft, parent, index, False)
+
+    def _check_parent(self, key: str, parent: str | None) -> None:
+        """What a snapshot changes means nothing on another stack."""
+        if (lies_on := self._row(key)["chain"]) != parent:
+            raise Conflict(
+                f"snapshot {key} lies on {lies_on or 'nothing'}: it can't be committed on "
+                f"{parent or 'nothing'}"
+            )
 
     def _capture(self, key: str, original: str) -> Index:
         """The index of what ``key`` holds: ``original``, or a copy of it."""
@@ -184,29 +181,6 @@ class LayerStore(Stacks):
                 return capture(directory, self.driver.whiteouts, lower_tree=base)
 
     # The steps of a layer's making.
-
-    @contextmanager
-    def _pinned(self, chain: str | None) -> Iterator[None]:
-        """Keep the stack from being collected inside the block; raises NotFound."""
-        with self.pins.held(chain):
-            if chain is not None:
-                self.get(chain)
-            yield
-
-    @contextmanager
-    def _draft(self, parent: str | None) -> Iterator[_Draft]:
-        """A writable snapshot and a folder, which end with the block unless they have become a
-        layer's; a full disk is told as StorageFull."""
-        folder = self.work_folder / f"w{secrets.token_hex(8)}"
-        draft = _Draft(folder.name, folder)
-        try:
-            with space_needed(self.root, "the layer"):
-                folder.mkdir(mode=0o700, parents=True)
-                self.driver.prepare(draft.key, self._driver_parent(self.keys(parent)))
-                yield draft
-        finally:
-            self.driver.remove(draft.key)
-            tree.delete(folder)
 
     def _known(self, parent: str | None, diff_id: str) -> Layer | None:
         """The layer, if it is there, or if an equal one on another stack can be shared."""
@@ -233,7 +207,7 @@ class LayerStore(Stacks):
             self.pins.made(chain)
             return Layer.of(row)
 
-    def _settle(self, draft: _Draft, parent: str | None, index: Index, needs_lower: bool) -> Layer:
+    def _settle(self, draft: Draft, parent: str | None, index: Index, needs_lower: bool) -> Layer:
         """Turn the draft into a layer, or find the one that is there already."""
         with self.making.held(index.diff_id):
             if (known := self._known(parent, index.diff_id)) is not None:
@@ -250,13 +224,13 @@ class LayerStore(Stacks):
                 raise
             return layer
 
-    def _move(self, draft: _Draft, parent: str | None, index: Index) -> Layer:
+    def _move(self, draft: Draft, parent: str | None, index: Index) -> Layer:
         """As ``_settle`` for a snapshot that must not be lost: see the module's text."""
         key = draft.key
         if (known := self._known(parent, index.diff_id)) is not None:
             with self.database.transaction():
                 self._insert_move(key, known)
-            collection.finish_move(self, key, known.snapshot, known.chain_id)
+            collection.finish_move(self, key, known)
             return known
         layer = self._planned(parent, index, False)
         self._place_index(draft, layer, index)
@@ -275,7 +249,7 @@ class LayerStore(Stacks):
                 self._delete_rows(layer)
             tree.delete(self.layers_folder / layer.snapshot)
             raise
-        collection.finish_move(self, key, layer.snapshot, layer.chain_id)
+        collection.finish_move(self, key, layer)
         return layer
 
     def _planned(self, parent: str | None, index: Index, needs_lower: bool) -> Layer:
@@ -284,7 +258,7 @@ class LayerStore(Stacks):
         snapshot = _shared_key(index.diff_id) if shared else f"c{chain[7:39]}"
         return Layer(chain, index.diff_id, parent, snapshot, index.tar_size, index.size)
 
-    def _place_index(self, draft: _Draft, layer: Layer, index: Index) -> None:
+    def _place_index(self, draft: Draft, layer: Layer, index: Index) -> None:
         # No row names this snapshot: what there is under its name was left by a kill.
         self.driver.remove(layer.snapshot)
         place = self.layers_folder / layer.snapshot
@@ -325,160 +299,13 @@ class LayerStore(Stacks):
         self.database.execute("DELETE FROM layers WHERE chain_id = ?", (layer.chain_id,))
         self.database.execute("DELETE FROM snapshots WHERE key = ?", (layer.snapshot,))
 
+    # Layers go.
+
     def write_tar(self, layer: Layer, output: int | BinaryIO) -> None:
         """Write the layer's tar, byte for byte as it came."""
         stash = self.layers_folder / layer.snapshot / "stash"
         with self._pinned(layer.chain_id), self.driver.own_directory(layer.snapshot) as directory:
             write_tar(self.index(layer), directory, self.driver.whiteouts, stash, output)
-
-    # Snapshots to write into.
-
-    def prepare(
-        self, key: str, chain: str | None, mountpoints: bool = False, purpose: str = "work"
-    ) -> None:
-        """Make a writable snapshot on a stack, with the mount points of a container in between.
-
-        ``purpose`` is ``container`` (kept as long as a container's row names it) or ``work`` (gone
-        at the next start). Raises Conflict if the key exists, NotFound for the stack.
-        """
-        with self._pinned(chain):
-            with self.database.transaction():
-                if self.database.one(
-                    "SELECT key FROM snapshots WHERE driver = ? AND key = ?",
-                    (self.driver.name, key),
-                ):
-                    raise Conflict(f"snapshot {key} exists already")
-                self.database.execute(
-                    "INSERT INTO snapshots (key, driver, purpose, chain, mountpoints)"
-                    " VALUES (?, ?, ?, ?, ?)",
-                    (key, self.driver.name, purpose, chain, int(mountpoints)),
-                )
-            try:
-                with space_needed(self.root, "the container's layer"):
-                    self._prepare(key, chain, mountpoints)
-            except BaseException:
-                self._delete_snapshot_row(key)
-                raise
-
-    def _prepare(self, key: str, chain: str | None, mountpoints: bool) -> None:
-        keys = self.keys(chain)
-        if mountpoints:
-            keys = (*keys, self._mountpoints(chain))
-        self.driver.prepare(key, self._driver_parent(keys))
-        if not mountpoints and chain is not None and self.driver.layered:
-            self._set_root(key, chain)
-
-    def remove_snapshot(self, key: str) -> None:
-        """Remove a writable snapshot; no error if there is none."""
-        self._delete_snapshot_row(key)
-        self.driver.remove(key)
-
-    def mounts(self, key: str) -> list[Mount]:
-        """What to mount to see the snapshot's tree; raises NotFound."""
-        return self.driver.mounts(key)
-
-    def view(self, chain: str) -> list[Mount]:
-        """What to mount to see a stack read-only; raises NotFound."""
-        return self.driver.view(self.keys(chain))
-
-    @contextmanager
-    def own_directory(self, key: str) -> Iterator[Path]:
-        """The directory with the snapshot's own files, inside the block."""
-        with self.driver.own_directory(key) as directory:
-            yield directory
-
-    def usage(self, key: str) -> Usage:
-        """Measure what a writable snapshot adds to what it lies on."""
-        if self.driver.layered:
-            return self.driver.usage(key)
-        size = inodes = 0
-        for entry in self._own_entries(key):
-            if entry.kind in (Kind.WHITEOUT, Kind.OPAQUE, Kind.HARDLINK):
-                continue
-            inodes += 1
-            size += len(entry.target) if entry.kind is Kind.SYMLINK else entry.size
-        return Usage(size, inodes)
-
-    def changes(self, key: str, base: str | None, frozen: str | None = None) -> list[Change]:
-        """What a container changed against ``base``, as ``docker diff``; ``frozen`` is the stack
-        that earlier commits have moved its own files into."""
-        layers: list[Iterable[Entry]] = []
-        if frozen is not None and frozen != base:
-            depth = len(self.chain(base))
-            layers = [self.index(layer).effective() for layer in self.chain(frozen)[depth:]]
-        return changes([*layers, self._own_entries(key)], self.lower(base) if base else None)
-
-    def _own_entries(self, key: str) -> list[Entry]:
-        with self.driver.own_directory(key) as directory:
-            if self.driver.layered:
-                return list(own_entries(directory, self.driver.whiteouts))
-            with self._base_tree(key) as base:
-                return list(own_entries(directory, self.driver.whiteouts, lower_tree=base))
-
-    @contextmanager
-    def _base_tree(self, key: str) -> Iterator[Path | None]:
-        """For a driver of whole trees: the tree that the snapshot was copied from."""
-        row = self.database.one(
-            "SELECT chain, mountpoints FROM snapshots WHERE driver = ? AND key = ?",
-            (self.driver.name, key),
-        )
-        if row is None:
-            raise NotFound(f"no such snapshot: {key}")
-        if row["mountpoints"]:
-            below = _init_key(row["chain"])
-        elif row["chain"] is not None:
-            below = self.get(row["chain"]).snapshot
-        else:
-            yield None
-            return
-        with self.driver.own_directory(below) as directory:
-            yield directory
-
-    def _driver_parent(self, keys: tuple[str, ...]) -> str | tuple[str, ...] | None:
-        if self.driver.layered:
-            return keys
-        return keys[-1] if keys else None
-
-    def _delete_snapshot_row(self, key: str) -> None:
-        self.database.execute(
-            "DELETE FROM snapshots WHERE driver = ? AND key = ?"
-            " AND purpose IN ('container', 'work')",
-            (self.driver.name, key),
-        )
-
-    def _set_root(self, key: str, chain: str) -> None:
-        """A layered snapshot's root directory is the one seen, whatever the layers below say."""
-        entry = self.lower(chain).entry(b"")
-        if entry is None:
-            return
-        with self.driver.own_directory(key) as directory:
-            os.chown(directory, entry.uid, entry.gid)
-            os.chmod(directory, entry.mode)
-            if entry.mtime_ns:
-                os.utime(directory, ns=(entry.mtime_ns, entry.mtime_ns))
-
-    def _mountpoints(self, chain: str | None) -> str:
-        """The snapshot of mount points for a stack, made by the first who needs it."""
-        key = _init_key(chain)
-        with self.making_mountpoints.held(key):
-            known = "SELECT key FROM snapshots WHERE driver = ? AND key = ? AND purpose = 'init'"
-            if self.database.one(known, (self.driver.name, key)) is not None:
-                return key
-            with self._draft(chain) as draft:
-                if chain is not None and self.driver.layered:
-                    self._set_root(draft.key, chain)
-                with self.driver.own_directory(draft.key) as directory:
-                    write_mountpoints(directory, self.driver.whiteouts, self.lower(chain))
-                # As in _place_index.
-                self.driver.remove(key)
-                self.driver.commit(draft.key, key)
-            self.database.execute(
-                "INSERT INTO snapshots (key, driver, purpose, chain) VALUES (?, ?, 'init', ?)",
-                (key, self.driver.name, chain),
-            )
-        return key
-
-    # The end of layers.
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -499,7 +326,3 @@ class LayerStore(Stacks):
 
 def _shared_key(diff_id: str) -> str:
     return f"l{diff_id[7:39]}"
-
-
-def _init_key(chain: str | None) -> str:
-    return f"i{chain[7:39]}" if chain else "i-scratch"

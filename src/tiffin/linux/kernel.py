@@ -32,11 +32,24 @@ def _named(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}")
 
 
+def _link(name: str, directory: int) -> str | None:
+    """Where a symlink points to; None if it is none."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError:
+        return None
+
+
+def _follow(path: str, target: str) -> str:
+    return target if target.startswith("/") else f"{path.rstrip('/').rpartition('/')[0]}/{target}"
+
+
 class Kernel:
     """The real one."""
 
     def __init__(self) -> None:
         self._root = -1
+        self._null = -1
         self._trees: dict[str, int] = {}
         self.terminal: tuple[int, int] | None = None
         """Master and slave, once :meth:`open_terminal` has made them."""
@@ -118,40 +131,42 @@ class Kernel:
         parent, _, name = path.rstrip("/").rpartition("/")
         return self._open_directory(parent or "/", mode), name
 
-    def _open_directory(self, path: str, mode: int = 0o755) -> int:
-        """A directory, made with its parents if missing."""
+    def _open_directory(self, path: str, mode: int = 0o755, links: int = 40) -> int:
+        """A directory, made with its parents if missing; where a symlink dangles, its target."""
         flags = os.O_PATH | os.O_DIRECTORY
         try:
             return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
         except OSError as error:
-            if error.errno != errno.ENOENT or path == "/":
+            if error.errno != errno.ENOENT or path == "/" or not links:
                 raise _named(error, path) from None
         parent, name = self._open_parent(path, mode)
         try:
-            try:
-                os.mkdir(name, mode, dir_fd=parent)
-            except FileExistsError:
-                pass
+            os.mkdir(name, mode, dir_fd=parent)
+        except FileExistsError:
+            target = _link(name, parent)
+            if target is not None:
+                return self._open_directory(_follow(path, target), mode, links - 1)
         finally:
             os.close(parent)
         return self._open(path, flags)
 
-    def _open_target(self, path: str, directory: bool) -> int:
+    def _open_target(self, path: str, directory: bool, links: int = 40) -> int:
         """What a mount is attached to; made if missing, as a directory or as an empty file."""
         if directory:
             return self._open_directory(path)
         try:
             return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT or not links:
                 raise _named(error, path) from None
         parent, name = self._open_parent(path)
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                os.close(os.open(name, flags, 0o644, dir_fd=parent))
-            except FileExistsError:
-                pass
+            os.close(os.open(name, flags, 0o644, dir_fd=parent))
+        except FileExistsError:
+            target = _link(name, parent)
+            if target is not None:
+                return self._open_target(_follow(path, target), False, links - 1)
         finally:
             os.close(parent)
         return self._open(path)
@@ -261,9 +276,8 @@ class Kernel:
                 continue
             os.mkdir(name, 0o755)
             syscalls.mount(source, name, None, syscalls.MS_BIND)
-            syscalls.mount(None, name, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | attributes)
-        if attributes & syscalls.MOUNT_ATTR_RDONLY:
-            syscalls.mount_setattr(directory, syscalls.MOUNT_ATTR_RDONLY)
+        # One call for all of them, and for the tmpfs itself.
+        syscalls.mount_setattr(directory, attributes, recursive=True)
         os.close(directory)
 
     def set_read_only(self, path: str) -> None:
@@ -276,43 +290,64 @@ class Kernel:
 
     def protect(self, path: str) -> None:
         """Bind an inside path on itself, read-only; nothing happens if it isn't there."""
-        self._cover(path, None)
+        fd = self._open_if_there(path)
+        if fd is None:
+            return
+        try:
+            self._cover(path, fd, fd)
+        finally:
+            os.close(fd)
 
     def mask(self, path: str) -> None:
-        """Hide an inside path: a directory under an empty read-only tmpfs, a file under
-        /dev/null; nothing happens if it isn't there."""
-        self._cover(path, "/dev/null")
-
-    def _cover(self, path: str, null: str | None) -> None:
+        """Hide an inside path: a directory under an empty read-only tmpfs, a file under the
+        container's /dev/null; nothing happens if it isn't there."""
+        fd = self._open_if_there(path)
+        if fd is None:
+            return
         try:
-            fd = syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return
-            raise _named(error, path) from None
-        try:
-            if null is not None and stat.S_ISDIR(os.fstat(fd).st_mode):
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
-                return
-            clone = syscalls.OPEN_TREE_CLONE
-            if null is None:
-                flags = clone | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
-                tree = syscalls.open_tree(fd, "", flags)
             else:
-                tree = syscalls.open_tree(syscalls.AT_FDCWD, null, clone)
+                self._cover(path, fd, self._open_null())
+        except OSError as error:
+            raise _named(error, f"mask({path})") from None
+        finally:
+            os.close(fd)
+
+    def _open_if_there(self, path: str) -> int | None:
+        try:
+            return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise _named(error, path) from None
+
+    def _open_null(self) -> int:
+        """The container's null device, kept open until the root is pivoted."""
+        if self._null < 0:
+            self._null = self._open("/dev/null")
+            if os.fstat(self._null).st_rdev != os.makedev(1, 3):
+                raise OSError(errno.ENODEV, "/dev/null of the container is not the null device")
+        return self._null
+
+    def _cover(self, path: str, target: int, source: int) -> None:
+        """Attach a copy of what ``source`` is on ``target``, read-only if it's the same."""
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+        if source == target:
+            flags |= syscalls.AT_RECURSIVE
+        try:
+            tree = syscalls.open_tree(source, "", flags)
             try:
-                if null is None:
+                if source == target:
                     syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_RDONLY, recursive=True)
-                syscalls.move_mount(tree, fd)
+                syscalls.move_mount(tree, target)
             finally:
                 os.close(tree)
         except OSError as error:
             raise _named(error, f"mount(on {path})") from None
-        finally:
-            os.close(fd)
 
     def write(self, path: str, value: str) -> None:
         """Write to an existing inside file (a sysctl, say)."""

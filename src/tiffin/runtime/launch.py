@@ -33,7 +33,7 @@ from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
-from tiffin.runtime.operations import load
+from tiffin.runtime.operations import MakeDirectory, Operation, load
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
             try:
                 operation.execute(kernel)
             except OSError as error:
-                raise program.Refusal(
-                    f"failed to {operation.describe()}: {error.strerror}", 125
-                ) from None
+                raise _refusal(operation, error) from None
         _become(process, plan["init"], stdio, kernel.terminal, channel, warn)
 
     namespace = None
@@ -143,6 +141,14 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
     finally:
         if namespace is not None:
             os.close(namespace)
+
+
+def _refusal(operation: Operation, error: OSError) -> program.Refusal:
+    if isinstance(operation, MakeDirectory) and error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return program.Refusal(f"Cannot mkdir: {operation.path} is not a directory", 126)
+    return program.Refusal(
+        f"failed to start the container: {operation.describe()}: {error.strerror}", 125
+    )
 
 
 def enter(
