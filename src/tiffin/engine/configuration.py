@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tiffin.engine import sandboxes
 from tiffin.errors import InvalidParameter, Unsupported
 
 JSON = dict[str, Any]
@@ -25,7 +26,7 @@ _ACTED_ON = frozenset(
     ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime CpuShares Memory
     CpuPeriod CpuQuota CpusetCpus CpusetMems MemoryReservation MemorySwap NanoCpus Init
     PidsLimit Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices Annotations""".split()
+    Devices Annotations PortBindings PublishAllPorts Links VolumeDriver""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -34,7 +35,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "UsernsMode": ("host",),
     "Cgroup": (),
 }
-_CONFIG_REFUSED: Mapping[str, str] = {"Healthcheck": "health checks", "MacAddress": "--mac-address"}
+_CONFIG_REFUSED: Mapping[str, str] = {"Healthcheck": "health checks"}
 
 
 def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
@@ -43,7 +44,6 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
     Raises InvalidParameter for what makes no sense and Unsupported for what is not done yet.
     """
     host = {**_host_defaults(), **(body.get("HostConfig") or {})}
-    networking = body.get("NetworkingConfig") or {}
     config = {
         key: value
         for key, value in body.items()
@@ -54,7 +54,8 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
             config[key] = [config[key]]
     _check_config(config)
     _check_host(host)
-    return config, host, networking
+    networks = sandboxes.normalise(config, host, body.get("NetworkingConfig") or {})
+    return config, host, {"EndpointsConfig": networks}
 
 
 def _host_defaults() -> JSON:
@@ -62,7 +63,7 @@ def _host_defaults() -> JSON:
         "Binds": None,
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": {}},
-        "NetworkMode": "default",
+        "NetworkMode": "bridge",
         "PortBindings": {},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
@@ -158,11 +159,7 @@ def _check_host(host: JSON) -> None:
 
 def _check_modes(host: JSON) -> None:
     network = host.get("NetworkMode") or "default"
-    if network not in ("default", "none", "host"):
-        raise Unsupported(
-            f"the network '{network}' can't be used yet: --network none or --network host"
-        )
-    host["NetworkMode"] = network
+    host["NetworkMode"] = "bridge" if network == "default" else network
     for key, allowed in (
         ("IpcMode", ("", "private", "shareable", "host", "none")),
         ("PidMode", ("", "host")),

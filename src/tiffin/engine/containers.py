@@ -108,6 +108,7 @@ class Containers:
                     os.uname().nodename if host["NetworkMode"] == "host" else container_id[:12]
                 )
             spec = Spec(merged, host, networks, points, config.get("Image") or "")
+            self._lifecycle.sandboxes.settle(spec)
             container = Container(
                 container_id,
                 name or self._free_name(),
@@ -151,7 +152,7 @@ class Containers:
                 container.snapshot, container.base, mountpoints=True, purpose="container"
             )
             folder.mkdir(mode=0o710)
-            isolation.write_network_files(container, folder)
+            self._lifecycle.sandboxes.write_files(container)
             for point in container.spec.mounts:
                 if point.kind == "volume":
                     self._use_volume(container, point, made)
@@ -231,7 +232,8 @@ class Containers:
                 and (ancestors is None or container.image in ancestors)
                 and self._matches(container, filters)
             ):
-                rows.append(inspection.summary(container, self._sizes(container) if size else None))
+                sizes = self._sizes(container) if size else None
+                rows.append(inspection.summary(container, sizes, self._lifecycle.sandboxes))
                 if 0 < limit <= len(rows):
                     break
         return rows
@@ -247,8 +249,7 @@ class Containers:
                 continue
         return found
 
-    @staticmethod
-    def _matches(container: Container, filters: filtering.Filters) -> bool:
+    def _matches(self, container: Container, filters: filtering.Filters) -> bool:
         exited = filters.get("exited")
         volumes = filters.get("volume")
         targets = {value for p in container.spec.mounts for value in (p.name, p.source, p.target)}
@@ -268,7 +269,7 @@ class Containers:
             and (not volumes or bool(targets & set(volumes)))
             and (
                 not filters.get("network")
-                or bool(set(inspection.networks(container)) & set(filters["network"]))
+                or self._lifecycle.sandboxes.uses(container, filters["network"])
             )
         )
 
@@ -280,6 +281,7 @@ class Containers:
             self._root.container(container.id),
             self._layers.driver.name,
             self._sizes(container) if size else None,
+            self._lifecycle.sandboxes,
         )
 
     def top(self, reference: str, arguments: str = "") -> JSON:
@@ -377,6 +379,7 @@ class Containers:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name
         self._roster.rename(container, bare)
+        self._lifecycle.sandboxes.renamed(container)
         attributes = {**container.attributes(), "oldName": old}
         self._events.publish("container", "rename", container.id, **attributes)
 

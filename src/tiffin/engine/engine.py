@@ -17,13 +17,16 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.networks import Networks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.streams import demultiplex
 from tiffin.engine.system import System
 from tiffin.engine.trees import Trees
 from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
+from tiffin.network.fabric import Fabric
 from tiffin.storage import drivers
 from tiffin.store.database import Database
 
@@ -72,12 +75,19 @@ class Engine:
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
+            self._fabric = Fabric(self._database, self._root.path, mark)
+            self._fabric.make_default()
+            self._sandboxes = Sandboxes(self._root, roster, self._fabric)
+            self.networks = Networks(
+                self._database, roster, self._fabric, self._sandboxes, self.events
+            )
             self._lifecycle = Lifecycle(
                 self._database,
                 self._root,
                 roster,
                 self._layers,
                 self.volumes,
+                self._sandboxes,
                 self.events,
                 f"tiffin/{mark}",
             )
@@ -106,6 +116,7 @@ class Engine:
             self._roster = roster
             self._sweep()
             self._lifecycle.reconcile()
+            self._sandboxes.resume()
         except BaseException:
             self._root.release()
             raise
@@ -151,7 +162,7 @@ class Engine:
         name: str | None = None,
         environment: Mapping[str, str] | None = None,
         volumes: Sequence[str] = (),
-        network: str = "none",
+        network: str = "bridge",
         user: str = "",
         working_dir: str = "",
         entrypoint: Sequence[str] | None = None,
@@ -204,6 +215,7 @@ class Engine:
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
         self._lifecycle.close()
+        self._fabric.shutdown(idle=not self.busy)
         self._database.close()
         self._root.release()
 

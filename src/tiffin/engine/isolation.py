@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,15 @@ def environment(container: Container) -> list[str]:
     return [default for default in defaults if default.partition("=")[0] not in named] + variables
 
 
-def namespaces(container: Container) -> dict[str, str | None]:
-    """Which namespaces are the container's own; a type that's missing is the host's."""
+def namespaces(container: Container, network: str | None = None) -> dict[str, str | None]:
+    """Which namespaces are the container's own; a type that's missing is the host's.
+
+    ``network`` is the path of the network namespace to join, None for a new and empty one.
+    """
     host = container.spec.host
     result: dict[str, str | None] = {"mount": None}
     if host["NetworkMode"] != "host":
-        result["network"] = None
+        result["network"] = network
     if host.get("PidMode") != "host":
         result["pid"] = None
     if host.get("IpcMode") != "host":
@@ -170,11 +174,17 @@ def resources(host: dict[str, Any]) -> Resources:
 
 
 def container_settings(
-    container: Container, folder: Path, rootfs: list[Mount], cgroup: str
+    container: Container,
+    folder: Path,
+    rootfs: list[Mount],
+    cgroup: str,
+    network: str | None = None,
+    variables: Sequence[str] = (),
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
-    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it.
+    ``folder`` has ``hosts``, ``hostname`` and ``resolv.conf`` in it; ``network`` is the path of
+    the network namespace to join; ``variables`` come before the container's own environment.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
@@ -193,7 +203,7 @@ def container_settings(
         process=process_settings(
             container,
             args=container.arguments,
-            env=environment(container),
+            env=[*variables, *environment(container)],
             user=config.get("User") or "",
             cwd=config.get("WorkingDir") or "/",
             terminal=container.tty,
@@ -201,7 +211,7 @@ def container_settings(
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),
         mounts=mounts,
-        namespaces=namespaces(container),
+        namespaces=namespaces(container, network),
         devices=[
             node
             for device in host.get("Devices") or []
@@ -220,38 +230,6 @@ def container_settings(
         cgroup=cgroup,
         init=bool(host.get("Init")),
     )
-
-
-def write_network_files(container: Container, folder: Path) -> None:
-    """Write the files that are mounted over the container's /etc, as Docker writes them."""
-    name = hostname(container)
-    domain = container.spec.config.get("Domainname") or ""
-    extra = [text.partition(":") for text in container.spec.host.get("ExtraHosts") or []]
-    (folder / "hostname").write_text(f"{name}\n")
-    if container.spec.host["NetworkMode"] == "host":
-        hosts = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else ""
-    else:
-        hosts = (
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-            "fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n"
-            "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-        )
-        if domain:
-            hosts += f"127.0.0.1\t{name}.{domain} {name}\n"
-    hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
-    (folder / "hosts").write_text(hosts)
-    (folder / "resolv.conf").write_text(_resolver(container.spec.host))
-
-
-def _resolver(host: dict[str, Any]) -> str:
-    if any(host.get(key) for key in ("Dns", "DnsSearch", "DnsOptions")):
-        lines = [f"search {' '.join(host['DnsSearch'])}"] if host.get("DnsSearch") else []
-        lines += [f"nameserver {server}" for server in host.get("Dns") or []]
-        if host.get("DnsOptions"):
-            lines.append(f"options {' '.join(host['DnsOptions'])}")
-        return "\n".join(lines) + "\n"
-    source = Path("/etc/resolv.conf")
-    return source.read_text() if source.exists() else ""
 
 
 def architecture() -> str:

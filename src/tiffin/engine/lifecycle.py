@@ -24,6 +24,7 @@ from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, TiffinError
 from tiffin.keeper.client import KeeperClient
@@ -88,6 +89,7 @@ class Lifecycle:
         roster: Roster,
         layers: LayerStore,
         volumes: Volumes,
+        sandboxes: Sandboxes,
         events: Events,
         cgroup_prefix: str,
     ) -> None:
@@ -96,6 +98,7 @@ class Lifecycle:
         self._roster = roster
         self._layers = layers
         self._volumes = volumes
+        self.sandboxes = sandboxes
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
@@ -153,11 +156,33 @@ class Lifecycle:
         container.save_state(self._database)
 
     def launch(self, container: Container) -> JSON:
-        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        """Have the keeper start a container's first process: ``{"pid", "started"}``.
+
+        Its sandbox is made before; whoever learns of the end closes that.
+        """
+        path, namespace = self.sandboxes.open(container)
+        try:
+            answer = self._launch(container, path)
+            self.sandboxes.started(container, answer["pid"])
+            return answer
+        except BaseException:
+            self.sandboxes.close(container)
+            raise
+        finally:
+            # From here on the container's processes hold it.
+            if namespace is not None:
+                namespace.close()
+
+    def _launch(self, container: Container, network: str | None) -> JSON:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+            container,
+            self.sandboxes.folder(container),
+            self._layers.mounts(container.snapshot),
+            self.cgroup(container),
+            network,
+            self.sandboxes.link_environment(container),
         )
         log = None
         if container.log_path:
@@ -211,6 +236,7 @@ class Lifecycle:
         with container.lock:
             if not container.running:
                 return
+            self.sandboxes.close(container)
             state = container.state
             state.status, state.pid, state.finished = "exited", 0, at
             state.exit_code = UNKNOWN_EXIT if code is None else code

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
-from tiffin.engine import configuration, isolation
+from tiffin.engine import configuration
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.root import Root
@@ -41,7 +41,6 @@ class Steps:
         try:
             self._layers.prepare(container.snapshot, step.top, mountpoints=True)
             folder.mkdir(mode=0o710)
-            isolation.write_network_files(container, folder)
             code = self._execute(container, output, cancelled)
             layer = None
             if code == 0:
@@ -98,6 +97,7 @@ class Steps:
                         self._kill(container)
                 end = ends.get()
                 keeper.forget(container.id)
+                self._lifecycle.sandboxes.close(container)
         return int(end["code"]) if end["code"] is not None else 255
 
     def _kill(self, container: Container) -> None:

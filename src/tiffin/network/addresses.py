@@ -48,7 +48,7 @@ def choose(version: int, mark: str, taken: Iterable[Network]) -> Network:
     """A subnet that overlaps with none of ``taken``; raises TiffinError if there is none left."""
     avoid = [network for network in taken if network.version == version]
     for subnet in subnets(version, mark):
-        if not any(subnet.overlaps(other) for other in avoid):  # type: ignore[arg-type]
+        if not any(subnet.overlaps(other) for other in avoid):
             return subnet
     raise TiffinError(
         "all predefined address pools have been fully subnetted: remove networks that are not "

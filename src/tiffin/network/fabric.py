@@ -116,22 +116,23 @@ class Fabric:
     @staticmethod
     def _check(settings: NetworkSettings) -> None:
         # Asking for them makes them complain about values that make no sense.
-        del settings.mtu, settings.icc, settings.masquerade  # type: ignore[misc]
+        _ = (settings.mtu, settings.icc, settings.masquerade)
 
     def _fill_in(self, settings: NetworkSettings) -> None:
         """Choose the subnets that were not given."""
-        versions = [4] * settings.ipv4 + [6] * settings.ipv6
+        versions: list[int] = [4] * settings.ipv4 + [6] * settings.ipv6
         for config in settings.ipam:
             if config.get("Subnet"):
-                version = addresses.parse_subnet(config["Subnet"]).version
-                if version not in versions:
+                version: int = addresses.parse_subnet(config["Subnet"]).version
+                if not (settings.ipv4 if version == 4 else settings.ipv6):
                     raise InvalidParameter(
                         f"IPv{version} is not enabled for the network: leave out "
-                        f"{config['Subnet']}" + (" or use --ipv6" if version == 6 else "")
+                        f"{config['Subnet']}" + (", or use --ipv6" if version == 6 else "")
                     )
-                if settings.driver == "bridge" and versions.count(version) == 0:
+                if version in versions:
+                    versions.remove(version)
+                elif settings.driver == "bridge":
                     raise InvalidParameter(f"a bridge network has one IPv{version} subnet")
-                versions.remove(version)
         taken = None
         for version in versions:
             if taken is None:
@@ -172,9 +173,7 @@ class Fabric:
         subnet = network.subnet(4)
         others = pools_taken(one for one in self.ledger.networks() if one is not network)
         if subnet is not None and any(
-            subnet.network.overlaps(one)  # type: ignore[arg-type]
-            for one in [*host, *others]
-            if one.version == 4
+            subnet.network.overlaps(one) for one in [*host, *others] if one.version == 4
         ):
             chosen = addresses.choose(4, self._mark, [*host, *others])
             network.settings.ipam = [{"Subnet": str(chosen)}]
@@ -334,11 +333,11 @@ class Fabric:
         )
 
     def _route(self, container: str, plan: SandboxPlan, namespace: Namespace) -> None:
-        """The default routes: through the network of the highest priority, else the first."""
+        """The default routes: through the network of the highest priority, else by name."""
         priorities = {place.network.id: place.asked.priority for place in plan.places}
         gateways: dict[int, tuple[str, str]] = {}
         joined = self.ledger.of_container(container)
-        joined.sort(key=lambda pair: -priorities.get(pair[0].id, 0))
+        joined.sort(key=lambda pair: (-priorities.get(pair[0].id, 0), pair[0].name))
         for network, endpoint in joined:
             if network.settings.internal:
                 continue

@@ -300,9 +300,7 @@ class Ledger:
 
 
 def _overlap(one: Subnet, other: Subnet) -> bool:
-    return one.network.version == other.network.version and one.network.overlaps(
-        other.network  # type: ignore[arg-type]
-    )
+    return one.network.version == other.network.version and one.network.overlaps(other.network)
 
 
 def pools_taken(networks: Iterable[Network]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -119,8 +119,8 @@ class Request:
     flags: int
     body: bytes
     what: str
-    tolerated: int = 0
-    """An errno that means that all is well already."""
+    tolerated: tuple[int, ...] = ()
+    """Errnos that mean that all is well already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ def set_up(index: int) -> Request:
 def set_down(name: str) -> Request:
     """Bring a link down; that there is none is fine."""
     body = _link_body(0, 0, IFF_UP, _text(IFLA_IFNAME, name))
-    return Request(RTM_SETLINK, 0, body, f"bring {name} down", errno.ENODEV)
+    return Request(RTM_SETLINK, 0, body, f"bring {name} down", (errno.ENODEV,))
 
 
 def set_master(name: str, master: int) -> Request:
@@ -298,7 +298,7 @@ def set_isolated(name: str) -> Request:
 def delete_link(name: str) -> Request:
     """Remove a link; that there is none is fine."""
     body = _link_body(0, 0, 0, _text(IFLA_IFNAME, name))
-    return Request(RTM_DELLINK, 0, body, f"remove link {name}", errno.ENODEV)
+    return Request(RTM_DELLINK, 0, body, f"remove link {name}", (errno.ENODEV,))
 
 
 def add_address(index: int, interface: Interface) -> Request:
@@ -311,7 +311,7 @@ def add_address(index: int, interface: Interface) -> Request:
     if interface.version == 4 and interface.network.prefixlen < 31:
         body += _attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
     return Request(
-        RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"add address {interface}", errno.EEXIST
+        RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"add address {interface}", (errno.EEXIST,)
     )
 
 
@@ -338,7 +338,7 @@ def delete_default_route(version: int) -> Request:
     """Remove the default route; that there is none is fine."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, RT_SCOPE_UNIVERSE, 0, 0)
-    return Request(RTM_DELROUTE, 0, body, "remove the default route", errno.ESRCH)
+    return Request(RTM_DELROUTE, 0, body, "remove the default route", (errno.ESRCH, errno.ENOENT))
 
 
 class Socket:
@@ -383,7 +383,7 @@ class Socket:
                 pending -= 1
                 request = requests[sequence - first]
                 code = -struct.unpack_from("=i", body)[0]
-                if code and code != request.tolerated and failure is None:
+                if code and code not in request.tolerated and failure is None:
                     failure = OSError(code, f"{request.what}: {os.strerror(code)}")
         if failure is not None:
             raise failure

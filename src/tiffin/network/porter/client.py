@@ -164,6 +164,13 @@ class PorterClient:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET * 2)
             self._send(sock, {"do": "hello", "sandboxes": list(self._sandboxes())}, [])
             have = set(json.loads(self._await(sock))["have"])
+            with self._lock:
+                # Their sockets are on the way.
+                have.update(
+                    message["sandbox"]
+                    for message, fds in self._queue
+                    if fds and message["do"] in ("names", "hold")
+                )
             for message, fds in self._restore(have):
                 try:
                     self._send(sock, message, fds)

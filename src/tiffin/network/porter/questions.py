@@ -20,6 +20,7 @@ from tiffin.network.porter.names import Directory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _PATIENCE = 3.0
 _TCP_IDLE = 30.0
@@ -52,9 +53,9 @@ class Names:
             except OSError:
                 return
 
-            def reply(answer: bytes, to: object = sender) -> None:
+            def reply(answer: bytes, to: Any = sender) -> None:
                 try:
-                    self._udp.sendto(answer, to)  # type: ignore[arg-type]
+                    self._udp.sendto(answer, to)
                 except OSError:
                     # Whoever asked is gone.
                     pass

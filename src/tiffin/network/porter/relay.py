@@ -15,6 +15,7 @@ from tiffin.network.porter.loop import IN, OUT, Loop
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 _BLOCK = 1 << 16
 _FULL = 1 << 18
@@ -168,10 +169,10 @@ class Datagrams:
             pass
         self._loop.after((self, sender), _IDLE_SECONDS, lambda: self._drop(sender))
 
-    def _inward(self, sender: object, peer: socket.socket) -> Callable[[int], None]:
+    def _inward(self, sender: Any, peer: socket.socket) -> Callable[[int], None]:
         def ready(_: int) -> None:
             try:
-                self._socket.sendto(peer.recv(_BLOCK), sender)  # type: ignore[arg-type]
+                self._socket.sendto(peer.recv(_BLOCK), sender)
             except BlockingIOError:
                 pass
             except OSError:

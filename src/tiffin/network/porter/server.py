@@ -5,7 +5,7 @@ Messages are JSON objects, one a packet, with ``do``:
 - ``hello`` {``sandboxes``}: a daemon has come; sandboxes that it does not name are let go, and all
   names are forgotten. Answered by {``have``: sandboxes}.
 - ``open`` {``sandbox``} with a pidfd, or without one as long as there is no process.
-- ``names`` {``sandbox``, ``networks``, ``servers``, ``links``}, with the two sockets the first time.
+- ``names`` {``sandbox``, ``networks``, ``servers``, ``links``}, with two sockets the first time.
 - ``hold`` {``sandbox``, ``ports``: [[protocol, address, port], …]} with a socket each: where what
   comes to them is to go.
 - ``close`` {``sandbox``}.
