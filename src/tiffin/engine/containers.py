@@ -136,10 +136,10 @@ class Containers:
     def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
         for source in sources:
-            reference, _, mode = source.partition(":")
+            reference, mode = mountpoints.parse_source(source)
             for point in self._roster.get(reference).spec.mounts:
                 copy = MountPoint(**{field: getattr(point, field) for field in _POINT_FIELDS})
-                copy.writable = point.writable and mode != "ro"
+                copy.writable = point.writable and not mode.startswith("ro")
                 copy.mode = mode if point.mode == ANONYMOUS else point.mode
                 points.append(copy)
         return points
@@ -156,6 +156,12 @@ class Containers:
             for point in container.spec.mounts:
                 if point.kind == "volume":
                     self._use_volume(container, point, made)
+                elif point.kind == "image":
+                    image = self._images.find(point.source)
+                    self._images.check_platform(image)
+                    if image.top is None:
+                        raise InvalidParameter(f"image {point.source} has no files to mount")
+                    point.chain = image.top
                 elif point.kind == "bind" and point.create_source:
                     os.makedirs(point.source, exist_ok=True) if not os.path.lexists(
                         point.source
@@ -177,8 +183,10 @@ class Containers:
         point.name, point.source = volume["Name"], volume["Mountpoint"]
         if fresh:
             made.append(point.name)
-        if point.copy and not os.listdir(point.source):
-            self._fill_volume(container, point)
+        if point.copy and not point.subpath:
+            with self._volumes.mounted(point.name):
+                if not os.listdir(point.source):
+                    self._fill_volume(container, point)
 
     def _fill_volume(self, container: Container, point: MountPoint) -> None:
         """A new volume starts with what the image has at its place, owners and modes included."""

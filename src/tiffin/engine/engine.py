@@ -113,10 +113,14 @@ class Engine:
                 lambda: self.builds,
                 self.events,
             )
+            self.images.mounted = lambda: {
+                point.chain for one in roster.all() for point in one.spec.mounts if point.chain
+            }
             self._roster = roster
             self._sweep()
             self._lifecycle.reconcile()
             self._sandboxes.resume()
+            self.volumes.resume()
         except BaseException:
             self._root.release()
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +105,26 @@ def namespaces(container: Container, network: str | None = None) -> dict[str, st
     return result
 
 
-def _runtime_mount(point: MountPoint) -> RuntimeMount:
+def _runtime_mount(point: MountPoint, tree: Mount | None) -> RuntimeMount:
+    if point.kind == "image":
+        return RuntimeMount("tree", point.source, point.target, ("ro",), tree)
     if point.kind == "tmpfs":
         options = ["nosuid", "nodev", "noexec", *point.tmpfs_options]
         if not point.tmpfs_options:
             options.append(f"mode={point.permissions:o}")
             if point.size:
                 options.append(f"size={point.size}")
+            options += point.extra_options
         if not point.writable:
             options.append("ro")
         return RuntimeMount("tmpfs", "tmpfs", point.target, tuple(options))
-    source = os.path.join(point.source, point.subpath) if point.subpath else point.source
-    options = ["rbind" if point.recursive else "bind", "rw" if point.writable else "ro"]
+    options = ["rbind" if point.recursive else "bind"]
+    if point.writable:
+        options.append("rw")
+    else:
+        options.append("rro" if point.recursive and point.readonly_recursive else "ro")
     options.append(point.propagation or "rprivate")
-    return RuntimeMount("bind", source, point.target, tuple(options))
+    return RuntimeMount("bind", point.source, point.target, tuple(options), below=point.subpath)
 
 
 def process_settings(
@@ -180,15 +186,19 @@ def container_settings(
     cgroup: str,
     network: str | None = None,
     variables: Sequence[str] = (),
+    trees: Mapping[str, Mount] | None = None,
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
     ``folder`` has ``hosts``, ``hostname`` and ``resolv.conf`` in it; ``network`` is the path of
     the network namespace to join; ``variables`` come before the container's own environment.
+    ``trees`` are what mounts the images among its mount points, by target.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
-    mounts = [_runtime_mount(point) for point in container.spec.mounts]
+    mounts = [
+        _runtime_mount(point, (trees or {}).get(point.target)) for point in container.spec.mounts
+    ]
     covered = {point.target for point in container.spec.mounts}
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in covered:

@@ -162,16 +162,22 @@ class Lifecycle:
         """
         path, namespace = self.sandboxes.open(container)
         try:
+            self._volumes.use(container)
             answer = self._launch(container, path)
             self.sandboxes.started(container, answer["pid"])
             return answer
         except BaseException:
-            self.sandboxes.close(container)
+            self.release(container)
             raise
         finally:
             # From here on the container's processes hold it.
             if namespace is not None:
                 namespace.close()
+
+    def release(self, container: Container) -> None:
+        """A container has ended, or did not start: give back what it had of networks and mounts."""
+        self.sandboxes.close(container)
+        self._volumes.release(container)
 
     def _launch(self, container: Container, network: str | None) -> JSON:
         folder = self._root.container(container.id)
@@ -183,6 +189,11 @@ class Lifecycle:
             self.cgroup(container),
             network,
             self.sandboxes.link_environment(container),
+            {
+                point.target: self._layers.view(point.chain)[-1]
+                for point in container.spec.mounts
+                if point.kind == "image"
+            },
         )
         log = None
         if container.log_path:
@@ -236,7 +247,7 @@ class Lifecycle:
         with container.lock:
             if not container.running:
                 return
-            self.sandboxes.close(container)
+            self.release(container)
             state = container.state
             state.status, state.pid, state.finished = "exited", 0, at
             state.exit_code = UNKNOWN_EXIT if code is None else code

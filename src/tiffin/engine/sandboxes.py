@@ -34,7 +34,7 @@ JSON = dict[str, Any]
 
 BUILT_IN = ("none", "host")
 """Networks that are none: there is nothing to make for them."""
-NETWORK_IDS = {"none": "0" * 63 + "1", "host": "0" * 63 + "2"}
+NETWORK_IDS = {"none": f"{1:012x}{0:052x}", "host": f"{2:012x}{0:052x}"}
 """They have fixed IDs."""
 
 _SHARED = "container:"

@@ -97,7 +97,7 @@ class Steps:
                         self._kill(container)
                 end = ends.get()
                 keeper.forget(container.id)
-                self._lifecycle.sandboxes.close(container)
+                self._lifecycle.release(container)
         return int(end["code"]) if end["code"] is not None else 255
 
     def _kill(self, container: Container) -> None:

@@ -256,7 +256,13 @@ class Fabric:
         container = plan.container
         if self._waiting:
             self._flush()
-        held = self._hold(plan.ports)
+        try:
+            held = self._hold(plan.ports)
+        except TiffinError as error:
+            raise TiffinError(
+                "driver failed programming external connectivity on endpoint "
+                f"{plan.name}: {error.message}"
+            ) from error
         namespace: Namespace | None = None
         try:
             namespace = Namespace.new()

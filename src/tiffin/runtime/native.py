@@ -291,12 +291,31 @@ def _mount_point(item: MountPoint, key: str | None) -> op.Operation:
     if item.kind == "tmpfs":
         options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
         return op.Mount("tmpfs", "tmpfs", target, options.flags, options.data)
+    if item.tree is not None and item.tree.fstype != "bind":
+        options = parse_options(item.tree.options)
+        return op.MountTree(
+            item.tree.fstype,
+            item.tree.source,
+            target,
+            options.flags | syscalls.MS_RDONLY,
+            options.data,
+            item.tree.directory,
+        )
     attributes = 0
     for option in item.options:
         attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
+    if item.below:
+        return op.BindBelow(
+            item.source,
+            item.below,
+            target,
+            "bind" not in item.options,
+            attributes,
+            "rro" in item.options,
+        )
     propagation = parse_options(item.options).propagation
     return op.Bind(
-        item.source,
+        item.tree.source if item.tree is not None else item.source,
         target,
         recursive="bind" not in item.options,
         attributes=attributes,

@@ -82,17 +82,20 @@ class ProcessSettings:
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """A volume, bind mount or tmpfs.
+    """A volume, bind mount or tmpfs, or the tree of an image (``tree``: what mounts it).
 
     Options of a bind: ``ro``, ``rro`` (also what is mounted below), ``rbind`` (the default) or
     ``bind``, nosuid, nodev, noexec, and a propagation (rprivate, the default, rslave, …). Options
     of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
     """
 
-    kind: Literal["bind", "tmpfs"]
+    kind: Literal["bind", "tmpfs", "tree"]
     source: str
     target: str
     options: tuple[str, ...] = ()
+    tree: Mount | None = None
+    below: str = ""
+    """What of a bind's source is meant: a path in it, out of which no symlink leads."""
 
 
 @dataclass(frozen=True, slots=True)
