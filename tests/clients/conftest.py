@@ -70,7 +70,11 @@ class Peer:
             answer = connection.getresponse()
             data = answer.read()
             assert answer.status < 400 or answer.status in (404, 409), (method, path, data)
-            return json.loads(data) if data.startswith((b"{", b"[")) and data.count(b"\n") < 2 else None
+            return (
+                json.loads(data)
+                if data.startswith((b"{", b"[")) and data.count(b"\n") < 2
+                else None
+            )
         finally:
             connection.close()
 
@@ -108,6 +112,7 @@ class Peer:
                     self.request("DELETE", f"/images/{quote(name)}?force=1")
         for volume in self.request("GET", "/volumes")["Volumes"] or []:
             self.request("DELETE", f"/volumes/{volume['Name']}?force=1")
+        self.request("POST", "/build/prune?all=1")
         for network in self.request("GET", "/networks"):
             if network["Name"] not in ("none", "host", "bridge"):
                 self.request("DELETE", f"/networks/{network['Id']}")
