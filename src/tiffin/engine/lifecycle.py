@@ -132,6 +132,7 @@ class Lifecycle:
             if container.running:
                 raise NotModified(f"container {container.id} is running already")
             self._start_locked(container)
+        self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
@@ -230,7 +231,18 @@ class Lifecycle:
             execDuration=str(max(0, (at - state.started) // 10**9)),
             **container.attributes(),
         )
+        self._tell_volumes(container, "unmount")
         self._jobs.put(container)
+
+    def _tell_volumes(self, container: Container, action: str) -> None:
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                told = {"driver": point.driver, "container": container.id}
+                if action == "mount":
+                    told["destination"] = point.target
+                    told["read/write"] = str(point.writable).lower()
+                    told["propagation"] = point.propagation
+                self._events.publish("volume", action, point.name, **told)
 
     def _work(self) -> None:
         while (container := self._jobs.get()) is not None:
@@ -278,10 +290,7 @@ class Lifecycle:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
         with container.lock:
             if not container.running:
-                raise Conflict(
-                    f"cannot kill container: {container.id}: container {container.id} is not "
-                    "running"
-                )
+                raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
         self._events.publish(
             "container", "kill", container.id, signal=str(signum), **container.attributes()
