@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from tiffin.engine import configuration, files, inspection, isolation, logs, mountpoints, timestamps
+from tiffin.engine import (
+    configuration,
+    files,
+    inspection,
+    isolation,
+    logs,
+    mountpoints,
+    security,
+    timestamps,
+)
 from tiffin.engine import filters as filtering
 from tiffin.engine.commits import Commits
 from tiffin.engine.container import Container, Spec, State
@@ -128,7 +137,7 @@ class Containers:
                 self._roster.add(container)
             self._prepare(container)
         self._events.publish("container", "create", container.id, **container.attributes())
-        return {"Id": container.id, "Warnings": []}
+        return {"Id": container.id, "Warnings": security.warnings(host)}
 
     def _free_name(self) -> str:
         name = random_name()

@@ -30,6 +30,7 @@ from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import native
+from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -99,6 +100,7 @@ class Lifecycle:
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
+        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
         self._mountpoint = str(root.keeper / "rootfs")
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
@@ -158,7 +160,11 @@ class Lifecycle:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+            container,
+            folder,
+            self._layers.mounts(container.snapshot),
+            self.cgroup(container),
+            self.filters,
         )
         log = None
         if container.log_path:
