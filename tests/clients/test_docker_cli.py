@@ -135,9 +135,7 @@ def test_docker_does_the_same_with_both(case: Case, dockerd: Any, tiffin: Any) -
         theirs, ours = pool.map(lambda peer: run(case, peer), (dockerd, tiffin))
     left, right = "\n".join(theirs).split("\n"), "\n".join(ours).split("\n")
     right = agreed(left, right)
-    difference = "\n".join(
-        difflib.unified_diff(left, right, "dockerd", "tiffin", "", "", 2, "")
-    )
+    difference = "\n".join(difflib.unified_diff(left, right, "dockerd", "tiffin", "", "", 2, ""))
     if difference:
         pytest.fail(difference, pytrace=False)
 

@@ -106,6 +106,8 @@ class Lifecycle:
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self.collect: Callable[[], object] = lambda: None
+        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
 
@@ -369,6 +371,11 @@ class Lifecycle:
             self.keeper.forget(container.id)
             self._roster.drop(container)
             self.discard(container)
+            if container.frozen or not self._database.one(
+                "SELECT 1 FROM images WHERE id = ?", (container.image,)
+            ):
+                # It may have been the last to rest on some layers.
+                self.collect()
         except BaseException:
             with container.lock:
                 container.removing = False
