@@ -91,6 +91,7 @@ class Engine:
                 self.events,
                 f"tiffin/{mark}",
             )
+            self._lifecycle.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,

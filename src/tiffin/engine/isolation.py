@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiffin.engine import security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
+from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
     MASKED_PATHS,
@@ -135,11 +137,16 @@ def process_settings(
     user: str,
     cwd: str,
     terminal: bool,
+    filters: Filters,
     privileged: bool = False,
 ) -> ProcessSettings:
-    """The settings of a container's process, its first one or an exec's."""
+    """The settings of a container's process, its first one or an exec's.
+
+    An exec has the container's own seccomp filter, also where it is privileged.
+    """
     host = container.spec.host
-    security = host.get("SecurityOpt") or []
+    own = capability_set(host)
+    filtered, profile = security.profile_of(host)
     return ProcessSettings(
         args=args,
         env=env,
@@ -147,11 +154,9 @@ def process_settings(
         user=user,
         groups=[str(group) for group in host.get("GroupAdd") or []],
         terminal=terminal,
-        capabilities=capability_set({"Privileged": True} if privileged else host),
-        no_new_privileges=any(
-            option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
-            for option in security
-        ),
+        capabilities=capability_set({"Privileged": True}) if privileged else own,
+        no_new_privileges=security.parse(host.get("SecurityOpt")).no_new_privileges,
+        seccomp=filters.get(profile, own) if filtered else None,
         rlimits=[
             (limit["Name"], limit.get("Soft", 0), limit.get("Hard", 0))
             for limit in host.get("Ulimits") or []
@@ -184,6 +189,7 @@ def container_settings(
     folder: Path,
     rootfs: list[Mount],
     cgroup: str,
+    filters: Filters,
     network: str | None = None,
     variables: Sequence[str] = (),
     trees: Mapping[str, Mount] | None = None,
@@ -192,6 +198,7 @@ def container_settings(
 
     ``folder`` has ``hosts``, ``hostname`` and ``resolv.conf`` in it; ``network`` is the path of
     the network namespace to join; ``variables`` come before the container's own environment.
+    ``filters`` makes and keeps seccomp filters;
     ``trees`` are what mounts the images among its mount points, by target.
     """
     config, host = container.spec.config, container.spec.host
@@ -217,6 +224,7 @@ def container_settings(
             user=config.get("User") or "",
             cwd=config.get("WorkingDir") or "/",
             terminal=container.tty,
+            filters=filters,
         ),
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),

@@ -136,20 +136,27 @@ class Sandboxes:
         return endpoints
 
     def settle(self, spec: Spec) -> None:
-        """At creation: networks get their own names; raises NotFound for one that is not there."""
+        """At creation: networks get their own names. One that is not there is missed at the start,
+        as in Docker: to clients, what is not found at creation is the image.
+
+        Raises InvalidParameter for another container that is not there.
+        """
         endpoints = {}
         for name, body in (spec.networks.get("EndpointsConfig") or {}).items():
-            network = None if name in BUILT_IN else self._fabric.ledger.get(name)
+            network = None if name in BUILT_IN else self._fabric.ledger.find(name)
             endpoints[network.name if network else name] = body
             if network is not None:
                 self._check(network, Asked.of_request(body))
         spec.networks = {"EndpointsConfig": endpoints}
         mode = spec.host["NetworkMode"]
-        if mode.startswith(_SHARED):
-            target = self._roster.get(mode.removeprefix(_SHARED))
-            spec.host["NetworkMode"] = f"{_SHARED}{target.id}"
-        for text in spec.host.get("Links") or []:
-            self._roster.get(text.partition(":")[0])
+        try:
+            if mode.startswith(_SHARED):
+                target = self._roster.get(mode.removeprefix(_SHARED))
+                spec.host["NetworkMode"] = f"{_SHARED}{target.id}"
+            for text in spec.host.get("Links") or []:
+                self._roster.get(text.partition(":")[0])
+        except NotFound as error:
+            raise InvalidParameter(error.message) from error
 
     @staticmethod
     def _check(network: Network, asked: Asked) -> None:

@@ -26,7 +26,7 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
-from tiffin.engine.names import check_name
+from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
@@ -85,11 +85,14 @@ class Volumes:
         Raises InvalidParameter for a bad name, Unsupported for another driver or for options.
         """
         if driver != "local":
-            raise Unsupported(f"the volume driver '{driver}' can't be used yet: local")
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not '
+                "found: the one driver is local"
+            )
         options = {key: value for key, value in (options or {}).items() if value}
         _check_options(options)
         anonymous = not name
-        name = check_name(name, "volume") if name else secrets.token_hex(32)
+        name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
             self.path(name).mkdir(parents=True, exist_ok=True, mode=0o755)
             try:
@@ -284,6 +287,7 @@ class Volumes:
                 space += self.size(row["name"])
                 self.remove(row["name"])
                 removed.append(row["name"])
+        self._events.publish("volume", "prune", "", reclaimed=str(space))
         return {"VolumesDeleted": removed, "SpaceReclaimed": space}
 
 
