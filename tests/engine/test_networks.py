@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tiffin.network import links, netlink
 from tiffin.network.namespace import Namespace
 
 HTTPD = "mkdir -p /w; echo {} > /w/index.html; exec httpd -f -p {} -h /w"
+HOST_BRIDGE = "172.17.0.1"
 OUTSIDE, HOST = "198.51.100.2", "198.51.100.1"
 
 
@@ -144,8 +146,8 @@ def outside() -> Iterator[Namespace]:
 class Echo:
     """A server that says to whoever connects where the connection came from."""
 
-    def __init__(self, place: Namespace, port: int) -> None:
-        with place.visit():
+    def __init__(self, place: Namespace | None, port: int) -> None:
+        with place.visit() if place is not None else nullcontext():
             self._socket = socket.create_server(("0.0.0.0", port))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -207,9 +209,11 @@ def test_addresses_are_free_again(engine: Engine) -> None:
 
 def test_none_and_host(engine: Engine) -> None:
     assert client(engine, "ip -o link | wc -l", "none") == (0, "1\n")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert client(engine, f"nc 127.0.0.1 {port} </dev/null", "host")[0] == 0
+    echo = Echo(None, 7)
+    try:
+        assert client(engine, "nc 127.0.0.1 7", "host") == (0, "127.0.0.1\n")
+    finally:
+        echo.close()
     with pytest.raises(InvalidParameter, match="conflicting options"):
         engine.containers.create(
             {
@@ -349,8 +353,7 @@ def test_without_icc_containers_do_not_talk(engine: Engine) -> None:
     assert refused(engine, box, address(engine, web, "apart"))
     # The host, and so a published port, is something else.
     assert fetch("127.0.0.1", 8082) == "alone"
-    gateway = engine.networks.inspect("apart")["IPAM"]["Config"][0]["Gateway"]
-    assert inside(engine, box, f"wget -q -O - http://{gateway}:8082/") == "alone\n"
+    assert client(engine, f"wget -q -O - http://{HOST_BRIDGE}:8082/") == (0, "alone\n")
 
 
 def test_options_of_a_network(engine: Engine, outside: Namespace) -> None:
@@ -540,16 +543,16 @@ def test_containers_do_not_reach_the_hosts_own_loopback(engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 8092)) as server:
         # A container that routes the host's 127.0.0.1 to the bridge still gets nothing.
         gateway = engine.containers.inspect(box)["NetworkSettings"]["Gateway"]
-        with Namespace.of_process(engine.containers.inspect(box)["State"]["Pid"]) as place:
-            with place.visit():
-                subprocess.run(
-                    f"ip route add 127.0.0.1/32 via {gateway} dev eth0; "
-                    "ip addr del 127.0.0.1/8 dev lo; sysctl -qw net.ipv4.conf.all.route_localnet=1",
-                    shell=True,
-                    capture_output=True,
-                    check=False,
-                )
-                assert not reaches("127.0.0.1", 8092)
+        pid = engine.containers.inspect(box)["State"]["Pid"]
+        with Namespace.of_process(pid) as place, place.visit():
+            subprocess.run(
+                f"ip route add 127.0.0.1/32 via {gateway} dev eth0; "
+                "ip addr del 127.0.0.1/8 dev lo; sysctl -qw net.ipv4.conf.all.route_localnet=1",
+                shell=True,
+                capture_output=True,
+                check=False,
+            )
+            assert not reaches("127.0.0.1", 8092)
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -749,11 +752,15 @@ def test_other_names_are_asked_elsewhere(engine: Engine) -> None:
         conf = inside(engine, box, "cat /etc/resolv.conf")
         assert "search example\noptions ndots:1\n" in conf
         # Over TCP it is asked over TCP.
-        with Namespace.of_process(engine.containers.inspect(box)["State"]["Pid"]) as place:
-            with place.visit(), socket.create_connection(("127.0.0.11", 53), timeout=5) as sock:
-                query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4some\7example\0\0\1\0\1"
-                sock.sendall(len(query).to_bytes(2, "big") + query)
-                answer = sock.recv(4096)
+        pid = engine.containers.inspect(box)["State"]["Pid"]
+        with (
+            Namespace.of_process(pid) as place,
+            place.visit(),
+            socket.create_connection(("127.0.0.11", 53), timeout=5) as sock,
+        ):
+            query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4some\7example\0\0\1\0\1"
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+            answer = sock.recv(4096)
         assert answer[2:4] == b"\x12\x34"
         assert answer.endswith(socket.inet_aton("203.0.113.2"))
         asked = len(server.asked)
@@ -815,9 +822,11 @@ def test_the_files_in_etc(engine: Engine) -> None:
     ]
     assert "nameserver 9.9.9.9" in inside(engine, box, "cat /etc/resolv.conf")
     assert inside(engine, box, "hostname; cat /etc/hostname") == "host1\nhost1.example.com\n"
-    with socket.create_server((settings["Gateway"], 0)) as server:
-        port = server.getsockname()[1]
-        assert inside(engine, box, f"nc gw {port} </dev/null && echo reached")
+    echo = Echo(None, 7)
+    try:
+        assert inside(engine, box, "nc gw 7") == f"{settings['IPAddress']}\n"
+    finally:
+        echo.close()
 
 
 # -- the end --------------------------------------------------------------------------------
@@ -930,9 +939,6 @@ def test_a_flushed_firewall_comes_back(engine: Engine) -> None:
     start(engine, "sleep 100", PortBindings={"81/tcp": [{"HostPort": "8113"}]})
     assert fetch("127.0.0.1", 8112) == "web"
     assert client(engine, f"wget -q -O - http://{HOST_BRIDGE}:8112/") == (0, "web\n")
-
-
-HOST_BRIDGE = "172.17.0.1"
 
 
 def test_tables_of_others_are_not_touched(engine: Engine) -> None:

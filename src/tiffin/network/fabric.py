@@ -42,6 +42,9 @@ DRIVERS = ("bridge", "macvlan", "ipvlan")
 DEFAULT = "bridge"
 """The name of the network that containers are in unless they ask for another."""
 
+_MANY = 200
+"""Endpoints of a network from which on the kernel's tables of neighbours may be too small."""
+
 logger = logging.getLogger("tiffin")
 
 
@@ -268,7 +271,7 @@ class Fabric:
             namespace = Namespace.new()
             links.prepare(namespace)
             for number, place in enumerate(plan.places):
-                self._join(container, plan.name, place, f"eth{number}", namespace)
+                self._join(plan, place, f"eth{number}", namespace)
             self._route(container, plan, namespace)
             self._plans[container] = plan
             if held:
@@ -304,21 +307,24 @@ class Fabric:
         return held
 
     def _join(
-        self, container: str, title: str, place: Place, interface: str, namespace: Namespace
+        self, plan: SandboxPlan, place: Place, interface: str, namespace: Namespace
     ) -> Endpoint:
-        network = place.network
+        network, container = place.network, plan.container
         if network.settings.driver == "bridge":
             self.bring_up(network)
+        if len(network.endpoints) == _MANY:
+            links.make_room_for_neighbours()
         endpoint = self.ledger.join(network, container, place.asked, interface, place.names)
         try:
-            if self._links.plug(network, endpoint, namespace):
+            published = bool(plan.ports)
+            if self._links.plug(network, endpoint, namespace, published=published):
                 self._firewall.change(self._network_elements(network))
         except BaseException:
             self._links.unplug(network, endpoint)
             self.ledger.leave(endpoint)
             raise
         if is_named(network):
-            self._porter.say(self._join_message(network, endpoint, title))
+            self._porter.say(self._join_message(network, endpoint, plan.name))
         return endpoint
 
     @staticmethod
@@ -495,7 +501,7 @@ class Fabric:
             before = self._port_elements(container)
             named = any(is_named(one) for one, _ in self.ledger.of_container(container))
             try:
-                endpoint = self._join(container, plan.name, place, f"eth{number}", namespace)
+                endpoint = self._join(plan, place, f"eth{number}", namespace)
             except OSError as error:
                 raise TiffinError(f"the network can't be set up: {error}") from error
             self._plans[container] = plan

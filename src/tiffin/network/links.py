@@ -206,15 +206,18 @@ class Links:
 
     # -- endpoints --------------------------------------------------------------------------
 
-    def plug(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> bool:
-        """Make an endpoint's interface in a namespace, with its addresses.
+    def plug(
+        self, network: Network, endpoint: Endpoint, namespace: Namespace, *, published: bool = False
+    ) -> bool:
+        """Make an endpoint's interface in a namespace, with its addresses. What has published
+        ports reaches itself through them.
 
         Whether a further bridge was made for it. Raises TiffinError.
         """
         with self._lock:
             before = len(self._bridges.get(network.id, ()))
             if network.settings.driver == "bridge":
-                self._plug_bridge(network, endpoint, namespace)
+                self._plug_bridge(network, endpoint, namespace, published)
             else:
                 self._plug_parent(network, endpoint, namespace)
             after = len(self._bridges.get(network.id, ()))
@@ -233,7 +236,9 @@ class Links:
                 )
         return after > before
 
-    def _plug_bridge(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> None:
+    def _plug_bridge(
+        self, network: Network, endpoint: Endpoint, namespace: Namespace, published: bool
+    ) -> None:
         self.up(network)
         kernel = self._kernel()
         name = self.host_link(endpoint)
@@ -251,8 +256,9 @@ class Links:
                     mtu=network.settings.mtu,
                 )
             ]
-            if not network.settings.icc:
-                requests.append(netlink.set_isolated(name))
+            isolated = not network.settings.icc
+            if isolated or published:
+                requests.append(netlink.set_port(name, isolated=isolated, hairpin=published))
             try:
                 kernel.run(*requests)
             except OSError as error:
@@ -416,6 +422,27 @@ def prepare(namespace: Namespace) -> None:
         )
         with netlink.Socket() as inside:
             inside.run(netlink.set_up(1))
+
+
+_ROOM = {"gc_thresh1": 2048, "gc_thresh2": 8192, "gc_thresh3": 16384}
+
+
+def make_room_for_neighbours() -> None:
+    """Let the kernel remember who has which address, for thousands of containers.
+
+    Its tables are one for the whole machine, with room for a thousand; once they are full, nobody
+    reaches anybody. They are made larger, never smaller.
+    """
+    for family in ("ipv4", "ipv6"):
+        for name, least in _ROOM.items():
+            try:
+                with open(f"/proc/sys/net/{family}/neigh/default/{name}") as file:
+                    present = int(file.read())
+            except FileNotFoundError:
+                # Only the machine's first namespace has them.
+                return
+            if present < least:
+                write_sysctls([(f"{family}/neigh/default/{name}", str(least))])
 
 
 def allow_forwarding(*, ipv6: bool) -> None:

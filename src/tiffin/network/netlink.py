@@ -57,6 +57,7 @@ IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
+IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
 IFLA_VLAN_ID = 1
 IFLA_MACVLAN_MODE = 1
@@ -283,16 +284,21 @@ def set_mtu(index: int, mtu: int) -> Request:
     )
 
 
-def set_isolated(name: str) -> Request:
-    """Keep a bridge's port from talking to other isolated ports."""
+def set_port(name: str, *, isolated: bool, hairpin: bool) -> Request:
+    """How a bridge treats a port. ``isolated``: it does not talk to other isolated ports, whatever
+    filters there are. ``hairpin``: frames may leave where they came from."""
+    settings = []
+    if isolated:
+        settings.append(_attribute(IFLA_BRPORT_ISOLATED, b"\1"))
+    if hairpin:
+        settings.append(_attribute(IFLA_BRPORT_MODE, b"\1"))
     port = _nest(
         IFLA_LINKINFO,
-        _text(4, "bridge"),
-        _nest(IFLA_INFO_SLAVE_DATA, _attribute(IFLA_BRPORT_ISOLATED, b"\1")),
+        _text(IFLA_INFO_SLAVE_KIND, "bridge"),
+        _nest(IFLA_INFO_SLAVE_DATA, *settings),
     )
-    return Request(
-        RTM_NEWLINK, 0, _link_body(0, 0, 0, _text(IFLA_IFNAME, name), port), f"isolate {name}"
-    )
+    body = _link_body(0, 0, 0, _text(IFLA_IFNAME, name), port)
+    return Request(RTM_NEWLINK, 0, body, f"set up the bridge's port {name}")
 
 
 def delete_link(name: str) -> Request:
