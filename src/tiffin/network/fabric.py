@@ -259,6 +259,8 @@ class Fabric:
         container = plan.container
         if self._waiting:
             self._flush()
+        if plan.ports:
+            self._firewall.prepare()
         try:
             held = self._hold(plan.ports)
         except TiffinError as error:

@@ -24,6 +24,7 @@ Source: nft(8), libnftables(3).
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -110,58 +111,101 @@ class _Library:
         library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
-    def run(self, text: str) -> str:
-        """Run commands in the calling thread's namespace; what went wrong, or nothing."""
-        # A context keeps the socket of the namespace that it was made in.
-        context = self._library.nft_ctx_new(0)
-        try:
-            self._library.nft_ctx_buffer_error(context)
-            self._library.nft_ctx_buffer_output(context)
-            if not self._library.nft_run_cmd_from_buffer(context, text.encode()):
-                return ""
-            said = self._library.nft_ctx_get_error_buffer(context) or b""
-            return said.decode(errors="replace").strip() or "nftables gave no reason"
-        finally:
-            self._library.nft_ctx_free(context)
+    def context(self) -> int:
+        """A context; it keeps the socket of the namespace that it was made in."""
+        context = int(self._library.nft_ctx_new(0))
+        self._library.nft_ctx_buffer_error(context)
+        self._library.nft_ctx_buffer_output(context)
+        return context
 
+    def free(self, context: int) -> None:
+        """Close a context's socket."""
+        self._library.nft_ctx_free(context)
 
-class _Program:
-    """The nft program."""
-
-    def run(self, text: str) -> str:
+    def run(self, context: int, text: str) -> str:
         """Run commands; what went wrong, or nothing."""
-        try:
-            done = subprocess.run(
-                ["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError as error:
-            raise Unsupported(
-                f"{_NEEDED}: neither the library {_LIBRARIES[0]} nor the program nft is there; "
-                f"{_INSTEAD}"
-            ) from error
-        return "" if not done.returncode else done.stderr.strip() or "nft gave no reason"
+        if not self._library.nft_run_cmd_from_buffer(context, text.encode()):
+            return ""
+        said = self._library.nft_ctx_get_error_buffer(context) or b""
+        return said.decode(errors="replace").strip() or "nftables gave no reason"
 
 
-_found: list[_Library | _Program] = []
-_lock = threading.Lock()
+def _run_program(text: str) -> str:
+    try:
+        done = subprocess.run(
+            ["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"{_NEEDED}: the library {_LIBRARIES[0]} can't be used here, and the program nft is "
+            f"not there; {_INSTEAD}"
+        ) from error
+    return "" if not done.returncode else done.stderr.strip() or "nft gave no reason"
 
 
-def run(text: str) -> str:
-    """Run nft commands as one transaction in the calling thread's namespace; the error, if any.
+class _Nftables:
+    """How nft commands are run: by the library where that is possible, else by the program."""
 
-    Raises Unsupported where there is no nftables.
-    """
-    with _lock:
-        if not _found:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._library: _Library | None = None
+        self._looked = False
+        self._host: int | None = None
+
+    def prepare(self) -> None:
+        """Make the context of the host's namespace, before descriptors become scarce."""
+        with self._lock:
+            self._prepare()
+
+    def _prepare(self) -> _Library | None:
+        if not self._looked:
+            self._looked = True
             for name in _LIBRARIES:
                 try:
-                    _found.append(_Library(ctypes.CDLL(name)))
+                    self._library = _Library(ctypes.CDLL(name))
                     break
                 except OSError:
                     continue
-            else:
-                _found.append(_Program())
-        return _found[0].run(text)
+        if self._library is not None and self._host is None and _has_low_descriptor():
+            self._host = self._library.context()
+        return self._library
+
+    def run(self, text: str) -> str:
+        """Run commands as one transaction in the host's namespace; the error, if any.
+
+        Raises Unsupported where there is no nftables.
+        """
+        with self._lock:
+            library = self._prepare()
+            if library is not None and self._host is not None:
+                return library.run(self._host, text)
+        return _run_program(text)
+
+    def run_here(self, text: str) -> str:
+        """The same in the calling thread's namespace."""
+        with self._lock:
+            library = self._prepare()
+            if library is not None and _has_low_descriptor():
+                context = library.context()
+                try:
+                    return library.run(context, text)
+                finally:
+                    library.free(context)
+        return _run_program(text)
+
+
+_LOW = 900
+
+
+def _has_low_descriptor() -> bool:
+    """Whether the next descriptor is one that select(2) takes: the library uses that, and ends the
+    process where it can't."""
+    fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return fd < _LOW
+
+
+nftables = _Nftables()
 
 
 class Firewall:
@@ -184,7 +228,7 @@ class Firewall:
             elements = "".join(self._add(element) for element in self._state())
             # Adding before deleting makes the deletion work where there is none; all of it is one
             # transaction, so no packet ever meets half a table.
-            problem = run(
+            problem = nftables.run(
                 f"add table inet {self._table}\ndelete table inet {self._table}\n"
                 f"table inet {self._table} {{{_RULES.format()}}}\n{elements}"
             )
@@ -194,6 +238,10 @@ class Firewall:
                     raise Unsupported(f"{_NEEDED}; {_INSTEAD}. nftables said: {problem}")
                 raise TiffinError(f"the firewall can't be set up: {problem}")
             self._installed = True
+
+    def prepare(self) -> None:
+        """Be ready for :meth:`change`, whatever happens to descriptors meanwhile."""
+        nftables.prepare()
 
     def _add(self, element: Element) -> str:
         return f"add element inet {self._table} {element[0]} {{ {element[1]} }}\n"
@@ -210,7 +258,7 @@ class Firewall:
         text = "".join(self._delete(element) for element in delete)
         text += "".join(self._add(element) for element in add)
         with self._lock:
-            if not self._installed or (text and run(text)):
+            if not self._installed or (text and nftables.run(text)):
                 self.install()
 
     def remove(self) -> None:
@@ -218,7 +266,7 @@ class Firewall:
         with self._lock:
             self._installed = False
             # An error here means that there is none, or no nftables at all.
-            run(f"delete table inet {self._table}")
+            nftables.run(f"delete table inet {self._table}")
 
 
 def bridge_elements(
@@ -265,7 +313,7 @@ Port 53 is left to a name server that runs in the container."""
 def redirect_names(address: str) -> None:
     """In the calling thread's namespace: questions to port 53 of ``address`` go to the embedded
     name server. Raises TiffinError."""
-    problem = run(
+    problem = nftables.run_here(
         "table ip tiffin {\n"
         "  chain names { type nat hook output priority -100; policy accept;\n"
         f"    ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 "
