@@ -31,6 +31,7 @@ from tiffin.engine.trees import Trees, open_in, read_file
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.compression import decompressed
+from tiffin.layer.space import space_needed
 from tiffin.layer.store import LayerStore
 from tiffin.linux import accounts
 from tiffin.linux.cgroups import Hierarchy
@@ -122,7 +123,8 @@ class Containers:
             # Checked again when the row is written; here so that nothing is made in vain.
             if self._roster.name_taken(container.name):
                 self._roster.add(container)
-            self._prepare(container)
+            with space_needed(self._root.path, "the container's files"):
+                self._prepare(container)
         self._events.publish("container", "create", container.id, **container.attributes())
         return {"Id": container.id, "Warnings": []}
 
