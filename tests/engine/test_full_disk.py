@@ -10,7 +10,7 @@ import pytest
 
 from conftest import busybox_tar, kill_keeper
 from tiffin import Engine
-from tiffin.errors import StorageFull
+from tiffin.errors import StorageFull, TiffinError
 from tiffin.linux import syscalls
 
 pytestmark = pytest.mark.root
@@ -64,7 +64,16 @@ def test_a_container_that_fills_the_disk_ends_and_is_removed(small: Path) -> Non
         (container,) = engine.containers.list(all=True)
         with pytest.raises(StorageFull, match="no space left on device"):
             engine.containers.create({"Image": "busybox"})
-        assert len(engine.containers.list(all=True)) == 1
+        with pytest.raises(StorageFull, match="no space left on device"):
+            engine.containers.archive_put(container["Id"], "/tmp", io.BytesIO(busybox_tar()))
+        (container,) = engine.containers.list(all=True, size=True)
+        with pytest.raises(StorageFull, match="no space left on device"):
+            engine.containers.commit(container["Id"], "too-much")
+        with pytest.raises(TiffinError, match="No space left on device"):
+            engine.containers.start(container["Id"])
+        (same,) = engine.containers.list(all=True, size=True)
+        assert same["SizeRw"] == container["SizeRw"]
+        assert {"Path": "/z", "Kind": 1} in engine.containers.changes(container["Id"])
         engine.containers.remove(container["Id"])
         assert engine.run("busybox", ["echo", "again"]).stdout == b"again\n"
         engine.shutdown_keeper()

@@ -20,6 +20,7 @@ from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.layer.space import room_set_aside, space_needed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database
 
@@ -120,7 +121,10 @@ class Commits:
         return stack[len(self._layers.chain(container.base)) if container.base else 0 :]
 
     def _move(self, container: Container) -> Layer:
-        layer = self._layers.commit(container.snapshot, container.top)
+        # Once its files are moved, the container must get a layer again.
+        root = self._layers.root
+        with space_needed(root, "the container's new layer"), room_set_aside(root / "work"):
+            layer = self._layers.commit(container.snapshot, container.top)
         container.frozen, container.size = layer.chain_id, None
         self._layers.prepare(
             container.snapshot, layer.chain_id, mountpoints=True, purpose="container"

@@ -593,7 +593,8 @@ class Containers:
         copy_uid_gid: bool = False,
     ) -> None:
         """Unpack a tar into a folder of a container."""
-        with self._tree(reference, path) as (container, root):
+        written = space_needed(self._root.path, f"all that goes to {path}", "a part of it is there")
+        with written, self._tree(reference, path) as (container, root):
             if container.spec.host.get("ReadonlyRootfs") and not _on_a_mount(container, path):
                 raise InvalidParameter("container rootfs is marked read-only")
             with container.lock:
