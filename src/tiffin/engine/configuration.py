@@ -9,6 +9,7 @@ Source: Docker Engine API v1.50, ``ContainerConfig`` and ``HostConfig``.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Mapping
@@ -146,6 +147,12 @@ def _check_host(host: JSON) -> None:
         raise Unsupported(f"the security option '{option}' can't be used yet")
     if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+    processors = os.cpu_count() or 1
+    if not 0 <= (host.get("NanoCpus") or 0) <= processors * 10**9:
+        raise InvalidParameter(
+            f"range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs "
+            "available"
+        )
     memory = host.get("Memory") or 0
     if 0 < memory < 6 * 1024 * 1024:
         raise InvalidParameter("Minimum memory limit allowed is 6MB")

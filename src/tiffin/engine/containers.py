@@ -75,6 +75,7 @@ class Containers:
         self._trees = trees
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
+        lifecycle.dropped = self._dropped
         self.commit = Commits(database, roster, images, layers, lifecycle, events).commit
         self.exec_create = self._execs.create
         self.exec_start = self._execs.start
@@ -417,7 +418,13 @@ class Containers:
             raise Unsupported("links can't be used yet: --link")
         container = self._roster.get(reference)
         self._lifecycle.remove(container, force=force, volumes=volumes)
+
+    def _dropped(self, container: Container) -> None:
+        """Free what only this container rested on: the layers of an image that is gone, or those
+        that its commits made."""
         self._execs.forget(container)
+        if container.frozen or self._images.by_id(container.image) is None:
+            self._images.collect()
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""
@@ -601,7 +608,7 @@ class Containers:
                 path,
                 decompressed(tar),
                 no_overwrite=no_overwrite,
-                owner=owner if copy_uid_gid else None,
+                owner=owner if copy_uid_gid and container.spec.config.get("User") else None,
             )
         self._events.publish("container", "extract-to-dir", container.id, **container.attributes())
 

@@ -106,6 +106,7 @@ class Lifecycle:
         self._worker.start()
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
+        self.dropped: Callable[[Container], None] = lambda container: None
 
     def close(self) -> None:
         """Finish the work that ends have left, and let go of the keeper."""
@@ -370,6 +371,7 @@ class Lifecycle:
         with container.changed:
             container.removed = True
             container.changed.notify_all()
+        self.dropped(container)
         self._events.publish("container", "destroy", container.id, **container.attributes())
         if volumes:
             for point in container.spec.mounts:

@@ -102,6 +102,8 @@ class StreamRoutes:
             follow=follow,
             cancelled=output.cancelled,
         )
+        if query.boolean(request, "details"):
+            lines = _detailed(lines, query.boolean(request, "timestamps"))
         output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
 
     def stats(self, request: Request, response: Response) -> None:
@@ -123,6 +125,13 @@ class StreamRoutes:
                 return
             previous = reading
             time.sleep(1)
+
+
+def _detailed(lines: Iterable[tuple[str, bytes]], with_time: bool) -> Iterator[tuple[str, bytes]]:
+    """Lines with their details, which are none, in front: Docker parts the two by a space."""
+    for name, line in lines:
+        start = line.index(b" ") + 1 if with_time else 0
+        yield name, line[:start] + b" " + line[start:]
 
 
 class _LogOutput:
