@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tiffin.engine import security
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
 
@@ -136,15 +137,7 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
     _check_modes(host)
-    for option in host.get("SecurityOpt") or []:
-        name = option.replace(":", "=").partition("=")
-        if name[0] == "no-new-privileges" or option in (
-            "seccomp=unconfined",
-            "apparmor=unconfined",
-            "label=disable",
-        ):
-            continue
-        raise Unsupported(f"the security option '{option}' can't be used yet")
+    security.check(host)
     if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
     processors = os.cpu_count() or 1

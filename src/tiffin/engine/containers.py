@@ -16,7 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from tiffin.engine import configuration, files, inspection, isolation, logs, mountpoints, timestamps
+from tiffin.engine import (
+    configuration,
+    files,
+    inspection,
+    isolation,
+    logs,
+    mountpoints,
+    security,
+    timestamps,
+)
 from tiffin.engine import filters as filtering
 from tiffin.engine.commits import Commits
 from tiffin.engine.container import Container, Spec, State
@@ -75,7 +84,7 @@ class Containers:
         self._trees = trees
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
-        lifecycle.dropped = self._dropped
+        lifecycle.dropped = self._execs.forget
         self.commit = Commits(database, roster, images, layers, lifecycle, events).commit
         self.exec_create = self._execs.create
         self.exec_start = self._execs.start
@@ -129,7 +138,7 @@ class Containers:
                 self._roster.add(container)
             self._prepare(container)
         self._events.publish("container", "create", container.id, **container.attributes())
-        return {"Id": container.id, "Warnings": []}
+        return {"Id": container.id, "Warnings": security.warnings(host)}
 
     def _free_name(self) -> str:
         name = random_name()
@@ -418,13 +427,6 @@ class Containers:
             raise Unsupported("links can't be used yet: --link")
         container = self._roster.get(reference)
         self._lifecycle.remove(container, force=force, volumes=volumes)
-
-    def _dropped(self, container: Container) -> None:
-        """Free what only this container rested on: the layers of an image that is gone, or those
-        that its commits made."""
-        self._execs.forget(container)
-        if container.frozen or self._images.by_id(container.image) is None:
-            self._images.collect()
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""

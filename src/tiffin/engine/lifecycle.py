@@ -30,6 +30,7 @@ from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import native
+from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -99,11 +100,14 @@ class Lifecycle:
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
+        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
         self._mountpoint = str(root.keeper / "rootfs")
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self.collect: Callable[[], object] = lambda: None
+        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
         self.dropped: Callable[[Container], None] = lambda container: None
@@ -159,7 +163,11 @@ class Lifecycle:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+            container,
+            folder,
+            self._layers.mounts(container.snapshot),
+            self.cgroup(container),
+            self.filters,
         )
         log = None
         if container.log_path:
@@ -364,6 +372,11 @@ class Lifecycle:
             self.keeper.forget(container.id)
             self._roster.drop(container)
             self.discard(container)
+            if container.frozen or not self._database.one(
+                "SELECT 1 FROM images WHERE id = ?", (container.image,)
+            ):
+                # It may have been the last to rest on some layers.
+                self.collect()
         except BaseException:
             with container.lock:
                 container.removing = False

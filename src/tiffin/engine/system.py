@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import isolation, timestamps
+from tiffin.engine import isolation, security, timestamps
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -162,7 +162,7 @@ class System:
             "ContainerdCommit": {"ID": ""},
             "RuncCommit": {"ID": ""},
             "InitCommit": {"ID": ""},
-            "SecurityOptions": [],
+            "SecurityOptions": security.described(),
             "Warnings": [],
         }
 
