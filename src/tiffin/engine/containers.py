@@ -42,6 +42,7 @@ from tiffin.engine.trees import Trees, open_in, read_file
 from tiffin.engine.volumes import Volumes
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.compression import decompressed
+from tiffin.layer.space import space_needed
 from tiffin.layer.store import LayerStore
 from tiffin.linux import accounts
 from tiffin.linux.cgroups import Hierarchy
@@ -136,7 +137,8 @@ class Containers:
             # Checked again when the row is written; here so that nothing is made in vain.
             if self._roster.name_taken(container.name):
                 self._roster.add(container)
-            self._prepare(container)
+            with space_needed(self._root.path, "the container's files"):
+                self._prepare(container)
         self._events.publish("container", "create", container.id, **container.attributes())
         return {"Id": container.id, "Warnings": security.warnings(host)}
 
@@ -591,7 +593,8 @@ class Containers:
         copy_uid_gid: bool = False,
     ) -> None:
         """Unpack a tar into a folder of a container."""
-        with self._tree(reference, path) as (container, root):
+        written = space_needed(self._root.path, f"all that goes to {path}", "a part of it is there")
+        with written, self._tree(reference, path) as (container, root):
             if container.spec.host.get("ReadonlyRootfs") and not _on_a_mount(container, path):
                 raise InvalidParameter("container rootfs is marked read-only")
             with container.lock:

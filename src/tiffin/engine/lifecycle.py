@@ -351,6 +351,24 @@ class Lifecycle:
             container.save_state(self._database)
         self._events.publish("container", "unpause", container.id, **container.attributes())
 
+    @contextmanager
+    def frozen(self, container: Container) -> Iterator[None]:
+        """Inside the block a running container is paused, but its row does not say so: should this
+        process be killed, the next one lets it go on."""
+        with container.lock:
+            ours = container.state.status == "running"
+            if ours:
+                self._cgroups.freeze(self.cgroup(container))
+                container.state.status = "paused"
+        try:
+            yield
+        finally:
+            with container.lock:
+                # It may have been unpaused by hand, or killed, meanwhile.
+                if ours and container.state.status == "paused":
+                    self._cgroups.thaw(self.cgroup(container))
+                    container.state.status = "running"
+
     # -- removal ----------------------------------------------------------------------------
 
     def remove(self, container: Container, *, force: bool, volumes: bool) -> None:
@@ -446,6 +464,9 @@ class Lifecycle:
                 container.size = None
             state.pid = entry["pid"]
             container.save_state(self._database)
+            if state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
+                # See `frozen`.
+                self._cgroups.thaw(self.cgroup(container))
         if entry["status"] == "exited":
             self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
 

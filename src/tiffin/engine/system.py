@@ -21,6 +21,7 @@ from tiffin.engine.volumes import Volumes
 from tiffin.errors import NotFound
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.storage import drivers
 from tiffin.store.database import Database
 from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
 
@@ -96,7 +97,8 @@ class System:
         count = self._database.one("SELECT count(*) AS images FROM images")
         hierarchy = Hierarchy.detect()
         controllers = hierarchy.available
-        support = self._layers.driver.probe(self._layers.driver.home)
+        driver = self._layers.driver
+        support = drivers.probe(type(driver), driver.home)
         return {
             "ID": f"tiffin-{self._identity}",
             "Containers": len(states),

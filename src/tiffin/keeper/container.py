@@ -11,17 +11,17 @@ needs to know, and after the end its exit, until the daemon has taken it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import signal
 import struct
-import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
 from tiffin.keeper.attachment import Attachment
-from tiffin.keeper.loop import Loop, Timer
+from tiffin.keeper.loop import Loop, Timer, say
 from tiffin.keeper.recorder import STREAMS, Recorder
 from tiffin.keeper.stdio import Fifos, Sink, Source
 
@@ -298,14 +298,16 @@ class Container(Process):
             try:
                 self._recorder.recover()
             except OSError as error:
-                print(f"{self.directory}: the log is not recovered: {error}", file=sys.stderr)
+                say(f"{self.directory}: the log is not recovered: {error}")
 
     def save(self) -> None:
-        """Write state.json."""
+        """Write state.json; an OSError leaves the one before."""
         path = f"{self.directory}/state.json"
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(self._state()).encode())
+            text = json.dumps(self._state()).encode()
+            if os.write(fd, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         finally:
             os.close(fd)
         os.rename(f"{path}.new", path)
@@ -327,7 +329,7 @@ class Container(Process):
             self.save()
         except OSError as error:
             # The exit is told all the same; only another keeper would not know it.
-            print(f"{self.directory}: the exit cannot be recorded: {error}", file=sys.stderr)
+            say(f"{self.directory}: the exit cannot be recorded: {error}")
 
 
 _STATE = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
@@ -16,7 +15,7 @@ from tiffin.keeper import adoption
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
 from tiffin.keeper.launcher import NativeLauncher
-from tiffin.keeper.loop import IN, Loop, report
+from tiffin.keeper.loop import IN, Loop, report, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ class Containers:
                 container.oom = self._launcher.oom_killed(container.cgroup)
                 self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
             except OSError as error:
-                print(f"cgroup {container.cgroup}: {error}", file=sys.stderr)
+                say(f"cgroup {container.cgroup}: {error}")
 
     def _remove_cgroup(self, name: str, tries: int) -> None:
         """Remove it, if need be in several tries: the killed need a moment to be gone."""
@@ -259,7 +258,7 @@ class Containers:
         if tries:
             self._loop.after(_REMOVE_PAUSE, lambda: self._remove_cgroup(name, tries - 1))
         else:
-            print(f"cgroup {name} still has processes", file=sys.stderr)
+            say(f"cgroup {name} still has processes")
 
     def _exec_tells(self, event: Fields) -> None:
         if event["event"] == "exited":
@@ -288,7 +287,7 @@ class Containers:
                 self._adopt_one(directory, state, fds)
             except (OSError, KeyError, TypeError, ValueError):
                 # What can't be taken over must not keep the others from it.
-                print(f"{directory} could not be adopted", file=sys.stderr)
+                say(f"{directory} could not be adopted")
                 report()
         for fds in offers.values():
             _close(*fds)

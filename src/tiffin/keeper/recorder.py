@@ -21,9 +21,9 @@ from __future__ import annotations
 import binascii
 import os
 import struct
-import sys
 
 from tiffin.keeper.logfile import Format, log_from, record_end
+from tiffin.keeper.loop import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Recorder:
     def _complain(self, error: OSError) -> None:
         if not self._failed:
             self._failed = True
-            print(f"{self._directory}: output is being lost to the log: {error}", file=sys.stderr)
+            say(f"{self._directory}: output is being lost to the log: {error}")
 
 
 def _read_slot(
