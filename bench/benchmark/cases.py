@@ -53,6 +53,13 @@ class Stage:
             if not client("images", "-q", image).strip():
                 client("import", str(tar), image)
 
+    def absent(self, image: str) -> None:
+        """Have the image, and its layer, in no engine: else it would be found, and not made."""
+        for engine in self.engines:
+            engine.clients[0]("rmi", "-f", image, check=False)
+            if isinstance(engine, Tiffin):
+                engine.clients[0]("builder", "prune", "-a", "-f")
+
 
 def role(client: Client) -> Role:
     """What a client's side is."""
@@ -176,6 +183,7 @@ _BOTH_HALF = (_ratio(Role.TIFFIN, 1 / 2, _HALF), _ratio(Role.DOCKER_TO_TIFFIN, 1
 @contextmanager
 def import_root(stage: Stage) -> Iterator[list[Comparison]]:
     """import of the tar of a Debian root file system."""
+    stage.absent(BIG_ROOT)
     tar = str(stage.materials.debian())
     sides = []
     for client in stage.clients():
@@ -201,6 +209,7 @@ def save(stage: Stage) -> Iterator[list[Comparison]]:
 @contextmanager
 def load(stage: Stage) -> Iterator[list[Comparison]]:
     """load of an archive with the Debian image; one archive for all engines."""
+    stage.absent(BIG_ROOT)
     archive = stage.materials.archive()
     sides = []
     for client in stage.clients():

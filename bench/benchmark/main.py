@@ -47,6 +47,13 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "taken from beside it",
     )
     parser.add_argument("--docker", metavar="PATH", help="the docker command (the installed one)")
+    parser.add_argument(
+        "--file-system",
+        choices=("ext4", "xfs", "btrfs", "none"),
+        default="ext4",
+        help="make the engine roots on a new file system of this kind, in a sparse file (ext4); "
+        "none: in the folder itself",
+    )
     parser.add_argument("--no-docker", action="store_true", help="leave Docker out")
     parser.add_argument("--no-podman", action="store_true", help="leave Podman out")
     return parser.parse_args(words)
@@ -94,6 +101,8 @@ def _measure(options: argparse.Namespace, names: Sequence[str]) -> int:
             work = options.work.absolute()
             work.mkdir(parents=True, exist_ok=True)
         roots = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=work, prefix="roots-")))
+        if options.file_system != "none":
+            roots = stack.enter_context(machine.file_system(roots, options.file_system))
         facts = machine.facts(roots)
         engines = _engines(stack, options, roots)
         docker = options.docker or shutil.which("docker")
