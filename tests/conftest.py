@@ -55,15 +55,13 @@ def busybox_tar() -> bytes:
 def kill_keeper(root: Path) -> None:
     """End the keeper of a root and all that it runs, whatever state they are in."""
     marker = str(root).encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            command = Path(entry.path, "cmdline").read_bytes()
-        except OSError:
+            command = Path("/proc", name, "cmdline").read_bytes()
+            if b"tiffin" in command and marker in command:
+                os.kill(int(name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"tiffin" in command and marker in command:
-            os.kill(int(entry.name), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,11 @@ class Running:
 
     def request(self, *arguments: Any, **named: Any) -> Answer:
         """One request on a connection of its own."""
-        return self.client().request(*arguments, **named)
+        client = Client(self.path)
+        try:
+            return client.request(*arguments, **named)
+        finally:
+            client.close()
 
 
 Start = Callable[..., Running]
@@ -165,3 +169,17 @@ def api(start: Start) -> Callable[[Any], Running]:
         return start(all_routes(engine, shutdown))
 
     return api
+
+
+@pytest.fixture
+def clients() -> Iterator[Callable[[Path], Client]]:
+    """Clients of a socket, which are closed at the end."""
+    made: list[Client] = []
+
+    def connect(path: Path) -> Client:
+        made.append(Client(path))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.close()

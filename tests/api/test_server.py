@@ -261,6 +261,24 @@ def test_a_stopping_server_finishes_what_is_under_way(start: Start, router: Rout
     assert answer.json() == "done"
 
 
+def test_who_came_in_just_before_the_stop_is_served(router: Router, tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    came: list[socket.socket] = []
+
+    def leave() -> bool:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        came.append(client)
+        threading.Timer(0.1, client.sendall, [PING]).start()
+        return True
+
+    with Server(router) as server:
+        server.listen(path)
+        server.serve(leave, 0.01)
+    with came[0] as client:
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_a_stalled_reader_holds_up_nobody_else(start: Start, router: Router) -> None:
     def endless(request: Request, response: Response) -> None:
         output = response.stream("application/octet-stream")

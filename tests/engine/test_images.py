@@ -88,7 +88,8 @@ def test_a_shared_layer_is_kept_and_saved_once(engine: Engine) -> None:
     assert usage["LayersSize"] == engine.images.inspect("child")["Size"]
     archive = saved(engine, "busybox", "child")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        layers = [layer for image in json.load(tar.extractfile("manifest.json")) for layer in image["Layers"]]  # type: ignore[arg-type]  # fmt: skip
+        manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+        layers = [layer for image in manifest for layer in image["Layers"]]
         assert len(layers) == 3 and len(set(layers)) == 2
         assert len(tar.getnames()) == len(set(tar.getnames()))
 

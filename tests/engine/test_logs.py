@@ -64,6 +64,14 @@ def test_all_files_in_order(log: Path) -> None:
     ]
 
 
+def test_a_gap_left_by_a_killed_rotation(log: Path) -> None:
+    (log.parent / "a.log.2").rename(log.parent / "a.log.3")
+    (log.parent / "a.log.1").rename(log.parent / "a.log.2")
+    assert text(read_logs(log)) == b"one\ntwo\nthree\nfour\nfive"
+    log.rename(log.parent / "a.log.1")
+    assert text(read_logs(log)) == b"one\ntwo\nthree\nfour\nfive"
+
+
 def test_one_stream(log: Path) -> None:
     assert text(read_logs(log, stdout=False)) == b"two\nfour\n"
     assert text(read_logs(log, stderr=False)) == b"one\nthree\nfive"

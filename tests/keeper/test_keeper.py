@@ -151,9 +151,11 @@ def test_requests_from_many_threads(lab: Lab) -> None:
 
 def test_what_the_keeper_imports() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(MAIN).parents[2])!r}); before = set(sys.modules)"
+        f"import sys; sys.path.insert(0, {str(Path(MAIN).parents[2])!r})\n"
+        "before = set(sys.modules)\n"
+        "import tiffin.keeper.process, tiffin.runtime.launch\n"
+        "print(*sorted(set(sys.modules) - before))"
     )
-    code += "\nimport tiffin.keeper.process\nprint(*sorted(set(sys.modules) - before))"
     run = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from storage.actions import mounted
 from tiffin.layer.store import Layer, LayerStore
+from tiffin.linux import syscalls
 from tiffin.storage.driver import StorageDriver
 from tiffin.storage.drivers import home
 from tiffin.store.database import Database
@@ -43,6 +44,17 @@ def tar_of(files: Files) -> bytes:
             member.size, member.mtime = len(data), 1_600_000_000
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
+
+
+@contextmanager
+def in_memory(place: Path) -> Iterator[Path]:
+    """A file system that need not wait for a disk: these tests open databases by the hundred."""
+    place.mkdir()
+    syscalls.mount("tmpfs", str(place), "tmpfs")
+    try:
+        yield place
+    finally:
+        syscalls.umount(str(place), syscalls.MNT_DETACH)
 
 
 class Root:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -22,6 +23,7 @@ from layer.roots import (
     add_container,
     files_in,
     files_of,
+    in_memory,
     ingest,
     remove_container,
     tar_of,
@@ -52,9 +54,10 @@ _BASE = {"etc/passwd": "root", "bin/sh": "shell", "data/a": "a", "data/b": "b"}
 
 
 @pytest.fixture(params=[Overlay2, Vfs], ids=lambda kind: kind.name)
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     """An empty root, on each driver."""
-    return Root(tmp_path / "root", request.param)
+    with in_memory(tmp_path / "memory") as place:
+        yield Root(place / "root", request.param)
 
 
 @pytest.fixture
@@ -368,12 +371,16 @@ def test_a_commit_moves_the_files(store: LayerStore, tmp_path: Path) -> None:
     with tree_of(store, "c", tmp_path) as tree:
         (tree / "large").write_text("x" * 100_000)
         (tree / "data/a").unlink()
+        (tree / "symlink").symlink_to("0123456789")
+        os.link(tree / "large", tree / "linked")
+    used = store.usage("c").size
     with store.own_directory("c") as directory:
         inode = (directory / "large").stat().st_ino
     layer = store.commit("c", base.chain_id)
+    assert layer.size == used == 100_010
     with store.own_directory(layer.snapshot) as directory:
         assert (directory / "large").stat().st_ino == inode
-    wanted = {**_BASE, "large": "x" * 100_000}
+    wanted = {**_BASE, "large": "x" * 100_000, "linked": "x" * 100_000}
     del wanted["data/a"]
     assert files_in(store, layer, tmp_path) == wanted
     with pytest.raises(NotFound):
@@ -387,7 +394,7 @@ def test_a_commit_moves_the_files(store: LayerStore, tmp_path: Path) -> None:
         f"{change.kind} /{change.path.decode()}"
         for change in store.changes("c", base.chain_id, layer.chain_id)
     ]
-    assert listed == ["C /data", "D /data/a", "C /data/b", "A /large"]
+    assert listed == ["C /data", "D /data/a", "C /data/b", "A /large", "A /linked", "A /symlink"]
     row = store.database.one("SELECT frozen FROM containers WHERE id = 'c'")
     assert row is not None
     assert row["frozen"] == layer.chain_id
@@ -406,6 +413,19 @@ def test_a_commit_does_not_depend_on_the_order_of_writes(store: LayerStore, tmp_
         layers.append(store.commit(key, None))
     assert layers[0] == layers[1]
     assert len(set(store.driver.keys())) == 1
+
+
+def test_a_commit_on_another_stack_is_refused(store: LayerStore) -> None:
+    base, other = ingest(store, _BASE), ingest(store, {"other": "x"})
+    add_container(store, "c", base)
+    for parent in (other.chain_id, None):
+        with pytest.raises(Conflict, match="snapshot c lies on"):
+            store.commit("c", parent)
+        with pytest.raises(Conflict, match="snapshot c lies on"):
+            store.commit_copy("c", parent)
+    assert store.mounts("c")
+    with pytest.raises(NotFound, match="absent"):
+        store.commit("absent", base.chain_id)
 
 
 def test_a_copying_commit_leaves_the_container_alone(store: LayerStore, tmp_path: Path) -> None:
@@ -819,6 +839,16 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         syscalls.umount(str(point), syscalls.MNT_DETACH)
 
 
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while file.write(b"x" * size):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
 @pytest.mark.parametrize("kind", [Overlay2, Vfs], ids=lambda kind: kind.name)
 def test_a_full_disk_leaves_nothing_of_the_attempt(
     small_disk: Path, kind: type[StorageDriver], tmp_path: Path
@@ -845,6 +875,15 @@ def test_a_full_disk_leaves_nothing_of_the_attempt(
         with pytest.raises(StorageFull, match="no space left"):
             store.commit_copy("c", base.chain_id)
         assert root.picture() == held
+        with store.own_directory("c") as directory:
+            _fill(directory / "last")
+            with pytest.raises(StorageFull, match="no space left"):
+                store.commit("c", base.chain_id)
+            assert root.picture() == held
+            assert (directory / "large").exists()
+        with pytest.raises(StorageFull, match="no space left"):
+            ingest(store, {"small": "fits"}, base)
+        # Removing things needs no room.
         store.remove_snapshot("c")
         small = ingest(store, {"small": "fits"}, base)
         assert files_in(store, small, tmp_path)["small"] == "fits"

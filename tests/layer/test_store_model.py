@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from layer.roots import Files, Root, files_of, ingest, tree_of
+from layer.roots import Files, Root, files_of, in_memory, ingest, tree_of
 from tiffin.errors import NotFound
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.storage.driver import StorageDriver
@@ -49,12 +49,13 @@ class Life(RuleBasedStateMachine):
     """Layers come by tar and from containers, go by collection, and the store is reopened."""
 
     kind: type[StorageDriver]
+    memory: Path
     stacks = Bundle("stacks")
     containers = Bundle("containers")
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = Path(tempfile.mkdtemp())
+        self.place = Path(tempfile.mkdtemp(dir=self.memory))
         self.root = Root(self.place / "root", self.kind)
         self.opened = self.root.open()
         self.store: LayerStore = self.opened.__enter__()
@@ -187,7 +188,8 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("kind", [Overlay2, Vfs], ids=lambda kind: kind.name)
-def test_random_lives(kind: type[StorageDriver]) -> None:
-    case = type("Case", (Life,), {"kind": kind}).TestCase
-    case.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
-    case("runTest").runTest()
+def test_random_lives(kind: type[StorageDriver], tmp_path: Path) -> None:
+    with in_memory(tmp_path / "memory") as memory:
+        case = type("Case", (Life,), {"kind": kind, "memory": memory}).TestCase
+        case.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+        case("runTest").runTest()

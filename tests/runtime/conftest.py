@@ -22,41 +22,10 @@ from tiffin.runtime.settings import ContainerSettings, ProcessSettings
 from tiffin.storage.driver import Mount
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = [
-    "cat",
-    "chmod",
-    "chown",
-    "echo",
-    "env",
-    "false",
-    "grep",
-    "hostname",
-    "id",
-    "ip",
-    "kill",
-    "ls",
-    "mkdir",
-    "mknod",
-    "mount",
-    "nc",
-    "ping",
-    "printf",
-    "ps",
-    "pwd",
-    "readlink",
-    "rm",
-    "sh",
-    "sleep",
-    "stat",
-    "stty",
-    "sync",
-    "touch",
-    "true",
-    "tty",
-    "ulimit",
-    "umask",
-    "wc",
-]
+APPLETS = """
+    cat chmod chown echo env false grep hostname id ip kill ls mkdir mknod mount nc ping printf ps
+    pwd readlink rm sh sleep stat stty sync touch true tty umask wc
+"""
 
 
 @dataclass
@@ -75,7 +44,7 @@ def busybox_root(root: Path) -> Path:
     (root / "tmp").mkdir(mode=0o1777)
     (root / "tmp").chmod(0o1777)
     shutil.copy(BUSYBOX, root / "bin/busybox")
-    for applet in APPLETS:
+    for applet in APPLETS.split():
         (root / "bin" / applet).symlink_to("busybox")
     (root / "etc/passwd").write_text(
         "root:x:0:0:root:/root:/bin/sh\ncook:x:1000:100:cook:/home/cook:/bin/sh\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import stat
@@ -715,3 +716,32 @@ def test_without_cgroups_a_container_runs_too(kitchen: Kitchen) -> None:
         launched = launch(dumped, Stdio((null.fileno(),) * 3))
     assert os.waitpid(launched.pid, 0)[1] == 0
     os.close(launched.pidfd)
+
+
+def _state(pid: str) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_start_ends_with_the_caller(kitchen: Kitchen, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    planned = plan(kitchen.settings("true"), str(tmp_path / "mountpoint"), None).dump()
+    planned["operations"] = [["join", "uts", str(fifo)]]  # opening it sleeps
+    caller = os.fork()
+    if caller == 0:
+        try:
+            launch(planned, Stdio((0, 1, 2)))
+        finally:
+            os._exit(1)
+    children: list[str] = []
+    while not children or _state(children[0]) != "S":
+        assert os.waitpid(caller, os.WNOHANG) == (0, 0)
+        children = Path(f"/proc/{caller}/task/{caller}/children").read_text().split()
+    watchers = [os.pidfd_open(int(child)) for child in children]
+    os.kill(caller, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    ended = [bool(select.select([watcher], [], [], 20)[0]) for watcher in watchers]
+    for watcher in watchers:
+        pidfds.send_signal(watcher, signal.SIGKILL)
+        os.close(watcher)
+    assert ended == [True]

@@ -231,6 +231,9 @@ def test_every_operation_survives_json_and_describes_itself(kind: type[Operation
         ({"rlimits": [("spoons", 1, 2)]}, "invalid ulimit type: spoons"),
         ({"cwd": "relative"}, "needs to be an absolute path"),
         ({"mounts": [MountPoint("bind", "/x", "/")]}, "destination can't be '/'"),
+        ({"sysctls": {"kernel.panic": "1"}}, "is not in a separate kernel namespace"),
+        ({"sysctls": {"net./../x": "1"}}, "invalid sysctl"),
+        ({"sysctls": {"net...x": "1"}}, "invalid sysctl"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], sentence: str) -> None:

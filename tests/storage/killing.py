@@ -67,8 +67,8 @@ def _child(step: int, action: Callable[[Arm], object], prefixes: tuple[str, ...]
 
 
 def steps(limit: int = 100_000) -> Iterable[int]:
-    """Every early line, then ever fewer: 1, 2, 3 … 24, then a twelfth further each time."""
+    """Every early line, then ever fewer: 1, 2, 3 … 18, then a ninth further each time."""
     step = 1
     while step < limit:
         yield step
-        step += max(1, step // 12)
+        step += max(1, step // 9)

@@ -14,13 +14,17 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiffin.api.routes import all_routes
-from tiffin.api.server import Server
-from tiffin.errors import InvalidParameter, TiffinError, Unsupported
+from tiffin.api.server import Server, answers
+from tiffin.errors import InvalidParameter, RootInUse, TiffinError, Unsupported
+
+if TYPE_CHECKING:
+    from tiffin.engine import Engine
 
 logger = logging.getLogger("tiffin")
 
@@ -85,11 +89,8 @@ def _serve(
     storage_driver: str | None,
     announcement: _Announcement,
 ) -> int:
-    from tiffin.engine import Engine
-
     seconds = _idle_seconds()
-    what = "the daemon that a command started" if on_demand else "the daemon (tiffin serve)"
-    with Engine(root, storage_driver=storage_driver, what=what) as engine:
+    with _open(root, on_demand, storage_driver) as engine:
 
         def shutdown(keeper: bool) -> None:
             if keeper:
@@ -116,6 +117,30 @@ def _serve(
     return 0
 
 
+def _open(
+    root: str | os.PathLike[str] | None, on_demand: bool, storage_driver: str | None
+) -> Engine:
+    """The engine. A daemon that is just leaving has given up its socket already, and the root in a
+    moment: a command that comes right then must not fail, so its daemon waits for that moment."""
+    from tiffin.engine import Engine
+    from tiffin.engine.root import DEFAULT_ROOT
+
+    what = _ON_DEMAND if on_demand else "the daemon (tiffin serve)"
+    place = Path(root or os.environ.get("TIFFIN_ROOT") or DEFAULT_ROOT).absolute()
+    path = socket_path(default_host(place))
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    while True:
+        try:
+            return Engine(place, storage_driver=storage_driver, what=what)
+        except RootInUse as error:
+            leaving = on_demand and _ON_DEMAND in error.message and not answers(path)
+            if not leaving or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+_ON_DEMAND = "the daemon that a command started"
+_LEAVING_SECONDS = 12.0
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 

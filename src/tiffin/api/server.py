@@ -56,6 +56,8 @@ class Limits:
     """Between two requests of a connection."""
     linger_seconds: float = 2
     """How long to go on reading from a client that was refused, so that it can read why."""
+    late_seconds: float = 0.5
+    """From a connection to its first request, if the server stops meanwhile."""
     stop_seconds: float = 10
     """How long a graceful stop waits for requests under way."""
     stack_bytes: int = 1024 * 1024
@@ -204,7 +206,7 @@ class Server:
     def _converse(self, connection: socket.socket) -> None:
         """One connection, from its first request to its end."""
         try:
-            rest: bytes | None = b""
+            rest = self._exchange(connection, b"", first=True)
             while rest is not None:
                 rest = self._exchange(connection, rest)
         except Disconnected:
@@ -214,11 +216,13 @@ class Server:
         finally:
             self._close(connection)
 
-    def _exchange(self, connection: socket.socket, rest: bytes) -> bytes | None:
+    def _exchange(
+        self, connection: socket.socket, rest: bytes, *, first: bool = False
+    ) -> bytes | None:
         """One request and its answer; gives what came after it, or None when this was the last."""
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         try:
-            head = self._read_head(connection, parser, rest)
+            head = self._read_head(connection, parser, rest, first)
         except h11.RemoteProtocolError as error:
             status = error.error_status_hint
             self._refuse(connection, status, f"malformed HTTP request: {error}")
@@ -242,7 +246,7 @@ class Server:
         return None
 
     def _read_head(
-        self, connection: socket.socket, parser: h11.Connection, rest: bytes
+        self, connection: socket.socket, parser: h11.Connection, rest: bytes, first: bool
     ) -> h11.Request | None:
         """The next request's head; None when the client leaves, idles too long, or we stop."""
         if rest:
@@ -262,6 +266,12 @@ class Server:
                 return None
             ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
             if connection.fileno() not in ready:
+                if first and self._wake in ready:
+                    # It came in just before we stopped listening: its request is on the way.
+                    first = False
+                    poll.unregister(self._wake)
+                    deadline = min(deadline, time.monotonic() + self.limits.late_seconds)
+                    continue
                 if begun and not self._stopping:
                     self._refuse(connection, 408, "the request's head took too long to arrive")
                 return None

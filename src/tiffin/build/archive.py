@@ -112,7 +112,7 @@ class ArchiveSource:
 
     def read_tar(self, stream: BinaryIO) -> None:
         """Take in a plain tar. Raises CorruptArchive."""
-        reader = TarReader(lambda: memoryview(_read_block(stream)))
+        reader = TarReader(lambda: memoryview(read_up_to(stream, _BLOCK)))
         while (member := reader.next()) is not None:
             self._add(member, reader)
             reader.raw.clear()
@@ -232,14 +232,10 @@ def _clean(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
-def _read_block(stream: BinaryIO) -> bytes:
-    """A whole block, unless the stream ends."""
+def read_up_to(stream: BinaryIO, count: int) -> bytes:
+    """That many bytes, unless the stream ends before; a single read may give fewer."""
     parts: list[bytes] = []
-    wanted = _BLOCK
-    while wanted:
-        part = stream.read(wanted)
-        if not part:
-            break
+    while count and (part := stream.read(count)):
         parts.append(part)
-        wanted -= len(part)
+        count -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -10,7 +10,6 @@ from typing import Protocol
 from tiffin.build.tree import LowerTree
 from tiffin.image.config import ImageConfig
 from tiffin.layer.layer import Layer
-from tiffin.layer.locks import Pins
 from tiffin.layer.writer import LayerWriter
 from tiffin.store.database import Database
 
@@ -60,9 +59,8 @@ class Layers(Protocol):
     def lease(self) -> AbstractContextManager[None]:
         """Keep what is made inside the block from collection."""
 
-    @property
-    def pins(self) -> Pins:
-        """Where leases are told of layers that were found, so that they keep those too."""
+    def keep(self, chain_id: str) -> None:
+        """Tell the leases of a layer that was found, so that they keep it too."""
 
 
 class Backend(Protocol):

@@ -19,17 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from tiffin.build import changes, copying
+from tiffin.build import changes, copying, stages
 from tiffin.build import instructions as dockerfile
 from tiffin.build.arguments import SOURCE_DATE_EPOCH, Arguments
 from tiffin.build.backend import Backend, Cancelled, RunStep
 from tiffin.build.cache import BuildCache, Parts
 from tiffin.build.context import BuildContext
-from tiffin.build.instructions import Copy, From, Instruction, Run, Stage, Workdir
+from tiffin.build.instructions import Copy, From, Instruction, Run, Workdir
 from tiffin.build.options import BuildOptions
 from tiffin.build.ownership import mode_of, owner_of
 from tiffin.build.parser import parse
 from tiffin.build.progress import Messages, Progress
+from tiffin.build.stages import Stage
+from tiffin.build.suggestion import nearest
 from tiffin.build.tree import EmptyTree, LowerTree, Source, StageFiles, parent, resolve
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound, StartFailure, TiffinError
 from tiffin.image.config import HistoryEntry, ImageConfig
@@ -47,13 +49,20 @@ class State:
     """A stage after some of its steps."""
 
     config: ImageConfig
+    """What the next step starts from."""
+    recorded: ImageConfig | None
+    """What the image is so far: None as long as nothing is built on ``scratch``. Differs from
+    ``config`` where a stage's start changes something: the default PATH, triggers taken out."""
     key: str
     """The last step's key; before any, the base image's id, or ``scratch``."""
     top: str | None
-    image_id: str
-    """What the configuration's id is; empty as long as nothing is built on ``scratch``."""
     steps: int = 0
     cmd_set: bool = False
+
+    @property
+    def image_id(self) -> str:
+        """The id that an image would have now; empty for none."""
+        return self.recorded.id if self.recorded is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Builder:
 
     def build(self) -> str:
         """See :func:`build`."""
-        plan = dockerfile.stages(parse(self._context.dockerfile))
+        plan = stages.read(parse(self._context.dockerfile))
         self._escape = plan.escape
         self._plan = plan
         for warning in plan.warnings:
@@ -146,8 +155,6 @@ class Builder:
             return len(self._plan.stages) - 1
         found = self._plan.find(self._options.target)
         if found is None:
-            from tiffin.build.suggestion import nearest
-
             names = [stage.base.stage for stage in self._plan.stages if stage.base.stage]
             hint = nearest(self._options.target, names)
             raise InvalidParameter(
@@ -210,11 +217,11 @@ class Builder:
             return replace(self._states[earlier], steps=0, cmd_set=False)
         platform = base.platform or self._options.platform
         if base.image == SCRATCH:
-            return State(ImageConfig.scratch(), SCRATCH, None, "")
+            return State(changes.with_path(ImageConfig.scratch()), None, SCRATCH, None)
         config = self._backend.image(base.image, platform)
         if config.chain_id is not None:
             self._hold(config.chain_id)
-        return State(config, config.id, config.chain_id, config.id)
+        return State(changes.with_path(config), config, config.id, config.chain_id)
 
     def _triggers(self, state: State, base: From) -> State:
         triggers = state.config.on_build
@@ -225,20 +232,20 @@ class Builder:
         self._progress.line(f"# Executing {len(triggers)} build trigger{plural}")
         for text in triggers:
             with _located(base):
-                instruction = dockerfile.single(text)
+                instruction = stages.single(text)
             state = self._step(state, replace(instruction, line=base.line), 0)
             self._progress.done(state.image_id)
         return state
 
     def _finish(self, state: State) -> str:
-        if not state.image_id:
+        if state.recorded is None:
             raise BuildFailure("No image was generated. Is your Dockerfile empty?")
         references = [Reference.parse(tag) for tag in self._options.tags]
         names = [
             each.familiar if each.tag or each.digest else f"{each.familiar}:latest"
             for each in references
         ]
-        image_id = self._backend.save_image(state.config, state.top, names)
+        image_id = self._backend.save_image(state.recorded, state.top, names)
         unused = self._arguments.unused()
         if unused:
             listed = " ".join(unused)
@@ -249,7 +256,7 @@ class Builder:
     def _hold(self, chain: str) -> None:
         """Keep a layer that was found from being collected while the build lasts."""
         self._backend.layers.get(chain)
-        self._backend.layers.pins.made(chain)
+        self._backend.layers.keep(chain)
 
     # -- steps
 
@@ -323,7 +330,7 @@ class Builder:
                 self._hold(record.top)
         if record.config != config.to_bytes():
             config, top = ImageConfig.parse(record.config), record.top
-        return State(config, parts.key, top, config.id, state.steps + 1, state.cmd_set)
+        return State(config, config, parts.key, top, state.steps + 1, state.cmd_set)
 
     def _find(self, state: State, parts: Parts) -> State | None:
         with self._backend.database.transaction():
@@ -335,7 +342,7 @@ class Builder:
         self._progress.using_cache()
         self._used.append(record.key)
         config = ImageConfig.parse(record.config)
-        return State(config, record.key, record.top, config.id, state.steps + 1, state.cmd_set)
+        return State(config, config, record.key, record.top, state.steps + 1, state.cmd_set)
 
     def _lower(self, state: State) -> LowerTree:
         return EmptyTree() if state.top is None else self._backend.layers.lower(state.top)
@@ -409,6 +416,8 @@ class Builder:
         earlier = self._stage_before(name, stage)
         if earlier is not None:
             return StageFiles(self._lower(self._states[earlier]))
+        if self._plan.find(name) == stage:
+            raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
         try:
             config = self._backend.image(name, self._options.platform)
         except NotFound as error:
@@ -431,6 +440,9 @@ class Builder:
         files = copying.picked_files(source, picks)
         step = changes.created_by(state.config, instruction)
         parts = self._parts(state, step)
+        for found in picks:
+            if found.is_renamed:
+                parts.add(f"source {found.name!r}", repr(found.entry.path))
         # Where no such step was ever made on this parent, no key can be found: the files are then
         # read once, while they are copied, instead of twice.
         look = not self._options.no_cache and self._cache.may_have(state.key, name)

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Sequence
 
 from tiffin.build import instructions as dockerfile
 from tiffin.build.instructions import Instruction
+from tiffin.build.stages import single
 from tiffin.build.substitution import quoted
 from tiffin.errors import InvalidParameter
 from tiffin.image.config import ImageConfig
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _CHANGES = (
     "CMD",
@@ -43,7 +45,7 @@ def apply_changes(config: ImageConfig, changes: Sequence[str]) -> ImageConfig:
     """
     cmd_set = False
     for change in changes:
-        instruction = dockerfile.single(change)
+        instruction = single(change)
         if instruction.name not in _CHANGES:
             raise InvalidParameter(
                 f"{instruction.name} is not a valid change command (these are: "
@@ -59,6 +61,12 @@ def environment(config: ImageConfig) -> dict[str, str]:
     """The configuration's variables by name."""
     pairs = (item.partition("=") for item in config.env)
     return {name: value for name, _, value in pairs}
+
+
+def with_path(config: ImageConfig) -> ImageConfig:
+    """With Docker's default PATH, if the configuration has none: a stage starts with one, so that
+    ``ENV PATH=$PATH:/more`` means something."""
+    return config if "PATH" in environment(config) else config.with_env("PATH", DEFAULT_PATH)
 
 
 def apply(config: ImageConfig, instruction: Instruction, *, cmd_set: bool = False) -> ImageConfig:

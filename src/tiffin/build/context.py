@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from tiffin.build.archive import ArchiveSource
+from tiffin.build.archive import ArchiveSource, read_up_to
 from tiffin.build.digests import DigestCache, Known, Stamp, stamp_of
 from tiffin.build.dockerignore import Ignore, State, read_patterns
 from tiffin.build.tree import EmptyTree, Source, changed_meanwhile, parent
@@ -92,12 +92,9 @@ def from_stream(
     ``work`` is where a large context is spooled. Raises CorruptArchive, NotFound.
     """
     plain = decompressed(stream)
-    beginning = b""
-    # A decompressed stream gives what it has, which may be less than was asked for.
-    while len(beginning) < _TAR_HEADER and (part := plain.read(_TAR_HEADER - len(beginning))):
-        beginning += part
+    beginning = read_up_to(plain, _TAR_HEADER)
     if b"\0" not in beginning:
-        return lone(beginning + _rest(plain, _LARGEST_DOCKERFILE))
+        return lone(beginning + read_up_to(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:
         source.read_tar(cast(BinaryIO, _Rejoined(beginning, plain)))
@@ -117,14 +114,6 @@ def from_stream(
         source.close()
         raise
     return BuildContext(_not_empty(content, name), name, source, [source])
-
-
-def _rest(stream: BinaryIO, limit: int) -> bytes:
-    parts = []
-    while limit > 0 and (part := stream.read(limit)):
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)
 
 
 class _Rejoined:

@@ -19,6 +19,7 @@ from tiffin.cli.units import human_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import tarfile
+    from collections.abc import Callable
     from typing import Any, BinaryIO
 
     from tiffin.cli.connection import Client
@@ -106,11 +107,12 @@ def _from_container(call: Invocation, container: str, source: str, target: str) 
     from json import loads
 
     found = loads(b64decode(response.headers["x-docker-container-path-stat"]))
-    base = _landing(
-        target, bool(found["mode"] & _GO_DIRECTORY), _is_contents(source), found["name"]
-    )
+    folder = bool(found["mode"] & _GO_DIRECTORY)
+    base = _landing(target, folder, _is_contents(source), link_name or found["name"])
     reader = _Reader(iter(response.parts()))
-    _unpack(reader, base, owners=call.options["archive"])
+    # The tar of a whole root file system has no common root: "/" is no name.
+    strip = 0 if found["name"].strip("/") == "" and not _is_contents(source) else 1
+    _unpack(reader, base, strip, owners=call.options["archive"])
     return reader.size
 
 
@@ -158,17 +160,17 @@ class _Reader:
         return b"".join(out)
 
 
-def _unpack(reader: _Reader, base: str, *, owners: bool) -> None:
-    """Unpacks a tar whose entries have one common root, which becomes ``base``."""
+def _unpack(reader: _Reader, base: str, strip: int, *, owners: bool) -> None:
+    """Unpacks a tar below ``base``, without the first ``strip`` parts of each name."""
     import tarfile
 
     folders: list[tuple[str, tarfile.TarInfo]] = []
     checked: set[str] = set()
     with tarfile.open(fileobj=reader, mode="r|") as tar:  # type: ignore[call-overload]
         for entry in tar:
-            path = _below(base, entry.name)
+            path = _below(base, entry.name, strip)
             _check_parents(base, path, checked)
-            _place(tar, entry, path, base)
+            _place(tar, entry, path, lambda name: _below(base, name, strip))
             if entry.isdir():
                 folders.append((path, entry))
                 checked.discard(path)
@@ -185,14 +187,14 @@ def _unpack(reader: _Reader, base: str, *, owners: bool) -> None:
         os.utime(path, (entry.mtime, entry.mtime))
 
 
-def _below(base: str, name: str) -> str:
-    """Where an entry lands: its first name, the root's, is replaced by ``base``."""
+def _below(base: str, name: str, strip: int) -> str:
+    """Where an entry lands: the first parts of its name are replaced by ``base``."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.lstrip("/").startswith("./") or name == ".":
         parts.insert(0, ".")
     if ".." in parts:
         raise CommandError(f"the archive has an entry that would leave its folder: {name}")
-    return os.path.join(base, *parts[1:])
+    return os.path.join(base, *parts[strip:])
 
 
 def _check_parents(base: str, path: str, checked: set[str]) -> None:
@@ -205,7 +207,9 @@ def _check_parents(base: str, path: str, checked: set[str]) -> None:
         parent = os.path.dirname(parent)
 
 
-def _place(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str, base: str) -> None:
+def _place(
+    tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str, landing: Callable[[str], str]
+) -> None:
     if entry.isdir():
         if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
             raise CommandError(f"cannot overwrite non-directory {path} with directory")
@@ -218,7 +222,7 @@ def _place(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str, base: str) -
     if entry.issym():
         os.symlink(entry.linkname, path)
     elif entry.islnk():
-        os.link(_below(base, entry.linkname), path, follow_symlinks=False)
+        os.link(landing(entry.linkname), path, follow_symlinks=False)
     elif entry.isreg():
         tar.makefile(entry, path)
     elif entry.isfifo():

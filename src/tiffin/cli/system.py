@@ -17,6 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from tiffin.cli.connection import Response
+
+_GONE_MILLISECONDS = 20_000
+"""How long a daemon may take to leave before the command stops waiting for it."""
+
 
 def _client_version() -> dict[str, str]:
     machine = os.uname().machine
@@ -74,12 +79,11 @@ def _component(component: dict[str, Any]) -> list[str]:
         text = f"{api} (minimum version {lowest})" if lowest else api
         lines.append(f"  {'API version:':<18}{text}")
     for name, title in (
-        ("PythonVersion", "Python version:"),
-        ("GoVersion", "Go version:"),
+        ("GoVersion", "Built with:"),
         ("GitCommit", "Git commit:"),
         ("BuildTime", "Built:"),
     ):
-        if details.get(name):
+        if details.get(name) and not details[name].startswith("0001-"):
             lines.append(f"  {title:<18}{details[name]}")
     if details.get("Os"):
         lines.append(f"  {'OS/Arch:':<18}{details['Os']}/{details.get('Arch', '')}")
@@ -207,18 +211,45 @@ def prune(call: Invocation) -> int:
 
 
 def shutdown(call: Invocation) -> int:
-    """Stops the daemon and the keeper; containers that run are stopped first if asked for."""
-    options = call.options
-    client = Client(call.endpoint, start=False)
+    """Stops the daemon and the keeper; with ``--force``, containers that run before them."""
+    options, endpoint = call.options, call.endpoint
+    # A keeper can be there without a daemon; only a daemon can stop it.
+    alone = endpoint.automatic and os.path.exists(f"{endpoint.root}/keeper/keeper.sock")
+    client = Client(endpoint, start=alone and not options["daemon-only"])
     try:
-        client.post(
-            "/tiffin/shutdown",
-            force=options["force"],
-            t=options["timeout"],
+        if options["force"]:
+            for item in client.get("/containers/json"):
+                client.post(f"/containers/{item['Id']}/stop", t=options["timeout"])
+        stopping = client.start(
+            "POST", "/tiffin/shutdown", {"keeper": "0" if options["daemon-only"] else "1"}
         )
     except Unreachable:
-        print(f"No daemon answers at {call.endpoint.text}: there is nothing to stop")
+        print(f"No daemon answers at {endpoint.text}: there is nothing to stop")
+        return 0
+    _wait_for_exit(stopping)
+    stopping.close()
     return 0
+
+
+def _wait_for_exit(stopping: Response) -> None:
+    """Waits until the daemon behind an answer is gone: what comes next finds a free root."""
+    import select
+    import socket
+    import struct
+
+    connection = stopping.socket
+    if connection.family == socket.AF_UNIX:
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        try:
+            process = os.pidfd_open(struct.unpack("3i", peer)[0])
+        except ProcessLookupError:
+            return
+        try:
+            poller = select.poll()
+            poller.register(process, select.POLLIN)
+            poller.poll(_GONE_MILLISECONDS)
+        finally:
+            os.close(process)
 
 
 def serve(call: Invocation) -> int:
@@ -226,15 +257,14 @@ def serve(call: Invocation) -> int:
     from tiffin.api import daemon
 
     options = call.options
-    hosts = options["host"] or ([call.endpoint.text] if not call.endpoint.automatic else None)
-    result = daemon.serve(
+    hosts = options["host"] or ([] if call.endpoint.automatic else [call.endpoint.text])
+    return daemon.serve(
         call.endpoint.root,
-        hosts or None,
+        hosts,
         on_demand=options["on-demand"],
         storage_driver=options["storage-driver"] or None,
         ready_fd=options["ready-fd"],
     )
-    return int(result or 0)
 
 
 _FORMAT = Flag("format", STRING, "json, or a Go template", short="f")
@@ -260,6 +290,7 @@ SHUTDOWN = Command(
     "Stop the daemon and the keeper",
     "[OPTIONS]",
     (
+        Flag("daemon-only", BOOL, "Leave the keeper, and containers that run, alone"),
         Flag("force", BOOL, "Stop containers that run, too", short="f"),
         Flag("timeout", INT, "Seconds that a container gets to stop by itself", short="t"),
     ),

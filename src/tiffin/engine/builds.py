@@ -25,6 +25,8 @@ from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
 from tiffin.store.database import Database
 
+__all__ = ["BuildOptions", "Builds"]
+
 JSON = dict[str, Any]
 
 
@@ -125,7 +127,7 @@ class Builds:
         filters: filtering.Filters | None = None,
         keep_bytes: int = 0,
     ) -> JSON:
-        """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` of them stay."""
+        """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` stay."""
         filters = filters or {}
         filtering.check(filters, {"until", "unused-for"})
         until = filters.get("until") or filters.get("unused-for")

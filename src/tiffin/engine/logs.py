@@ -234,16 +234,20 @@ def _open_all(path: str) -> list[_File]:
     """All files of a log, the oldest first."""
     while True:
         files: list[_File] = []
-        name = path
-        try:
-            while True:
-                files.insert(0, _File(name))
-                name = f"{path}.{len(files)}"
-        except FileNotFoundError:
-            pass
-        if not files or _inode(path) == files[-1].inode:
+        newest = None
+        number = missing = 0
+        # A keeper that was killed while it rotated the log has left a gap of one.
+        while missing < 2:
+            try:
+                files.insert(0, _File(f"{path}.{number}" if number else path))
+            except FileNotFoundError:
+                missing += 1
+            number += 1
+            if number == 1 and files:
+                newest = files[0].inode
+        if _inode(path) == newest and len({file.inode for file in files}) == len(files):
             return files
-        # Rotated meanwhile: one may be missing, or there twice.
+        # Rotated meanwhile: one is missing, or there twice.
         for file in files:
             file.close()
 

@@ -1,8 +1,8 @@
 """A build's RUN: a container of the same runtime and the same defaults as any other.
 
 It has no row: nobody lists it, and it never outlives its step. If the daemon dies meanwhile, the
-next one finds a container in the keeper that it knows nothing of, and kills it; the snapshot and the
-folder have no owner and are removed.
+next one finds a container in the keeper that it knows nothing of, and kills it; the snapshot and
+the folder have no owner and are removed.
 """
 
 from __future__ import annotations

@@ -51,13 +51,15 @@ _HEADER = struct.Struct(">BxxxI")
 
 
 class Attachment:
-    """One client. It owns the descriptor ``fd``; ``options`` as client._attachment makes them."""
+    """One client; ``options`` as client._attachment makes them.
+
+    It owns the descriptor ``fd``, once it could be made. Raises OSError: that is no socket.
+    """
 
     def __init__(self, loop: Loop, fd: int, options: dict[str, Any]) -> None:
         self._loop = loop
-        self._sock = socket.socket(fileno=fd)
         self._fd = fd
-        self._wanted = (bool(options["stdout"]), bool(options["stderr"]))
+        self.wanted = (bool(options["stdout"]), bool(options["stderr"]))
         self._framed = bool(options["multiplexed"])
         self.stdin = bool(options["stdin"])
         self._initial = str(options["initial"]).encode("latin-1")
@@ -70,6 +72,7 @@ class Attachment:
         self._leaving = False
         self._finished = False
         self.closed = False
+        self._sock = socket.socket(fileno=fd)
         # Not read before it has a host; but that it vanished is heard.
         loop.watch(fd, 0, self._ready)
 
@@ -88,7 +91,7 @@ class Attachment:
 
     def deliver(self, stream: int, data: bytes) -> None:
         """Send output of stream 0 (stdout) or 1 (stderr), now or when the client takes it."""
-        if self.closed or self._leaving or self._finished or not self._wanted[stream]:
+        if self.closed or self._leaving or self._finished or not self.wanted[stream]:
             return
         parts = [data] if not self._framed else [_HEADER.pack(stream + 1, len(data)), data]
         size = sum(map(len, parts))
@@ -132,6 +135,12 @@ class Attachment:
         except OSError:
             # The client has closed it already.
             pass
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Let go of the connection without a word: it goes on being its owner's."""
+        self.closed = True
+        self._loop.drop(self._fd)
         self._sock.close()
 
     def _watch(self) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import queue
 import select
@@ -35,20 +34,16 @@ from typing import Any
 
 from tiffin import errors
 from tiffin.keeper import protocol
+from tiffin.keeper.connection import START_SECONDS, Connection, NotAnswered, NotSent
 from tiffin.keeper.keys import parse_keys
 from tiffin.linux.sockets import connect_unix
 
 Event = dict[str, Any]
 _Fds = list[int]
-_START_SECONDS = 20.0
 _READY_FD = 3
 _TRIES = 4
 _ONLY_ONCE = ("start", "exec", "signal")
 """Requests that must not be repeated when it is unknown whether a keeper that died did them."""
-_ERRORS = {
-    kind.__name__: kind
-    for kind in (errors.NotFound, errors.Conflict, errors.InvalidParameter, errors.TiffinError)
-}
 
 
 class KeeperClient:
@@ -75,7 +70,7 @@ class KeeperClient:
             str(idle),
         ]
         self._connecting = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._closed = False
         self._kept_lock = threading.Lock()
         self._kept: dict[str, _Fds] = {}
@@ -258,15 +253,15 @@ class KeeperClient:
         for _ in range(_TRIES - 1):
             try:
                 return self._connected().ask(message, fds)
-            except _NotSent:
+            except NotSent:
                 # The keeper had died unnoticed; nothing of the request reached it.
                 continue
-            except _NotAnswered:
+            except NotAnswered:
                 if do in _ONLY_ONCE:
                     raise
         return self._connected().ask(message, fds)
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> Connection:
         with self._connecting:
             if self._closed:
                 raise errors.Unreachable("the connection to the keeper was closed")
@@ -275,12 +270,12 @@ class KeeperClient:
             assert self._connection is not None
             return self._connection
 
-    def _open(self, *, start: bool) -> _Connection | None:
+    def _open(self, *, start: bool) -> Connection | None:
         """A new connection that has said hello; None if there is no keeper and none is wanted."""
         if self._teller is None:
             self._teller = threading.Thread(target=self._tell, name="keeper-events", daemon=True)
             self._teller.start()
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         problem = "it does not answer"
         while time.monotonic() < deadline:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -302,7 +297,7 @@ class KeeperClient:
                 raise errors.Unreachable(
                     f"cannot connect to the keeper at {self._directory}: {error}"
                 ) from error
-            connection = _Connection(sock, self._receive, self._lost)
+            connection = Connection(sock, self._receive, self._lost)
             try:
                 with self._kept_lock:
                     offers = [
@@ -391,7 +386,7 @@ class KeeperClient:
             _close(old)
         self._events.put(message)
 
-    def _lost(self, connection: _Connection) -> None:
+    def _lost(self, connection: Connection) -> None:
         """The reader's last word on a connection that ended."""
         if connection.expected_end or self._closed:
             return
@@ -422,115 +417,6 @@ class KeeperClient:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )
-
-
-class _NotSent(errors.Unreachable):
-    """The request did not reach the keeper."""
-
-
-class _NotAnswered(errors.Unreachable):
-    """The keeper died with the request."""
-
-
-class _Connection:
-    """One connection: requests from any thread, one thread that reads."""
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        on_message: Callable[[dict[str, Any], list[int]], None],
-        on_end: Callable[[_Connection], None],
-    ) -> None:
-        self._sock = sock
-        self._on_message = on_message
-        self._on_end = on_end
-        self._inbox = protocol.Inbox()
-        self._lock = threading.Lock()
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
-        self._reader: threading.Thread | None = None
-        self.alive = True
-        self.expected_end = False
-
-    def post(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        """Send what has no answer."""
-        protocol.send_all(self._sock, message, list(fds))
-
-    def hello(self) -> None:
-        """Say hello, take what the keeper has to say, then leave the reading to a thread."""
-        self._sock.settimeout(_START_SECONDS)
-        self.post({"do": "hello", "id": 0}, [])
-        done = False
-        while not done:
-            messages = self._inbox.receive(self._sock)
-            if messages is None:
-                raise ConnectionResetError("it ended the connection")
-            for message, fds in messages:
-                done = done or message.get("id") == 0
-                self._on_message(message, fds)
-        self._sock.settimeout(None)
-        self._reader = threading.Thread(target=self._read, name="keeper-reader", daemon=True)
-        self._reader.start()
-
-    def ask(self, message: dict[str, Any], fds: Iterable[int]) -> Any:
-        """Send a request and wait for its answer. Raises what the keeper answered."""
-        answer: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        with self._lock:
-            if not self.alive:
-                raise _NotSent("the keeper is gone")
-            number = next(self._ids)
-            self._waiting[number] = answer
-            try:
-                protocol.send_all(self._sock, {**message, "id": number}, list(fds))
-            except OSError as error:
-                del self._waiting[number]
-                self.alive = False
-                raise _NotSent(f"the keeper is gone: {error}") from error
-            except protocol.ProtocolError as error:
-                del self._waiting[number]
-                raise errors.InvalidParameter(str(error)) from error
-        reply = answer.get()
-        if reply is None:
-            raise _NotAnswered(f"the keeper died while it was asked to {message['do']}")
-        problem = reply.get("error")
-        if problem is None:
-            return reply.get("result")
-        if problem["kind"] == "StartFailure":
-            raise errors.StartFailure(problem["message"], problem["exit_code"])
-        raise _ERRORS.get(problem["kind"], errors.TiffinError)(problem["message"])
-
-    def close(self) -> None:
-        """End the connection; the reading thread has ended when this returns."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        if self._reader is None:
-            self._end()
-        elif self._reader is not threading.current_thread():
-            self._reader.join()
-
-    def _read(self) -> None:
-        try:
-            while (messages := self._inbox.receive(self._sock)) is not None:
-                for message, fds in messages:
-                    self._on_message(message, fds)
-                    waiting = self._waiting.pop(message.get("id", 0), None)
-                    if waiting is not None:
-                        waiting.put(message)
-        except (OSError, protocol.ProtocolError):
-            # The end of the connection, whichever way it came.
-            pass
-        finally:
-            self._end()
-        self._on_end(self)
-
-    def _end(self) -> None:
-        with self._lock:
-            self.alive = False
-            self._inbox.close()
-            self._sock.close()
-            waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            answer.put(None)
 
 
 def _attachment(

@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
@@ -102,9 +103,10 @@ class Process:
         self.code, self.at = code, time.time_ns()
         for source in self._sources:
             source.drain()
-        self._settle()
+        # Clients first, they are waiting; the rest takes a moment.
         for attachment in list(self.attachments):
             attachment.finish()
+        self._settle()
         if any(attachment.unsent for attachment in self.attachments):
             self._timer = self._loop.after(_FLUSH_SECONDS, self._tell)
         else:
@@ -293,7 +295,10 @@ class Container(Process):
         """Write a log from now on, if there shall be one; go on with one that is there."""
         if self.log is not None:
             self._recorder = Recorder(self.directory, self.log)
-            self._recorder.recover()
+            try:
+                self._recorder.recover()
+            except OSError as error:
+                print(f"{self.directory}: the log is not recovered: {error}", file=sys.stderr)
 
     def save(self) -> None:
         """Write state.json."""
@@ -318,7 +323,11 @@ class Container(Process):
         super()._settle()
         self.status = "exited"
         self._settled(self)
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            # The exit is told all the same; only another keeper would not know it.
+            print(f"{self.directory}: the exit cannot be recorded: {error}", file=sys.stderr)
 
 
 _STATE = (

@@ -150,7 +150,10 @@ class LogFile:
         """Move the file out of the way and begin a new one. Raises OSError."""
         self.close()
         if self._max_file > 1:
-            for number in range(self._max_file - 1, 0, -1):
+            last = 1
+            while last < self._max_file - 1 and os.path.exists(f"{self._path}.{last}"):
+                last += 1
+            for number in range(last, 0, -1):
                 newer = f"{self._path}.{number - 1}" if number > 1 else self._path
                 try:
                     os.rename(newer, f"{self._path}.{number}")

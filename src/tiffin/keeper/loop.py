@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import select
+import sys
 import time
 
 TYPE_CHECKING = False
@@ -72,14 +73,32 @@ class Loop:
             # What was dropped in this turn may be another descriptor by now.
             if fd not in self._dropped:
                 known = self._calls.get(fd)
-                if known is not None:
-                    known[1](events)
+                if known is not None and not _attempt(known[1], events):
+                    self.drop(fd)
         now = time.monotonic()
         while timers and timers[0][0] <= now:
             call = heapq.heappop(timers)[2].call
             if call is not None:
-                call()
+                _attempt(call)
 
     def close(self) -> None:
         """Close the epoll descriptor."""
         self._epoll.close()
+
+
+def report() -> None:
+    """Write the exception that is being handled to the keeper's log."""
+    import traceback
+
+    traceback.print_exc(file=sys.stderr)
+
+
+def _attempt(call: Callable[..., None], *arguments: int) -> bool:
+    """Make a call; whether it succeeded. What fails for one container must not end the others'
+    keeper; it is reported, and its descriptor not looked at again."""
+    try:
+        call(*arguments)
+    except Exception:
+        report()
+        return False
+    return True

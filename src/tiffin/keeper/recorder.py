@@ -19,7 +19,6 @@ All files are made with the first output, in the container's folder of the keepe
 from __future__ import annotations
 
 import binascii
-import errno
 import os
 import struct
 import sys
@@ -97,13 +96,12 @@ class Recorder:
         Raises BlockingIOError if there is nothing, and OSError (EIO) at a terminal's end.
         """
         stream = self._streams[index]
+        # A log that can't be written must not stop its container; Docker does the same.
         try:
-            data = self._pull(stream, fd, terminal)
+            self._open(stream)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-                raise
             self._complain(error)
-            data = os.read(fd, _READ)
+        data = self._read(stream, fd) if terminal else self._splice(stream, fd)
         self._record(stream, data)
         if stream.size >= _SPOOL_LIMIT:
             os.ftruncate(stream.spool, 0)
@@ -130,22 +128,35 @@ class Recorder:
             os.close(self._journal)
             self._journal = -1
 
-    def _pull(self, stream: _Stream, fd: int, terminal: bool) -> bytes:
-        data = os.read(fd, _READ) if terminal else b""
-        if stream.spool < 0:
-            if self._journal < 0:
-                self._log.open()
-                self._journal = os.open(f"{self._directory}/journal", _FLAGS, 0o600)
-                self._note()
-            stream.spool = os.open(f"{self._directory}/{stream.name}.spool", _FLAGS, 0o600)
-        if terminal:
-            os.pwrite(stream.spool, data, stream.size)
-        else:
+    def _open(self, stream: _Stream) -> None:
+        if stream.spool >= 0:
+            return
+        if self._journal < 0:
+            self._log.open()
+            self._journal = os.open(f"{self._directory}/journal", _FLAGS, 0o600)
+            self._note()
+        stream.spool = os.open(f"{self._directory}/{stream.name}.spool", _FLAGS, 0o600)
+
+    def _splice(self, stream: _Stream, fd: int) -> bytes:
+        try:
             count = os.splice(
                 fd, stream.spool, _READ, offset_dst=stream.size, flags=os.SPLICE_F_NONBLOCK
             )
             data = os.pread(stream.spool, count, stream.size)
-        stream.size += len(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._complain(error)
+            return os.read(fd, _READ)
+        stream.size += count
+        return data
+
+    def _read(self, stream: _Stream, fd: int) -> bytes:
+        data = os.read(fd, _READ)
+        try:
+            stream.size += os.pwrite(stream.spool, data, stream.size)
+        except OSError as error:
+            self._complain(error)
         return data
 
     def _record(self, stream: _Stream, data: bytes, *, last: bool = False) -> None:
@@ -172,7 +183,6 @@ class Recorder:
                     self._log.rotate()
                     self._note()
         except OSError as error:
-            # As with Docker, a log that can't be written does not stop its container.
             self._complain(error)
         stream.carry, stream.position = raw[used:], stream.size
         self._note()

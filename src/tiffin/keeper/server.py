@@ -1,8 +1,7 @@
-"""The keeper's own work: answers daemons, starts processes, reaps them, adopts them.
+"""The keeper's work towards daemons: takes their connections, answers requests, tells events.
 
-One keeper serves one engine root; a lock on ROOT/keeper/lock makes sure of it. It is a subreaper: a
-container's processes that lose their parent while they share the host's process IDs end up here
-and are reaped. It leaves when it has had neither containers nor connections for a while.
+One keeper serves one engine root; a lock on ROOT/keeper/lock makes sure of it. It leaves when it
+has had neither containers nor connections for a while.
 """
 
 from __future__ import annotations
@@ -10,15 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-import time
 
-from tiffin.errors import Conflict, InvalidParameter, NotFound, StartFailure, TiffinError
-from tiffin.keeper import adoption
+from tiffin.errors import Conflict, InvalidParameter, StartFailure, TiffinError
 from tiffin.keeper.attachment import Attachment
-from tiffin.keeper.container import Container, Exec, Process
+from tiffin.keeper.containers import Containers
 from tiffin.keeper.launcher import NativeLauncher
-from tiffin.keeper.loop import IN, Loop, Timer
+from tiffin.keeper.loop import IN, Loop, Timer, report
 from tiffin.keeper.peer import Peer
 from tiffin.linux.sockets import bind_unix
 
@@ -29,32 +25,21 @@ if TYPE_CHECKING:
 
     Fields = dict[str, Any]
 
-_STATUS_TRIES = 100
-_STATUS_PAUSE = 0.02
-_REMOVE_TRIES = 250
-_REMOVE_PAUSE = 0.02
-
 
 class Server:
-    """The keeper of the engine root ``root``; ``directory`` is ROOT/keeper."""
+    """The keeper of the engine root ``root``."""
 
     def __init__(self, root: str, idle: float, launcher: NativeLauncher | None = None) -> None:
-        self._directory = f"{root}/keeper"
-        self._path = f"{self._directory}/keeper.sock"
+        directory = f"{root}/keeper"
+        self._path = f"{directory}/keeper.sock"
         self._idle = idle
         self._launcher = launcher or NativeLauncher()
         self._loop = Loop()
         self._peers: list[Peer] = []
-        self._containers: dict[str, Container] = {}
-        self._execs: dict[str, Exec] = {}
-        self._by_pid: dict[int, Process] = {}
-        self._pending: dict[str, list[Attachment]] = {}
-        self._offers: dict[str, list[int]] = {}
-        self._found: list[tuple[str, Fields]] = []
-        self._boot = adoption.boot_id()
+        self._containers = Containers(self._loop, directory, self._launcher, self._broadcast)
         self._idle_timer: Timer | None = None
         self._stopping = False
-        self._requests: dict[str, Callable[[Peer, Fields, list[int]], object]] = {
+        self._requests: dict[str, Callable[[Fields, list[int]], object]] = {
             "start": self._start,
             "exec": self._exec,
             "attach": self._attach,
@@ -76,10 +61,9 @@ class Server:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._listen()
-        self._found = adoption.find_states(self._directory)
-        self._loop.watch(wake, IN, lambda _: self._reap(wake))
+        self._containers.find()
+        self._loop.watch(wake, IN, lambda _: self._woken(wake))
         ready()
-        self._launcher.load()
         try:
             self._consider_leaving()
             while not self._stopping:
@@ -117,52 +101,47 @@ class Server:
 
     def _called(self, peer: Peer, message: Fields, fds: list[int]) -> None:
         """Any message of a daemon. Descriptors that nobody took are closed here."""
+        answer: Fields = {"id": message.get("id")}
+        held: list[int] = []
+        do = message.get("do")
         try:
-            if message.get("do") == "offer":
-                self._take_offer(str(message.get("container")), fds)
+            if do == "offer":
+                self._containers.take_offer(str(message.get("container")), fds)
                 return
-            answer: Fields = {"id": message.get("id")}
-            held: list[int] = []
-            try:
-                if message.get("do") == "hello":
-                    self._hello(peer)
-                else:
-                    request = self._requests.get(str(message.get("do")))
-                    if request is None:
-                        raise InvalidParameter(f"the keeper knows no {message.get('do')!r}")
-                    result = request(peer, message, fds)
-                    answer["result"] = result
-                    if request == self._start:
-                        answer["held"] = message["container"]
-                        held = self._containers[message["container"]].held()
-            except TiffinError as error:
-                answer["error"] = _problem(error)
-            except (KeyError, TypeError, ValueError) as error:
-                self._report()
-                text = f"the keeper does not understand this request: {error!r}"
-                answer["error"] = _problem(InvalidParameter(text))
-            except Exception as error:
-                # A mistake in here, or a failing file system: this request fails, the others'
-                # containers go on.
-                self._report()
-                answer["error"] = _problem(TiffinError(f"the keeper failed: {error}"))
-            peer.send(answer, held)
+            if do == "hello":
+                self._hello(peer)
+            elif isinstance(do, str) and do in self._requests:
+                answer["result"] = self._requests[do](message, fds)
+                if do == "start":
+                    answer["held"] = message["container"]
+                    held = self._containers.held(message["container"])
+            else:
+                raise InvalidParameter(f"the keeper knows no {do!r}")
+        except TiffinError as error:
+            answer["error"] = _problem(error)
+        except (KeyError, TypeError, ValueError) as error:
+            report()
+            text = f"the keeper does not understand this request: {error!r}"
+            answer["error"] = _problem(InvalidParameter(text))
+        except Exception as error:
+            # A mistake in here, or a failing file system: this request fails, the others'
+            # containers go on.
+            report()
+            answer["error"] = _problem(TiffinError(f"the keeper failed: {error}"))
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def _report(self) -> None:
-        import traceback
-
-        traceback.print_exc(file=sys.stderr)
+        peer.send(answer, held)
 
     def _broadcast(self, event: Fields) -> None:
         for peer in list(self._peers):
             peer.send(dict(event), [])
 
     def _hello(self, peer: Peer) -> None:
-        self._adopt()
-        for container in self._containers.values():
+        # While the daemon, which has its answer by then, is preparing the first request.
+        self._loop.after(0, self._launcher.load)
+        self._containers.adopt()
+        for container in self._containers.all():
             if container.running:
                 peer.send({"held": container.id}, container.held())
             else:
@@ -170,281 +149,85 @@ class Server:
 
     # Requests.
 
-    def _start(self, _peer: Peer, message: Fields, _fds: list[int]) -> Fields:
-        id = _name(message["container"])
-        known = self._containers.get(id)
-        if known is not None and known.running:
-            raise Conflict(f"container {id} is running already")
-        if known is not None:
-            self._remove(known)
-        plan, terminal = message["plan"], bool(message["terminal"])
-        container = Container(
-            self._loop, id, f"{self._directory}/{id}", self._broadcast, self._settled
+    def _start(self, message: Fields, _fds: list[int]) -> Fields:
+        return self._containers.start(
+            _name(message["container"]),
+            message["plan"],
+            log=message["log"],
+            terminal=bool(message["terminal"]),
+            open_stdin=bool(message["open_stdin"]),
+            stdin_once=bool(message["stdin_once"]),
+            size=_size(message["size"]),
         )
-        container.boot = self._boot
-        container.log = message["log"]
-        container.open_stdin = bool(message["open_stdin"])
-        container.stdin_once = bool(message["stdin_once"])
-        container.terminal = terminal
-        cgroup = plan.get("cgroup")
-        if cgroup is not None:
-            container.cgroup, container.entrances = cgroup["name"], cgroup["entrances"]
-        try:
-            fds = container.prepare(terminal=terminal)
-            try:
-                ends = (-1, (-1, -1))
-                if fds is not None:
-                    ends = container.open_ends(stdin=container.open_stdin)
-                try:
-                    launched = self._launcher.launch(plan, fds, _size(message["size"]))
-                except BaseException:
-                    _close(ends[0], *ends[1])
-                    raise
-            finally:
-                _close(*(fds or ()))
-        except BaseException:
-            adoption.remove_folder(container.directory)
-            self._drop_pending(id)
-            raise
-        container.started = time.time_ns()
-        container.record()
-        container.begin(launched.pid, launched.pidfd, launched.terminal_fd, *ends)
-        container.process_start = adoption.process_start(launched.pid) or 0
-        container.status = "running"
-        container.save()
-        self._containers[id] = self._by_pid[launched.pid] = container
-        for attachment in self._pending.pop(id, []):
-            if not attachment.closed:
-                container.attach(attachment)
-        return {
-            "pid": launched.pid,
-            "started": container.started,
-            "warnings": launched.warnings,
-        }
 
-    def _exec(self, _peer: Peer, message: Fields, fds: list[int]) -> Fields:
-        id = _name(message["exec"])
-        container = self._containers.get(_name(message["container"]))
-        if container is None or not container.running:
-            raise NotFound(f"container {message['container']} is not running")
-        if id in self._execs:
-            raise Conflict(f"exec {id} is running already")
-        process = Exec(self._loop, id, container.id, self._exec_ended)
-        options, terminal = message["attachment"], bool(message["terminal"])
-        theirs: list[int] = []
-        ours = [-1, -1, -1]
+    def _exec(self, message: Fields, fds: list[int]) -> Fields:
+        options = message["attachment"]
+        attachment = None if options is None else self._attachment(fds, options)
         try:
-            if not terminal:
-                wanted = (
-                    bool(message["open_stdin"]),
-                    options is not None and options["stdout"],
-                    options is not None and options["stderr"],
-                )
-                for number, pipe in enumerate(wanted):
-                    theirs.append(_stream(number, pipe, ours))
-            launched = self._launcher.enter(
-                container.pidfd,
-                container.entrances,
+            return self._containers.exec(
+                _name(message["exec"]),
+                _name(message["container"]),
                 message["process"],
-                None if terminal else (theirs[0], theirs[1], theirs[2]),
-                _size(message["size"]),
+                terminal=bool(message["terminal"]),
+                stdin=bool(message["open_stdin"]),
+                attachment=attachment,
+                size=_size(message["size"]),
             )
         except BaseException:
-            _close(*ours)
+            if attachment is not None:
+                attachment.abandon()
             raise
-        finally:
-            _close(*theirs)
-        process.started = time.time_ns()
-        process.begin(
-            launched.pid, launched.pidfd, launched.terminal_fd, ours[0], (ours[1], ours[2])
-        )
-        self._execs[id] = self._by_pid[launched.pid] = process
-        if options is not None:
-            process.attach(Attachment(self._loop, fds.pop(0), options))
-        return {
-            "pid": launched.pid,
-            "started": process.started,
-            "warnings": launched.warnings,
-        }
 
-    def _attach(self, _peer: Peer, message: Fields, fds: list[int]) -> None:
+    def _attach(self, message: Fields, fds: list[int]) -> None:
         id = _name(message["container"])
-        attachment = Attachment(self._loop, fds.pop(0), message["attachment"])
-        container = self._containers.get(id)
-        if container is None or not container.running:
-            waiting = [other for other in self._pending.get(id, []) if not other.closed]
-            self._pending[id] = [*waiting, attachment]
-        else:
-            container.attach(attachment)
+        self._containers.attach(id, self._attachment(fds, message["attachment"]))
 
-    def _signal(self, _peer: Peer, message: Fields, _fds: list[int]) -> None:
-        self._running(message["target"]).signal(int(message["signal"]))
+    def _attachment(self, fds: list[int], options: Fields) -> Attachment:
+        if not fds:
+            raise InvalidParameter("an attachment needs a connection")
+        try:
+            attachment = Attachment(self._loop, fds[0], options)
+        except OSError as error:
+            raise InvalidParameter(f"this cannot be attached: {error}") from None
+        del fds[0]
+        return attachment
 
-    def _resize(self, _peer: Peer, message: Fields, _fds: list[int]) -> None:
-        rows, columns = message["size"]
-        self._running(message["target"]).resize(int(rows), int(columns))
+    def _signal(self, message: Fields, _fds: list[int]) -> None:
+        self._containers.running(message["target"]).signal(int(message["signal"]))
 
-    def _forget(self, _peer: Peer, message: Fields, _fds: list[int]) -> None:
-        id = _name(message["container"])
-        container = self._containers.get(id)
-        if container is not None:
-            if container.running:
-                raise Conflict(f"container {id} is running")
-            self._remove(container)
-        self._drop_pending(id)
+    def _resize(self, message: Fields, _fds: list[int]) -> None:
+        size = _size(message["size"]) or (0, 0)
+        self._containers.running(message["target"]).resize(*size)
 
-    def _list(self, _peer: Peer, _message: Fields, _fds: list[int]) -> list[Fields]:
-        everything: list[Process] = [*self._containers.values(), *self._execs.values()]
-        return [process.describe() for process in everything]
+    def _forget(self, message: Fields, _fds: list[int]) -> None:
+        self._containers.forget(_name(message["container"]))
 
-    def _shutdown(self, _peer: Peer, message: Fields, _fds: list[int]) -> None:
-        running = [name for name, item in self._containers.items() if item.running]
+    def _list(self, _message: Fields, _fds: list[int]) -> list[Fields]:
+        return self._containers.describe()
+
+    def _shutdown(self, message: Fields, _fds: list[int]) -> None:
+        running = [container.id for container in self._containers.all() if container.running]
         if running and not message["force"]:
             raise Conflict(f"{len(running)} containers are running, {running[0]} is one of them")
         self._stopping = True
 
-    def _running(self, id: str) -> Process:
-        process = self._containers.get(id) or self._execs.get(id)
-        if process is None or not process.running:
-            raise NotFound(f"{id} is not running")
-        return process
-
-    def _remove(self, container: Container) -> None:
-        del self._containers[container.id]
-        container.close()
-        adoption.remove_folder(container.directory)
-
-    def _drop_pending(self, id: str) -> None:
-        for attachment in self._pending.pop(id, []):
-            attachment.close()
-
     # Ends.
 
-    def _reap(self, wake: int) -> None:
+    def _woken(self, wake: int) -> None:
+        """A signal came: a child has ended."""
         try:
             while os.read(wake, 4096):
                 pass
         except BlockingIOError:
+            # All read.
             pass
-        while True:
-            try:
-                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                return
-            if result is None:
-                return
-            process = self._by_pid.pop(result.si_pid, None)
-            if process is not None:
-                killed = result.si_code != os.CLD_EXITED
-                process.end(result.si_status + (128 if killed else 0))
-
-    def _settled(self, container: Container) -> None:
-        if container.cgroup is not None:
-            try:
-                container.oom = self._launcher.oom_killed(container.cgroup)
-                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
-            except OSError as error:
-                print(f"cgroup {container.cgroup}: {error}", file=sys.stderr)
-
-    def _remove_cgroup(self, name: str, tries: int) -> None:
-        """Remove it, if need be in several tries: the killed need a moment to be gone."""
-        if self._launcher.remove(name):
-            return
-        if tries:
-            self._loop.after(_REMOVE_PAUSE, lambda: self._remove_cgroup(name, tries - 1))
-        else:
-            print(f"cgroup {name} still has processes", file=sys.stderr)
-
-    def _exec_ended(self, event: Fields) -> None:
-        if event["event"] == "exited":
-            self._execs.pop(event["id"], None)
-        self._broadcast(event)
-
-    # Adoption.
-
-    def _take_offer(self, id: str, fds: list[int]) -> None:
-        if self._found and fds:
-            _close(*self._offers.pop(id, []))
-            self._offers[id] = [fds.pop(0) for _ in range(len(fds))]
-
-    def _adopt(self) -> None:
-        """Take over what an earlier keeper left. What a daemon has offered is known by now."""
-        found, self._found = self._found, []
-        offers, self._offers = self._offers, {}
-        for directory, state in found:
-            fds = offers.pop(os.path.basename(directory), [])
-            try:
-                self._adopt_one(directory, state, fds)
-            except (OSError, KeyError, TypeError, ValueError):
-                # What can't be taken over must not keep the others from it.
-                print(f"{directory} could not be adopted", file=sys.stderr)
-                self._report()
-        for fds in offers.values():
-            _close(*fds)
-
-    def _adopt_one(self, directory: str, state: Fields, fds: list[int]) -> None:
-        id = os.path.basename(directory)
-        container = Container(self._loop, id, directory, self._broadcast, self._settled)
-        container.load(state)
-        if container.status == "starting":
-            _close(*fds)
-            if container.cgroup is not None:
-                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
-            adoption.remove_folder(directory)
-            return
-        self._containers[id] = container
-        if container.status == "exited":
-            _close(*fds)
-            return
-        pidfd = fds.pop(0) if fds else adoption.open_living(state, self._boot)
-        terminal = fds.pop(0) if fds and container.terminal else None
-        # The rest held the content of the FIFOs, which are opened below.
-        container.record()
-        stdin, outputs = -1, (-1, -1)
-        if not container.terminal:
-            keep = container.open_stdin and not container.stdin_once
-            stdin, outputs = container.open_ends(stdin=keep)
-        container.begin(container.pid, pidfd if pidfd is not None else -1, terminal, stdin, outputs)
-        container.terminal = bool(state["terminal"])
-        if pidfd is None:
-            container.end(None)
-            return
-        if adoption.has_ended(pidfd):
-            self._adopted_ended(container, _STATUS_TRIES)
-            return
-        self._loop.watch(pidfd, IN, lambda _: self._adopted_ended(container, _STATUS_TRIES))
-        self._broadcast(
-            {
-                "event": "adopted",
-                "id": id,
-                "pid": container.pid,
-                "started": container.started,
-            }
-        )
-
-    def _adopted_ended(self, container: Container, tries: int) -> None:
-        """The kernel tells the status once the parent, which is not this process, has reaped it."""
-        self._loop.drop(container.pidfd)
-        status = self._launcher.exit_status(container.pidfd)
-        if status is None and tries:
-            self._loop.after(_STATUS_PAUSE, lambda: self._adopted_ended(container, tries - 1))
-            return
-        code = None
-        if status is not None:
-            number = os.waitstatus_to_exitcode(status)
-            code = number if number >= 0 else 128 - number
-        container.end(code)
-
-    # Leaving.
+        self._containers.reap()
 
     def _terminate(self, *_: object) -> None:
         self._stopping = True
 
     def _consider_leaving(self) -> None:
-        busy = (
-            self._peers or self._by_pid or any(item.running for item in self._containers.values())
-        )
-        if busy:
+        if self._peers or self._containers.busy:
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
                 self._idle_timer = None
@@ -454,7 +237,8 @@ class Server:
     def _leave(self) -> None:
         # Once the name is gone nobody can come; but somebody may have come just before.
         self._idle_timer = None
-        os.unlink(self._path)
+        if os.path.exists(self._path):
+            os.unlink(self._path)
         if self._accept():
             self._loop.drop(self._listener.fileno())
             self._listener.close()
@@ -467,13 +251,7 @@ class Server:
             os.unlink(self._path)
         self._loop.drop(self._listener.fileno())
         self._listener.close()
-        for process in [*self._containers.values(), *self._execs.values()]:
-            process.close()
-        for attachments in self._pending.values():
-            for attachment in attachments:
-                attachment.close()
-        for fds in self._offers.values():
-            _close(*fds)
+        self._containers.close()
         for peer in list(self._peers):
             peer.close()
         self._loop.close()
@@ -493,20 +271,3 @@ def _name(value: object) -> str:
 
 def _size(value: Any) -> tuple[int, int] | None:
     return None if value is None else (int(value[0]), int(value[1]))
-
-
-def _stream(number: int, pipe: bool, ours: list[int]) -> int:
-    """An exec'd process's end of a stream; the other end goes into ``ours``."""
-    if not pipe:
-        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    reader, writer = os.pipe()
-    theirs, ours[number] = (reader, writer) if number == 0 else (writer, reader)
-    os.set_blocking(ours[number], False)
-    os.fchmod(theirs, 0o666)
-    return theirs
-
-
-def _close(*fds: int) -> None:
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)

@@ -24,10 +24,12 @@ from typing import NamedTuple
 
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
+from tiffin.layer.attributes import OPAQUE_XATTR, OVERLAY_XATTRS
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing
-from tiffin.layer.tree import MAX_DEPTH, OPAQUE_XATTR, OVERLAY_XATTRS, explain
+from tiffin.layer.tree import explain
 from tiffin.storage.driver import Whiteouts
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

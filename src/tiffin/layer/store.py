@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tiffin.errors import InvalidParameter
+from tiffin.errors import Conflict, InvalidParameter
 from tiffin.layer import collection
 from tiffin.layer.assemble import write_tar
 from tiffin.layer.capture import capture
@@ -133,8 +133,10 @@ class LayerStore(Snapshots):
         Nothing may be running on the snapshot. It is gone afterwards: a container that lives on
         wants a new one on the new layer (``prepare`` with the same key), and its row says so
         (``frozen``) as soon as the move is recorded; :meth:`sweep` makes it if nobody else did.
-        Raises NotFound, StorageFull; the snapshot is then as it was.
+        Raises NotFound, StorageFull, and Conflict for a ``parent`` that it does not lie on; the
+        snapshot is then as it was.
         """
+        self._check_parent(snapshot_key, parent)
         folder = self.work_folder / f"w{secrets.token_hex(8)}"
         try:
             with self._pinned(parent), space_needed(self.root, "the layer"):
@@ -146,7 +148,11 @@ class LayerStore(Snapshots):
             tree.delete(folder)
 
     def commit_copy(self, snapshot_key: str, parent: str | None) -> Layer:
-        """Make a layer on ``parent`` of a copy of a writable snapshot, which goes on as it is."""
+        """Make a layer on ``parent`` of a copy of a writable snapshot, which goes on as it is.
+
+        Raises as :meth:`commit`.
+        """
+        self._check_parent(snapshot_key, parent)
         below = parent if self.driver.layered else None
         with self._pinned(parent), self._draft(below) as draft:
             with (
@@ -157,6 +163,14 @@ class LayerStore(Snapshots):
             index = self._capture(draft.key, snapshot_key)
             self.take_mountpoints_out(draft.key, snapshot_key, index)
             return self._settle(draft, parent, index, False)
+
+    def _check_parent(self, key: str, parent: str | None) -> None:
+        """What a snapshot changes means nothing on another stack."""
+        if (lies_on := self._row(key)["chain"]) != parent:
+            raise Conflict(
+                f"snapshot {key} lies on {lies_on or 'nothing'}: it can't be committed on "
+                f"{parent or 'nothing'}"
+            )
 
     def _capture(self, key: str, original: str) -> Index:
         """The index of what ``key`` holds: ``original``, or a copy of it."""

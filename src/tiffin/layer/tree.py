@@ -1,8 +1,6 @@
 """A snapshot's own directory while a layer is put into it.
 
-Everything is done relative to descriptors of directories, one component at a time and without
-following symlinks: a symlink on the way is read and resolved here, inside the root, also where it
-lies in a layer below. So no name in a tar leads out of the directory, whatever links it meets.
+Where things go is found by :mod:`tiffin.layer.folders`; this makes them.
 
 The rules:
 
@@ -22,48 +20,25 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tiffin.errors import CorruptArchive, StorageFull, TiffinError
+from tiffin.layer.attributes import (
+    ACLS,
+    OPAQUE_XATTR,
+    OVERLAY_XATTRS,
+    inherits,
+    list_xattrs,
+    set_xattrs,
+)
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.folders import DIRECTORY, OPEN_DIRECTORY, OTHER, WHITEOUT, Folder, Folders
 from tiffin.layer.lower import Lower
 from tiffin.layer.tarwriter import OPAQUE_NAME, WHITEOUT_PREFIX
-from tiffin.linux import syscalls
 from tiffin.storage.driver import Whiteouts
 
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-_FOLDERS = 64
-"""So many directories are kept open."""
-_MAX_LINKS = 40
-MAX_DEPTH = 256
-"""More directories inside each other than this are refused, here and when a layer is captured."""
-_PATH_MAX = 4096
-_DEFAULT_ACL = "system.posix_acl_default"
-_ACLS = ("system.posix_acl_access", _DEFAULT_ACL)
-OVERLAY_XATTRS = "trusted.overlay."
-OPAQUE_XATTR = "trusted.overlay.opaque"
-
-_DIRECTORY, _OTHER, _WHITEOUT = 1, 2, 3
-
-
-def clean_path(name: bytes) -> bytes:
-    """A tar's name as an :attr:`Entry.path`: inside the root, or CorruptArchive."""
-    if len(name) > _PATH_MAX:
-        raise CorruptArchive(f"the name {os.fsdecode(name[:60])!r}… is too long")
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            if not parts:
-                raise CorruptArchive(f"the entry {os.fsdecode(name)!r} would leave the root")
-            parts.pop()
-        elif part and part != b".":
-            parts.append(part)
-    if len(parts) > MAX_DEPTH:
-        raise CorruptArchive(f"the entry {os.fsdecode(name[:60])!r}… is nested too deeply")
-    return b"/".join(parts)
 
 
 def explain(error: OSError, path: bytes) -> TiffinError:
@@ -86,17 +61,7 @@ def current_umask() -> int:
     return 0o777
 
 
-@dataclass(slots=True)
-class Folder:
-    """An open directory of the tree, by the path that it really has."""
-
-    fd: int
-    path: bytes
-    inherits: bool
-    """Whether what is made inside gets more than it was made with."""
-
-
-class OwnDirectory:
+class OwnDirectory(Folders):
     """See the module's text. ``replaced`` is called with the path of each file of this layer
     before the layer itself removes it. A context manager: leaving it closes descriptors."""
 
@@ -107,124 +72,25 @@ class OwnDirectory:
         lower: Lower | None,
         replaced: Callable[[bytes], None] | None = None,
     ) -> None:
+        super().__init__(directory)
         self._whiteouts = whiteouts
         self._lower = lower
         self._replaced = replaced
-        self.needs_lower = False
         self.implied: list[Entry] = []
         """Directories made without an entry, as they were made."""
-        # What this layer has placed: path to _DIRECTORY, _OTHER or _WHITEOUT.
-        self._placed: dict[bytes, int] = {}
         self._opaque: set[bytes] = set()
         # Whiteouts that the directory has a mark for.
         self._marks: set[bytes] = set()
-        self._times: dict[bytes, int] = {}
-        self._links: set[bytes] = set()
         self._umask = current_umask()
         self._uid = os.geteuid()
         self._gid = os.getegid()
-        self._folders: dict[bytes, Folder] = {}
-        self._root = self._folder(os.open(directory, _OPEN_DIRECTORY), b"")
-        self._folders[b""] = self._root
 
     def __enter__(self) -> OwnDirectory:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._forget()
-        if self._root.fd >= 0:
-            os.close(self._root.fd)
-            self._root.fd = -1
-
-    # Walking
-
-    def _folder(self, fd: int, path: bytes) -> Folder:
-        self._times.setdefault(path, os.fstat(fd).st_mtime_ns)
-        if path not in self._placed and path:
-            self._placed[path] = _DIRECTORY
-        return Folder(fd, path, _inherits(fd))
-
-    def _forget(self, keep: Folder | None = None) -> None:
-        for fd in {folder.fd for folder in self._folders.values()}:
-            if fd != self._root.fd and (keep is None or fd != keep.fd):
-                os.close(fd)
-        self._folders = {b"": self._root}
-        if keep is not None:
-            self._folders[keep.path] = keep
-
-    def folder(self, path: bytes) -> Folder:
-        """The directory at ``path``, made if it is missing; symlinks are followed inside."""
-        known = self._folders.get(path)
-        if known is not None:
-            return known
-        return self._walk(path)
-
-    def _walk(self, path: bytes) -> Folder:
-        if len(self._folders) >= _FOLDERS:
-            self._forget()
-        rest: list[bytes] = []
-        at = path
-        while at not in self._folders:
-            at, _, name = at.rpartition(b"/")
-            rest.append(name)
-        here = self._folders[at]
-        links = 0
-        while rest:
-            name = rest.pop()
-            if not name or name == b".":
-                continue
-            if name == b"..":
-                above = here.path.rpartition(b"/")[0]
-                rest.extend(reversed(above.split(b"/")))
-                here = self._root
-                continue
-            if len(self._folders) >= 2 * _FOLDERS:
-                self._forget(keep=here)
-            step = self._step(here, name)
-            if isinstance(step, Folder):
-                here = step
-                continue
-            links += 1
-            if links > _MAX_LINKS or len(rest) > _PATH_MAX:
-                raise CorruptArchive(f"too many levels of symbolic links in {os.fsdecode(path)!r}")
-            rest.extend(reversed(step.split(b"/")))
-            if step.startswith(b"/"):
-                here = self._root
-        self._folders[path] = here
-        return here
-
-    def _step(self, here: Folder, name: bytes) -> Folder | bytes:
-        """One component further: the directory, or the text of a symlink that stands there."""
-        path = here.path + b"/" + name if here.path else name
-        known = self._folders.get(path)
-        if known is not None and known.path == path:
-            return known
-        try:
-            folder = self._folder(os.open(name, _OPEN_DIRECTORY, dir_fd=here.fd), path)
-        except FileNotFoundError:
-            below = self._below(path)
-            if below is not None and below.kind is Kind.SYMLINK:
-                self.needs_lower = True
-                self._links.add(path)
-                return below.target
-            return self._imply(here, name, path, below)
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            if stat.S_ISLNK(os.stat(name, dir_fd=here.fd, follow_symlinks=False).st_mode):
-                self._links.add(path)
-                return os.readlink(name, dir_fd=here.fd)
-            if self._placed.get(path) == _OTHER:
-                raise CorruptArchive(
-                    f"the entry {os.fsdecode(path)!r} is used as a directory and is none"
-                ) from None
-            return self._imply(here, name, path, None)
-        self._folders[path] = folder
-        return folder
-
     def _below(self, path: bytes) -> Entry | None:
         """What the stack below has at ``path``, unless this layer hides it."""
-        if self._lower is None or self._placed.get(path) == _WHITEOUT or self._hidden(path):
+        if self._lower is None or self._placed.get(path) == WHITEOUT or self._hidden(path):
             return None
         return self._lower.entry(path)
 
@@ -245,71 +111,9 @@ class OwnDirectory:
             entry = replace(below, path=path)
         self.implied.append(entry)
         self._make_directory(here, name, entry)
-        folder = self._folder(os.open(name, _OPEN_DIRECTORY, dir_fd=here.fd), path)
+        folder = self._folder(os.open(name, OPEN_DIRECTORY, dir_fd=here.fd), path)
         self._folders[path] = folder
         return folder
-
-    def place(self, path: bytes) -> tuple[Folder, bytes, bytes]:
-        """Where an entry of that path goes: its folder, its name there, its real path."""
-        parent, _, name = path.rpartition(b"/")
-        folder = self._folders.get(parent) or self._walk(parent)
-        if folder.path != parent:
-            path = folder.path + b"/" + name if folder.path else name
-        return folder, name, path
-
-    def resolve(self, path: bytes) -> bytes:
-        """The real path of ``path`` (its end not followed), with nothing made on the way."""
-        parts = path.split(b"/")
-        rest = parts[-2::-1]
-        here = b""
-        links = 0
-        while rest:
-            name = rest.pop()
-            if not name or name == b".":
-                continue
-            if name == b"..":
-                here = here.rpartition(b"/")[0]
-                continue
-            step = here + b"/" + name if here else name
-            text = self._link_text(step)
-            if text is None:
-                here = step
-                continue
-            links += 1
-            if links > _MAX_LINKS or len(rest) > _PATH_MAX:
-                raise CorruptArchive(f"too many levels of symbolic links in {os.fsdecode(path)!r}")
-            rest.extend(reversed(text.split(b"/")))
-            if text.startswith(b"/"):
-                here = b""
-        return here + b"/" + parts[-1] if here else parts[-1]
-
-    def _link_text(self, path: bytes) -> bytes | None:
-        if path in self._folders and self._folders[path].path == path:
-            return None
-        try:
-            fd = syscalls.openat2(self._root.fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_BENEATH)
-        except FileNotFoundError:
-            below = self._below(path)
-            if below is not None and below.kind is Kind.SYMLINK:
-                self.needs_lower = True
-                return below.target
-            return None
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                return None
-            raise
-        try:
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
-                return os.readlink(b"", dir_fd=fd)
-            return None
-        finally:
-            os.close(fd)
-
-    def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of the file at the real path ``path`` in this directory itself."""
-        return syscalls.openat2(
-            self._root.fd, path or b".", flags | os.O_NOFOLLOW, resolve=_BENEATH
-        )
 
     # Making
 
@@ -318,7 +122,7 @@ class OwnDirectory:
         if self._links and path in self._links:
             self._links.discard(path)
             self._forget(keep=None if folder is self._root else folder)
-        self._placed[path] = _DIRECTORY if directory else _OTHER
+        self._placed[path] = DIRECTORY if directory else OTHER
 
     def create(self, folder: Folder, name: bytes, entry: Entry) -> int:
         """A new empty file for ``entry``, whose path is the real one, open for reading and
@@ -329,31 +133,31 @@ class OwnDirectory:
                 self._clear(folder, name, entry.path)
             self._before(folder, entry.path, directory=False)
         else:
-            self._placed[entry.path] = _OTHER
+            self._placed[entry.path] = OTHER
         try:
             return os.open(name, _CREATE, entry.mode & 0o777, dir_fd=folder.fd)
         except FileExistsError:
             self._clear(folder, name, entry.path)
-            self._placed[entry.path] = _OTHER
+            self._placed[entry.path] = OTHER
             return os.open(name, _CREATE, entry.mode & 0o777, dir_fd=folder.fd)
 
     def complete(self, fd: int, folder: Folder, entry: Entry) -> None:
         """Give a file that has all its content its owner, mode, attributes and time."""
         self._own(fd, entry, folder.inherits)
         if entry.xattrs:
-            _set_xattrs(fd, entry)
+            set_xattrs(fd, entry)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
-    def _own(self, fd: int, entry: Entry, inherits: bool) -> None:
+    def _own(self, fd: int, entry: Entry, inherited: bool) -> None:
         """Owner and mode of what has just been made with ``entry.mode``, less the umask."""
-        owned = inherits or entry.uid != self._uid or entry.gid != self._gid
-        if inherits:
-            for name in _list_xattrs(fd):
-                if name in _ACLS:
+        owned = inherited or entry.uid != self._uid or entry.gid != self._gid
+        if inherited:
+            for name in list_xattrs(fd):
+                if name in ACLS:
                     os.removexattr(fd, name)
         if owned:
             os.fchown(fd, entry.uid, entry.gid)
-        if inherits or entry.mode & (0o7000 | self._umask):
+        if inherited or entry.mode & (0o7000 | self._umask):
             os.fchmod(fd, entry.mode)
 
     def directory(self, entry: Entry) -> Entry:
@@ -371,8 +175,8 @@ class OwnDirectory:
         path = entry.path
         opaque = False
         before = self._placed.get(path)
-        if before == _DIRECTORY:
-            self._update_directory(os.open(name, _OPEN_DIRECTORY, dir_fd=folder.fd), entry)
+        if before == DIRECTORY:
+            self._update_directory(os.open(name, OPEN_DIRECTORY, dir_fd=folder.fd), entry)
             return
         if before is not None:
             self._clear(folder, name, path)
@@ -383,12 +187,12 @@ class OwnDirectory:
         except FileExistsError:
             # The whole tree is kept here, and the stack below has something of that name.
             try:
-                fd = os.open(name, _OPEN_DIRECTORY, dir_fd=folder.fd)
+                fd = os.open(name, OPEN_DIRECTORY, dir_fd=folder.fd)
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
                 self._clear(folder, name, path)
-                self._placed[path] = _DIRECTORY
+                self._placed[path] = DIRECTORY
                 os.mkdir(name, entry.mode & 0o777, dir_fd=folder.fd)
             else:
                 self._update_directory(fd, entry)
@@ -401,10 +205,10 @@ class OwnDirectory:
             or entry.gid != self._gid
             or entry.mode & (0o7000 | self._umask)
         ):
-            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=folder.fd)
+            fd = os.open(name, OPEN_DIRECTORY, dir_fd=folder.fd)
             try:
                 self._own(fd, entry, folder.inherits)
-                _set_xattrs(fd, entry)
+                set_xattrs(fd, entry)
             finally:
                 os.close(fd)
         if opaque:
@@ -414,17 +218,17 @@ class OwnDirectory:
         try:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
-            for name in _list_xattrs(fd):
+            for name in list_xattrs(fd):
                 if not name.startswith(OVERLAY_XATTRS) and name not in (entry.xattrs or {}):
                     os.removexattr(fd, name)
-            _set_xattrs(fd, entry)
+            set_xattrs(fd, entry)
         finally:
             os.close(fd)
-        self._placed[entry.path] = _DIRECTORY
+        self._placed[entry.path] = DIRECTORY
         self._times[entry.path] = entry.mtime_ns
         known = self._folders.get(entry.path)
         if known is not None:
-            known.inherits = _inherits(known.fd)
+            known.inherits = inherits(known.fd)
 
     def other(self, entry: Entry) -> Entry:
         """Make a symlink, a device or a FIFO."""
@@ -438,7 +242,7 @@ class OwnDirectory:
             self._make_other(folder, name, entry)
         except FileExistsError:
             self._clear(folder, name, path)
-            self._placed[path] = _OTHER
+            self._placed[path] = OTHER
             self._make_other(folder, name, entry)
         if folder.inherits or entry.uid != self._uid or entry.gid != self._gid:
             os.chown(name, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
@@ -447,7 +251,7 @@ class OwnDirectory:
         ):
             os.chmod(name, entry.mode, dir_fd=folder.fd)
         if entry.xattrs:
-            _set_xattrs(b"/proc/self/fd/%d/%s" % (folder.fd, name), entry)
+            set_xattrs(b"/proc/self/fd/%d/%s" % (folder.fd, name), entry)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=folder.fd, follow_symlinks=False)
         return entry
@@ -480,9 +284,9 @@ class OwnDirectory:
         if target == path:
             raise CorruptArchive(f"the entry {name_of!r} is a hard link to itself")
         here = self._placed.get(target)
-        if here == _DIRECTORY:
+        if here == DIRECTORY:
             raise CorruptArchive(f"the entry {name_of!r} is a hard link to a directory")
-        if here == _OTHER:
+        if here == OTHER:
             source = self.open(target.rpartition(b"/")[0], os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if path in self._placed:
@@ -521,7 +325,7 @@ class OwnDirectory:
             os.link(target, name, **fds, follow_symlinks=False)
         except FileExistsError:
             self._clear(folder, name, path)
-            self._placed[path] = _OTHER
+            self._placed[path] = OTHER
             os.link(target, name, **fds, follow_symlinks=False)
 
     @staticmethod
@@ -535,11 +339,11 @@ class OwnDirectory:
         """Hide what is below at ``path``; gives the real path."""
         folder, name, path = self.place(path)
         before = self._placed.get(path)
-        if before == _DIRECTORY:
+        if before == DIRECTORY:
             self._mark_opaque(path)
         if before is not None:
             return path
-        self._placed[path] = _WHITEOUT
+        self._placed[path] = WHITEOUT
         if self._whiteouts is Whiteouts.NONE:
             self._remove(folder, name, path)
             return path
@@ -595,7 +399,7 @@ class OwnDirectory:
             child = path + b"/" + raw if path else raw
             if child not in self._placed:
                 self._remove(folder, raw, child)
-            elif self._placed[child] == _DIRECTORY:
+            elif self._placed[child] == DIRECTORY:
                 self._empty(child)
                 folder = self.folder(path)
 
@@ -607,12 +411,12 @@ class OwnDirectory:
         if path in self._marks:
             self._remove_mark(folder, path)
             return
-        if kind == _OTHER and self._replaced is not None:
+        if kind == OTHER and self._replaced is not None:
             self._replaced(path)
-        if kind == _DIRECTORY:
+        if kind == DIRECTORY:
             start = path + b"/"
             for below in [known for known in self._placed if known.startswith(start)]:
-                if self._placed.pop(below) == _OTHER and self._replaced is not None:
+                if self._placed.pop(below) == OTHER and self._replaced is not None:
                     self._replaced(below)
             for known in [known for known in self._times if known.startswith(start)]:
                 del self._times[known]
@@ -657,37 +461,8 @@ class OwnDirectory:
             self.whiteout(below.path)
 
 
-def _inherits(fd: int) -> bool:
-    return bool(os.fstat(fd).st_mode & stat.S_ISGID) or _DEFAULT_ACL in _list_xattrs(fd)
-
-
-def _list_xattrs(fd: int) -> list[str]:
-    try:
-        return os.listxattr(fd)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return []
-
-
-def _set_xattrs(where: int | bytes, entry: Entry) -> None:
-    for name, value in (entry.xattrs or {}).items():
-        if name.startswith(OVERLAY_XATTRS):
-            continue
-        try:
-            os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))
-        except OSError as error:
-            # As Docker: a file system without such attributes, or a kind of file that may not
-            # have the user's, is no reason to refuse the layer. The index keeps them.
-            allowed = error.errno == errno.ENOTSUP or (
-                error.errno == errno.EPERM and name.startswith("user.")
-            )
-            if not allowed:
-                raise
-
-
 def _remove_tree(parent: int, name: bytes) -> None:
-    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     try:
         for child in os.listdir(fd):
             raw = os.fsencode(child)

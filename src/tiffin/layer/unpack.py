@@ -18,12 +18,14 @@ import zstandard
 
 from tiffin.errors import CorruptArchive, DigestMismatch, TiffinError
 from tiffin.layer import tarwriter
+from tiffin.layer.attributes import OVERLAY_XATTRS
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.folders import clean_path
 from tiffin.layer.index import Index, Piece
 from tiffin.layer.lower import Lower
 from tiffin.layer.pipeline import INLINE, Incoming, write_all
 from tiffin.layer.tarreader import Member, TarReader
-from tiffin.layer.tree import OwnDirectory, clean_path, explain
+from tiffin.layer.tree import OwnDirectory, explain
 from tiffin.storage.driver import Whiteouts
 
 _RAW_LEVEL = 1
@@ -177,7 +179,7 @@ class _Unpacking:
             entry.xattrs = {
                 key: value
                 for key, value in entry.xattrs.items()
-                if not key.startswith("trusted.overlay.")
+                if not key.startswith(OVERLAY_XATTRS)
             } or None
         if _PREFIX in entry.path and self._marked(member):
             return

@@ -344,10 +344,17 @@ class Hierarchy:
 
 
 def _inherit_cpuset(path: str) -> None:
-    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's."""
+    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's.
+
+    The parent's may be empty too, if whoever made it was killed in between.
+    """
     parent = os.path.dirname(path)
     for file in ("cpuset.cpus", "cpuset.mems"):
-        _write(f"{path}/{file}", _read(f"{parent}/{file}").strip())
+        value = _read(f"{parent}/{file}").strip()
+        if not value:
+            _inherit_cpuset(parent)
+            value = _read(f"{parent}/{file}").strip()
+        _write(f"{path}/{file}", value)
 
 
 def _enable_controllers(path: str) -> None:

@@ -49,6 +49,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self._root = -1
+        self._null = -1
         self._trees: dict[str, int] = {}
         self.terminal: tuple[int, int] | None = None
         """Master and slave, once :meth:`open_terminal` has made them."""
@@ -275,9 +276,8 @@ class Kernel:
                 continue
             os.mkdir(name, 0o755)
             syscalls.mount(source, name, None, syscalls.MS_BIND)
-            syscalls.mount(None, name, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | attributes)
-        if attributes & syscalls.MOUNT_ATTR_RDONLY:
-            syscalls.mount_setattr(directory, syscalls.MOUNT_ATTR_RDONLY)
+        # One call for all of them, and for the tmpfs itself.
+        syscalls.mount_setattr(directory, attributes, recursive=True)
         os.close(directory)
 
     def set_read_only(self, path: str) -> None:
@@ -290,43 +290,64 @@ class Kernel:
 
     def protect(self, path: str) -> None:
         """Bind an inside path on itself, read-only; nothing happens if it isn't there."""
-        self._cover(path, None)
+        fd = self._open_if_there(path)
+        if fd is None:
+            return
+        try:
+            self._cover(path, fd, fd)
+        finally:
+            os.close(fd)
 
     def mask(self, path: str) -> None:
-        """Hide an inside path: a directory under an empty read-only tmpfs, a file under
-        /dev/null; nothing happens if it isn't there."""
-        self._cover(path, "/dev/null")
-
-    def _cover(self, path: str, null: str | None) -> None:
+        """Hide an inside path: a directory under an empty read-only tmpfs, a file under the
+        container's /dev/null; nothing happens if it isn't there."""
+        fd = self._open_if_there(path)
+        if fd is None:
+            return
         try:
-            fd = syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return
-            raise _named(error, path) from None
-        try:
-            if null is not None and stat.S_ISDIR(os.fstat(fd).st_mode):
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
-                return
-            clone = syscalls.OPEN_TREE_CLONE
-            if null is None:
-                flags = clone | syscalls.AT_RECURSIVE | syscalls.AT_EMPTY_PATH
-                tree = syscalls.open_tree(fd, "", flags)
             else:
-                tree = syscalls.open_tree(syscalls.AT_FDCWD, null, clone)
+                self._cover(path, fd, self._open_null())
+        except OSError as error:
+            raise _named(error, f"mask({path})") from None
+        finally:
+            os.close(fd)
+
+    def _open_if_there(self, path: str) -> int | None:
+        try:
+            return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise _named(error, path) from None
+
+    def _open_null(self) -> int:
+        """The container's null device, kept open until the root is pivoted."""
+        if self._null < 0:
+            self._null = self._open("/dev/null")
+            if os.fstat(self._null).st_rdev != os.makedev(1, 3):
+                raise OSError(errno.ENODEV, "/dev/null of the container is not the null device")
+        return self._null
+
+    def _cover(self, path: str, target: int, source: int) -> None:
+        """Attach a copy of what ``source`` is on ``target``, read-only if it's the same."""
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+        if source == target:
+            flags |= syscalls.AT_RECURSIVE
+        try:
+            tree = syscalls.open_tree(source, "", flags)
             try:
-                if null is None:
+                if source == target:
                     syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_RDONLY, recursive=True)
-                syscalls.move_mount(tree, fd)
+                syscalls.move_mount(tree, target)
             finally:
                 os.close(tree)
         except OSError as error:
             raise _named(error, f"mount(on {path})") from None
-        finally:
-            os.close(fd)
 
     def write(self, path: str, value: str) -> None:
         """Write to an existing inside file (a sysctl, say)."""

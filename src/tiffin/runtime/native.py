@@ -37,6 +37,20 @@ _RO_ALL = (
     | syscalls.MOUNT_ATTR_NOEXEC
 )
 
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}"
+    for name in (
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "sem",
+        "shmall",
+        "shmmax",
+        "shmmni",
+        "shm_rmid_forced",
+    )
+)
+
 _DEVICES = (
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -241,8 +255,7 @@ def _file_systems(
     if settings.process.terminal:
         steps.append(op.Terminal(*settings.process.console_size))
     for key, value in settings.effective_sysctls.items():
-        if key.startswith("net.") and "network" not in settings.namespaces:
-            raise InvalidParameter(f'sysctl "{key}" not allowed in host network namespace')
+        _check_sysctl(key, settings.namespaces)
         steps.append(op.Sysctl(key, value))
     if not settings.privileged:
         steps += [op.Protect(path) for path in settings.readonly_paths]
@@ -254,6 +267,21 @@ def _file_systems(
         steps.append(op.SetReadOnly("/"))
     steps.append(op.PivotRoot())
     return steps
+
+
+def _check_sysctl(key: str, namespaces: dict[str, str | None]) -> None:
+    """Refuse what is not the container's own: it would change the host."""
+    parts = key.split(".")
+    if not all(parts) or any("/" in part for part in parts):
+        raise InvalidParameter(f'invalid sysctl "{key}"')
+    if parts[0] == "net":
+        if "network" not in namespaces:
+            raise InvalidParameter(f'sysctl "{key}" not allowed in host network namespace')
+    elif key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
+        if "ipc" not in namespaces:
+            raise InvalidParameter(f'sysctl "{key}" not allowed in host ipc namespace')
+    else:
+        raise InvalidParameter(f'sysctl "{key}" is not in a separate kernel namespace')
 
 
 def _mount_point(item: MountPoint, key: str | None) -> op.Operation:

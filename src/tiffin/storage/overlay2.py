@@ -12,7 +12,7 @@ On disk (the folders' own rules are :mod:`tiffin.storage.shelf`'s)::
         d/ID/lower         what it was prepared on, the uppermost first: d/ID/fs:d/ID/fs…
         trash/
 
-A mount's options name everything relative to that folder (``lowerdir=d/3kq7w2ma/fs:…``), 14 bytes
+A mount's options name everything relative to that folder (``lowerdir=d/3Kq7-2mA/fs:…``), 14 bytes
 a layer, so that over 250 layers fit into the page that mount(2) takes.
 
 Said explicitly, since a distribution's kernel may have other defaults, and a tree written with them

@@ -35,7 +35,7 @@ _KEY = re.compile(r"[a-z0-9.-]{1,100}")
 
 
 def _identifier() -> str:
-    return base64.b32encode(os.urandom(5)).decode().lower()
+    return base64.urlsafe_b64encode(os.urandom(6)).decode()
 
 
 class Shelf:

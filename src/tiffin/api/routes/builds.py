@@ -31,7 +31,7 @@ class BuildRoutes:
 
     def build(self, request: Request, response: Response) -> None:
         # Imported by the first build, not by every daemon's start.
-        from tiffin.build.options import BuildOptions
+        from tiffin.engine.builds import BuildOptions
 
         options = BuildOptions.from_query(request.query)
         place = source(request, folders=True)

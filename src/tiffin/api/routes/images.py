@@ -9,12 +9,17 @@ from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routing import Router
 from tiffin.api.source import source
-from tiffin.errors import InvalidParameter, TiffinError, Unsupported
+from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
 
 _NO_REGISTRY = "tiffin cannot talk to registries yet: {}"
+_NOT_OF_IMAGES = (
+    *("Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty"),
+    *("OpenStdin", "StdinOnce", "Image", "NetworkDisabled", "MacAddress", "StopTimeout"),
+)
+"""Members of a container's Config, which older clients see in an image's too."""
 
 
 class ImageRoutes:
@@ -52,6 +57,9 @@ class ImageRoutes:
         view = self._engine.images.inspect(request.names["name"])
         if request.version < (1, 44):
             view.setdefault("VirtualSize", view["Size"])
+        if request.version >= (1, 50):
+            for member in _NOT_OF_IMAGES:
+                view["Config"].pop(member, None)
         response.json(view)
 
     def history(self, request: Request, response: Response) -> None:
@@ -100,7 +108,8 @@ class ImageRoutes:
     def create(self, request: Request, response: Response) -> None:
         image = query.text(request, "fromImage")
         if image:
-            raise Unsupported(
+            # Not found, as what a registry does not have: clients tell this from other failures.
+            raise NotFound(
                 f"cannot pull {image}: " + _NO_REGISTRY.format("load or import the image instead")
             )
         origin = query.text(request, "fromSrc")

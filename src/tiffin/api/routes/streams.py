@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tiffin.api import query
+from tiffin.api.bodies import WRITE_SIZE, BodyWriter
 from tiffin.api.exchange import Request, Response, encode_json, media_type
 from tiffin.api.routing import Router
 from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 """How often a wait looks whether its client is still there."""
+_FLUSH_SECONDS = 0.005
+"""Lines of a followed log that come closer together than this may be sent together."""
 
 
 class StreamRoutes:
@@ -86,6 +90,7 @@ class StreamRoutes:
         if not (stdout or stderr):
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         follow = query.boolean(request, "follow")
+        output = _LogOutput(request, follow)
         tty, lines = self._engine.containers.logs(
             request.names["name"],
             stdout=stdout,
@@ -95,12 +100,9 @@ class StreamRoutes:
             tail=query.text(request, "tail") or None,
             timestamps=query.boolean(request, "timestamps"),
             follow=follow,
-            cancelled=request.cancelled,
+            cancelled=output.cancelled,
         )
-        pieces: Iterable[bytes] = (
-            (data for _, data in lines) if tty else (frame(name, data) for name, data in lines)
-        )
-        response.stream(media_type(request, multiplexed=not tty), pieces, flush=follow)
+        output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
 
     def stats(self, request: Request, response: Response) -> None:
         name = request.names["name"]
@@ -123,12 +125,58 @@ class StreamRoutes:
             time.sleep(1)
 
 
+class _LogOutput:
+    """Sends a log: line by line while they come slowly, many at a time while they come fast."""
+
+    def __init__(self, request: Request, follow: bool) -> None:
+        self._request = request
+        self._follow = follow
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._flushed = 0.0
+        self._writer: BodyWriter | None = None
+
+    def send(self, lines: Iterable[tuple[str, bytes]], tty: bool, writer: BodyWriter) -> None:
+        """Send all, each line a frame of its own, as clients expect."""
+        self._writer = writer
+        if self._follow:
+            writer.flush()
+        for name, data in lines:
+            self._parts += (data,) if tty else (_header(_STREAMS[name], len(data)), data)
+            self._size += len(data) + 8
+            if self._size >= WRITE_SIZE:
+                self._write()
+            if self._follow and time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flush()
+        self._write()
+
+    def _write(self) -> None:
+        if self._writer is not None and self._parts:
+            self._writer.write(b"".join(self._parts))
+            self._parts.clear()
+            self._size = 0
+
+    def _flush(self) -> None:
+        if self._writer is not None:
+            self._write()
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def cancelled(self) -> bool:
+        """Whether to stop following; asked whenever there is nothing more to read, so that what
+        is still held back goes out."""
+        if self._parts:
+            self._flush()
+        return self._request.cancelled()
+
+
+_header = struct.Struct(">BxxxI").pack
 _STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def frame(stream: str, data: bytes) -> bytes:
     """A piece of output as a frame of the multiplexed stream."""
-    return b"%c\0\0\0%b%b" % (_STREAMS[stream], len(data).to_bytes(4, "big"), data)
+    return _header(_STREAMS[stream], len(data)) + data
 
 
 class Crossing:

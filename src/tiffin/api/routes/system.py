@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tiffin.api import query
 from tiffin.api.exchange import Request, Response, encode_json
 from tiffin.api.routing import Router
-from tiffin.errors import InvalidParameter
+from tiffin.errors import InvalidParameter, NotFound, NotModified
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -65,6 +65,8 @@ class SystemRoutes:
         if kinds:
             wanted = {member for kind in kinds for member in _USAGE[kind]}
             usage = {member: value for member, value in usage.items() if member in wanted}
+        if request.version >= (1, 42):
+            usage.pop("BuilderSize", None)
         response.json(usage)
 
     def events(self, request: Request, response: Response) -> None:
@@ -96,9 +98,26 @@ class SystemRoutes:
     def shutdown(self, request: Request, response: Response) -> None:
         # tiffin's own side door, for `tiffin system shutdown`: the daemon starts on demand, so
         # that there is no service manager to ask. `keeper=0` leaves the keeper (and with it all
-        # running containers) alone; otherwise running containers are a conflict.
-        self._shutdown(query.boolean(request, "keeper", True))
+        # running containers) alone; otherwise running containers are a conflict, unless `force`
+        # says to stop them (`t` seconds each).
+        keeper = query.boolean(request, "keeper", True)
+        if keeper and query.boolean(request, "force"):
+            self._stop_all(query.integer(request, "t"))
+        self._shutdown(keeper)
         response.empty()
+
+    def _stop_all(self, seconds: int | None) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def stop(row: dict[str, Any]) -> None:
+            try:
+                self._engine.containers.stop(row["Id"], timeout=seconds)
+            except (NotModified, NotFound):
+                # It ended, or was removed, by itself.
+                pass
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(stop, self._engine.containers.list()))
 
 
 class EventFilter:

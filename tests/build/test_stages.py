@@ -6,11 +6,12 @@ import pytest
 
 from tiffin.build import instructions as i
 from tiffin.build.parser import parse
+from tiffin.build.stages import read, single
 from tiffin.errors import InvalidParameter, Unsupported
 
 
 def one(text: str) -> i.Instruction:
-    return i.single(text)
+    return single(text)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_instruction(text: str, expected: i.Instruction) -> None:
 )
 def test_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
-        i.stages(parse(f"FROM x\n\n{text}\n"))
+        read(parse(f"FROM x\n\n{text}\n"))
     assert caught.value.message.startswith(f"dockerfile parse error on line 3: {message}")
 
 
@@ -106,13 +107,13 @@ def test_refused_with_its_line(text: str, message: str) -> None:
 )
 def test_what_comes_later_is_refused_by_name(text: str, named: str) -> None:
     with pytest.raises(Unsupported) as caught:
-        i.stages(parse(f"FROM x\n{text}"))
+        read(parse(f"FROM x\n{text}"))
     assert "line 2" in caught.value.message
     assert named in caught.value.message
 
 
 def test_stages_and_their_names() -> None:
-    found = i.stages(parse("ARG V=1\nFROM a:$V AS One\nRUN x\nFROM one\nRUN y\nRUN z\n"))
+    found = read(parse("ARG V=1\nFROM a:$V AS One\nRUN x\nFROM one\nRUN y\nRUN z\n"))
     assert [len(stage.instructions) for stage in found.stages] == [1, 2]
     assert [argument.arguments for argument in found.arguments] == [(("V", "1"),)]
     assert (found.find("ONE"), found.find("1"), found.find("2"), found.find("x")) == (
@@ -133,7 +134,7 @@ def test_stages_and_their_names() -> None:
 )
 def test_files_that_make_no_stages(text: str, message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
-        i.stages(parse(text))
+        read(parse(text))
 
 
 @pytest.mark.parametrize(

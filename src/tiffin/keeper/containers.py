@@ -1,0 +1,372 @@
+"""All the keeper's containers and exec'd processes: started, reaped, adopted, forgotten.
+
+The keeper is a subreaper: a container's processes that lose their parent while they share the
+host's process IDs end up here, and are reaped with the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from tiffin.errors import Conflict, NotFound
+from tiffin.keeper import adoption
+from tiffin.keeper.attachment import Attachment
+from tiffin.keeper.container import Container, Exec, Process
+from tiffin.keeper.launcher import NativeLauncher
+from tiffin.keeper.loop import IN, Loop, report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Fields = dict[str, Any]
+
+_STATUS_TRIES = 3000
+_STATUS_PAUSE = 0.02
+_REMOVE_TRIES = 250
+_REMOVE_PAUSE = 0.02
+
+
+class Containers:
+    """The containers whose folders are in ``directory``; ``tell`` hears of events."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        directory: str,
+        launcher: NativeLauncher,
+        tell: Callable[[Fields], None],
+    ) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._launcher = launcher
+        self._tell = tell
+        self._boot = adoption.boot_id()
+        self._containers: dict[str, Container] = {}
+        self._execs: dict[str, Exec] = {}
+        self._by_pid: dict[int, Process] = {}
+        self._adopted: set[str] = set()
+        self._pending: dict[str, list[Attachment]] = {}
+        self._found: list[tuple[str, Fields]] = []
+        self._offers: dict[str, list[int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs."""
+        return bool(self._by_pid or self._adopted)
+
+    def all(self) -> list[Container]:
+        """The running containers, and the exited ones that are not forgotten."""
+        return list(self._containers.values())
+
+    def held(self, id: str) -> list[int]:
+        """What a daemon shall keep of a container."""
+        return self._containers[id].held()
+
+    def running(self, id: str) -> Process:
+        """A container or exec'd process. Raises NotFound if it does not run."""
+        process = self._containers.get(id) or self._execs.get(id)
+        if process is None or not process.running:
+            raise NotFound(f"{id} is not running")
+        return process
+
+    def describe(self) -> list[Fields]:
+        """The rows of KeeperClient.list."""
+        everything: list[Process] = [*self._containers.values(), *self._execs.values()]
+        return [process.describe() for process in everything]
+
+    def start(
+        self,
+        id: str,
+        plan: Fields,
+        *,
+        log: Fields | None,
+        terminal: bool,
+        open_stdin: bool,
+        stdin_once: bool,
+        size: tuple[int, int] | None,
+    ) -> Fields:
+        """Start a container. Raises StartFailure; Conflict if it runs; nothing is left then."""
+        known = self._containers.get(id)
+        if known is not None and known.running:
+            raise Conflict(f"container {id} is running already")
+        if known is not None:
+            self._remove(known)
+        container = self._new(id)
+        container.boot, container.log, container.terminal = self._boot, log, terminal
+        container.open_stdin, container.stdin_once = open_stdin, stdin_once
+        cgroup = plan.get("cgroup")
+        if cgroup is not None:
+            container.cgroup, container.entrances = cgroup["name"], cgroup["entrances"]
+        ends = (-1, (-1, -1))
+        try:
+            fds = container.prepare(terminal=terminal)
+            try:
+                if fds is not None:
+                    ends = container.open_ends(stdin=open_stdin)
+                launched = self._launcher.launch(plan, fds, size)
+            finally:
+                _close(*(fds or ()))
+        except BaseException:
+            _close(ends[0], *ends[1])
+            adoption.remove_folder(container.directory)
+            self._drop_pending(id)
+            raise
+        container.started = time.time_ns()
+        container.record()
+        container.begin(launched.pid, launched.pidfd, launched.terminal_fd, *ends)
+        try:
+            container.process_start = adoption.process_start(launched.pid) or 0
+            container.status = "running"
+            container.save()
+        except OSError:
+            # Nobody but this keeper would know that it runs.
+            container.signal(signal.SIGKILL)
+            container.close()
+            if container.cgroup is not None:
+                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
+            adoption.remove_folder(container.directory)
+            self._drop_pending(id)
+            raise
+        self._containers[id] = self._by_pid[launched.pid] = container
+        for attachment in self._pending.pop(id, []):
+            if not attachment.closed:
+                container.attach(attachment)
+        return _started(container, launched.warnings)
+
+    def exec(
+        self,
+        id: str,
+        container_id: str,
+        plan: Fields,
+        *,
+        terminal: bool,
+        stdin: bool,
+        attachment: Attachment | None,
+        size: tuple[int, int] | None,
+    ) -> Fields:
+        """Start a process in a container. Raises StartFailure, NotFound, Conflict; then the
+        attachment is still the caller's."""
+        container = self._containers.get(container_id)
+        if container is None or not container.running:
+            raise NotFound(f"container {container_id} is not running")
+        if id in self._execs:
+            raise Conflict(f"exec {id} is running already")
+        process = Exec(self._loop, id, container_id, self._exec_tells)
+        theirs: list[int] = []
+        ours = [-1, -1, -1]
+        try:
+            if not terminal:
+                wanted = (False, False) if attachment is None else attachment.wanted
+                for number, pipe in enumerate((stdin, *wanted)):
+                    theirs.append(_stream(number, pipe, ours))
+            launched = self._launcher.enter(
+                container.pidfd,
+                container.entrances,
+                plan,
+                None if terminal else (theirs[0], theirs[1], theirs[2]),
+                size,
+            )
+        except BaseException:
+            _close(*ours)
+            raise
+        finally:
+            _close(*theirs)
+        process.started = time.time_ns()
+        process.begin(
+            launched.pid, launched.pidfd, launched.terminal_fd, ours[0], (ours[1], ours[2])
+        )
+        self._execs[id] = self._by_pid[launched.pid] = process
+        if attachment is not None:
+            process.attach(attachment)
+        return _started(process, launched.warnings)
+
+    def attach(self, id: str, attachment: Attachment) -> None:
+        """Attach a client, now or when the container starts."""
+        container = self._containers.get(id)
+        if container is not None and container.running:
+            container.attach(attachment)
+            return
+        waiting = [other for other in self._pending.get(id, []) if not other.closed]
+        self._pending[id] = [*waiting, attachment]
+
+    def forget(self, id: str) -> None:
+        """Drop an exited container, and the clients that wait for one to start.
+
+        Raises Conflict if it runs.
+        """
+        container = self._containers.get(id)
+        if container is not None:
+            if container.running:
+                raise Conflict(f"container {id} is running")
+            self._remove(container)
+        self._drop_pending(id)
+
+    def reap(self) -> None:
+        """Take the exit statuses of all children that have ended."""
+        while True:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if result is None:
+                return
+            process = self._by_pid.pop(result.si_pid, None)
+            if process is not None:
+                killed = result.si_code != os.CLD_EXITED
+                process.end(result.si_status + (128 if killed else 0))
+
+    def close(self) -> None:
+        """Let go of everything; what runs goes on."""
+        for process in [*self._containers.values(), *self._execs.values()]:
+            process.close()
+        for id in list(self._pending):
+            self._drop_pending(id)
+        for fds in self._offers.values():
+            _close(*fds)
+
+    def _new(self, id: str) -> Container:
+        directory = f"{self._directory}/{id}"
+        return Container(self._loop, id, directory, self._tell, self._settled)
+
+    def _remove(self, container: Container) -> None:
+        del self._containers[container.id]
+        container.close()
+        adoption.remove_folder(container.directory)
+
+    def _drop_pending(self, id: str) -> None:
+        for attachment in self._pending.pop(id, []):
+            attachment.close()
+
+    def _settled(self, container: Container) -> None:
+        """A container has ended; what remains is its cgroup."""
+        self._adopted.discard(container.id)
+        if container.cgroup is not None:
+            try:
+                container.oom = self._launcher.oom_killed(container.cgroup)
+                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
+            except OSError as error:
+                print(f"cgroup {container.cgroup}: {error}", file=sys.stderr)
+
+    def _remove_cgroup(self, name: str, tries: int) -> None:
+        """Remove it, if need be in several tries: the killed need a moment to be gone."""
+        if self._launcher.remove(name):
+            return
+        if tries:
+            self._loop.after(_REMOVE_PAUSE, lambda: self._remove_cgroup(name, tries - 1))
+        else:
+            print(f"cgroup {name} still has processes", file=sys.stderr)
+
+    def _exec_tells(self, event: Fields) -> None:
+        if event["event"] == "exited":
+            self._execs.pop(event["id"], None)
+        self._tell(event)
+
+    # Adoption.
+
+    def find(self) -> None:
+        """See what an earlier keeper left; :meth:`adopt` takes it over."""
+        self._found = adoption.find_states(self._directory)
+
+    def take_offer(self, id: str, fds: list[int]) -> None:
+        """Keep what a daemon has kept of a container, until it is adopted."""
+        if self._found and fds:
+            _close(*self._offers.pop(id, []))
+            self._offers[id] = [fds.pop(0) for _ in range(len(fds))]
+
+    def adopt(self) -> None:
+        """Take over what an earlier keeper left. What a daemon has offered is known by now."""
+        found, self._found = self._found, []
+        offers, self._offers = self._offers, {}
+        for directory, state in found:
+            fds = offers.pop(os.path.basename(directory), [])
+            try:
+                self._adopt_one(directory, state, fds)
+            except (OSError, KeyError, TypeError, ValueError):
+                # What can't be taken over must not keep the others from it.
+                print(f"{directory} could not be adopted", file=sys.stderr)
+                report()
+        for fds in offers.values():
+            _close(*fds)
+
+    def _adopt_one(self, directory: str, state: Fields, fds: list[int]) -> None:
+        id = os.path.basename(directory)
+        container = self._new(id)
+        container.load(state)
+        if container.status == "starting":
+            _close(*fds)
+            if container.cgroup is not None:
+                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
+            adoption.remove_folder(directory)
+            return
+        self._containers[id] = container
+        if container.status == "exited":
+            _close(*fds)
+            return
+        self._adopted.add(id)
+        pidfd = fds.pop(0) if fds else adoption.open_living(state, self._boot)
+        terminal = fds.pop(0) if fds and container.terminal else None
+        container.record()
+        stdin, outputs = -1, (-1, -1)
+        if not container.terminal:
+            keep = container.open_stdin and not container.stdin_once
+            stdin, outputs = container.open_ends(stdin=keep)
+        # The rest held the content of the FIFOs, which are open now.
+        _close(*fds)
+        container.begin(container.pid, pidfd if pidfd is not None else -1, terminal, stdin, outputs)
+        container.terminal = bool(state["terminal"])
+        if pidfd is None:
+            container.end(None)
+        elif adoption.has_ended(pidfd):
+            self._adopted_ended(container, _STATUS_TRIES)
+        else:
+            self._loop.watch(pidfd, IN, lambda _: self._adopted_ended(container, _STATUS_TRIES))
+            self._tell(
+                {
+                    "event": "adopted",
+                    "id": id,
+                    "pid": container.pid,
+                    "started": container.started,
+                }
+            )
+
+    def _adopted_ended(self, container: Container, tries: int) -> None:
+        """The kernel tells the status once the parent, which is not this process, has reaped it;
+        an older kernel never does."""
+        self._loop.drop(container.pidfd)
+        # Asked first, so that a status that appears in between is not missed.
+        gone = adoption.process_start(container.pid) != container.process_start
+        status = self._launcher.exit_status(container.pidfd)
+        if status is None and tries and not gone:
+            self._loop.after(_STATUS_PAUSE, lambda: self._adopted_ended(container, tries - 1))
+            return
+        code = None
+        if status is not None:
+            number = os.waitstatus_to_exitcode(status)
+            code = number if number >= 0 else 128 - number
+        container.end(code)
+
+
+def _started(process: Process, warnings: list[str]) -> Fields:
+    return {"pid": process.pid, "started": process.started, "warnings": warnings}
+
+
+def _stream(number: int, pipe: bool, ours: list[int]) -> int:
+    """An exec'd process's end of a stream; the other end goes into ``ours``."""
+    if not pipe:
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    reader, writer = os.pipe()
+    theirs, ours[number] = (reader, writer) if number == 0 else (writer, reader)
+    os.set_blocking(ours[number], False)
+    os.fchmod(theirs, 0o666)
+    return theirs
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,103 @@
+"""The stat cache: unchanged files are not read again, changed ones always are."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tiffin.build.context import from_folder
+from tiffin.build.digests import DigestCache, Known, Stamp
+
+SECOND = 1_000_000_000
+STAMP: Stamp = (1, 2, 3, 100 * SECOND + 1, 100 * SECOND + 1)
+KNOWN = Known(b"d" * 32, {"security.capability": b"x"})
+
+
+def test_what_is_remembered_is_found_by_the_whole_stamp() -> None:
+    cache = DigestCache()
+    cache.remember(STAMP, KNOWN, 200 * SECOND)
+    assert cache.find(STAMP) == KNOWN
+    for position in range(5):
+        changed = list(STAMP)
+        changed[position] += 1
+        assert cache.find(tuple(changed)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "read", "kept"),
+    [
+        (100 * SECOND + 1, 100 * SECOND + 2, False),
+        (100 * SECOND + 1, 100 * SECOND + 10_000_000, False),
+        (100 * SECOND + 1, 100 * SECOND + 30_000_000, True),
+        (100 * SECOND + 1, 99 * SECOND, False),
+        # a file system that keeps whole seconds
+        (100 * SECOND, 101 * SECOND, False),
+        (100 * SECOND, 103 * SECOND, True),
+    ],
+)
+def test_a_file_changed_just_now_is_not_trusted(changed: int, read: int, kept: bool) -> None:
+    cache = DigestCache()
+    stamp: Stamp = (1, 2, 3, 50 * SECOND + 1, changed)
+    cache.remember(stamp, KNOWN, read)
+    assert (cache.find(stamp) is not None) is kept
+
+
+def test_a_change_within_the_same_tick_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM x")
+    path = tmp_path / "file"
+    cache = DigestCache()
+
+    def digest() -> bytes:
+        with from_folder(tmp_path, cache) as context:
+            entry = context.source.entry(b"file")
+            assert entry is not None
+            return context.source.identify(entry).digest
+
+    for attempt in range(50):
+        path.write_bytes(b"a%d" % attempt)
+        times = path.stat()
+        first = digest()
+        path.write_bytes(b"b%d" % attempt)
+        # What a tool that preserves times does; the time of change can't be set.
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert digest() != first
+
+
+def test_an_old_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM x")
+    (tmp_path / "file").write_text("content")
+    later = time.time_ns() + SECOND
+    cache = DigestCache(clock=lambda: later)
+    with from_folder(tmp_path, cache) as context:
+        entry = context.source.entry(b"file")
+        assert entry is not None
+        digest = context.source.identify(entry).digest
+    monkeypatch.setattr("hashlib.file_digest", None)
+    with from_folder(tmp_path, cache) as context:
+        entry = context.source.entry(b"file")
+        assert entry is not None
+        assert context.source.identify(entry).digest == digest
+
+
+def test_memory_is_bounded() -> None:
+    cache = DigestCache(limit=100)
+    for inode in range(1000):
+        cache.remember((1, inode, 3, 4, 5), KNOWN, 200 * SECOND)
+        assert cache.find((1, 0, 3, 4, 5)) == KNOWN, "what is asked for stays"
+    assert len(cache) <= 101
+
+
+def test_it_survives_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "digests"
+    cache = DigestCache()
+    cache.load(path)
+    cache.remember(STAMP, KNOWN, 200 * SECOND)
+    cache.save(path)
+    again = DigestCache()
+    again.load(path)
+    assert again.find(STAMP) == KNOWN
+    path.write_bytes(b"broken")
+    DigestCache().load(path)
