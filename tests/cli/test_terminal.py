@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from cli.programs import Docker, command_line, environment
+from cli.programs import Docker, Tiffin, command_line, environment
+from conftest import busybox_tar
 
 pytestmark = [pytest.mark.peer, pytest.mark.root]
 PATIENCE = 30.0
@@ -80,13 +82,28 @@ def person(host: str, *words: str) -> Iterator[Person]:
         os.close(slave)
 
 
-@pytest.fixture
-def docker(dockerd: str) -> Iterator[Docker]:
-    client = Docker(dockerd)
+@pytest.fixture(params=["dockerd", "own"])
+def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
+    """docker's command line for a look from outside, on dockerd and on tiffin's own daemon."""
+    client = Docker(request.getfixturevalue(f"{request.param}_host"))
     yield client
     names = client("ps", "-aq", "-f", "name=person").out.split()
     if names:
         client("rm", "-f", *names)
+
+
+@pytest.fixture
+def dockerd_host(dockerd: str) -> str:
+    return dockerd
+
+
+@pytest.fixture
+def own_host(root: Path, busybox: Path, docker_cli: None) -> Iterator[str]:
+    program = Tiffin(env={"TIFFIN_ROOT": str(root)})
+    done = program("import", "-c", 'CMD ["sh"]', "-", "busybox", stdin=busybox_tar())
+    assert done.code == 0, done.err
+    yield f"unix://{root}/tiffin.sock"
+    program("system", "shutdown", "-f", "-t", "0")
 
 
 RUN = ("run", "--name", "person", "--network", "none")
