@@ -7,6 +7,7 @@ client, or the API beneath it.
 
 from __future__ import annotations
 
+import compileall
 import http.client
 import os
 import shutil
@@ -17,6 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import tiffin
 
 _PATIENCE = 30.0
 
@@ -304,17 +307,18 @@ def _remove_tree(folder: Path) -> None:
 
 
 def launcher(folder: Path) -> Path:
-    """The ``tiffin`` command: the installed one beside this Python, else one like it."""
-    installed = Path(sys.executable).with_name("tiffin")
-    if installed.exists():
-        return installed
-    import tiffin
+    """A ``tiffin`` command as pip would install it: a copy of the package, compiled, in ``folder``.
 
-    (folder / "bin").mkdir()
-    path = folder / "bin/tiffin"
-    source = Path(tiffin.__file__).parent.parent
+    Not from the working tree, where nothing may be compiled (PYTHONDONTWRITEBYTECODE).
+    """
+    source = Path(tiffin.__file__).parent
+    site, programs = folder / "site", folder / "bin"
+    shutil.copytree(source, site / "tiffin", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(site, quiet=1)
+    programs.mkdir()
+    path = programs / "tiffin"
     path.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(source)!r})\n"
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(site)!r})\n"
         "from tiffin.cli.main import entry\nsys.exit(entry())\n"
     )
     path.chmod(0o755)
