@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -257,11 +258,14 @@ class Podman(Engine):
     def __init__(self, folder: Path, podman: str) -> None:
         super().__init__("podman", folder)
         self._podman = podman
+        self._run: Path | None = None
 
     def start(self) -> None:
+        # It takes no longer path than 50 characters for this one.
+        self._run = Path(tempfile.mkdtemp(prefix="bench-", dir="/run"))
         words = [
             self._podman,
-            *("--root", str(self.folder / "root"), "--runroot", str(self.folder / "run")),
+            *("--root", str(self.folder / "root"), "--runroot", str(self._run)),
             *("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"),
             *("--events-backend", "file"),
         ]
@@ -277,6 +281,10 @@ class Podman(Engine):
             client("rm", "-af", "-t", "0", check=False)
         for mount in _mounts_below(self.folder):
             subprocess.run(["umount", "-l", mount], check=False)
+        if self._run is not None:
+            for mount in _mounts_below(self._run):
+                subprocess.run(["umount", "-l", mount], check=False)
+            _remove_tree(self._run)
 
 
 def _mounts_below(folder: Path) -> list[str]:

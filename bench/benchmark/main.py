@@ -78,6 +78,8 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _measure(options, names)
+    except EngineFailure as error:
+        return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped")
 
@@ -143,7 +145,13 @@ def _engines(stack: ExitStack, options: argparse.Namespace, roots: Path) -> list
     podman = None if options.no_podman else shutil.which("podman")
     if podman is not None:
         wanted.append(Podman(roots / "podman", podman))
+    started: list[Engine] = []
     for engine in wanted:
         _progress(f"starting {engine.name}")
-        stack.enter_context(engine)
-    return wanted
+        try:
+            started.append(stack.enter_context(engine))
+        except EngineFailure as error:
+            if engine.tiffin:
+                raise
+            _progress(f"{engine.name} is left out: {error}")
+    return started
