@@ -211,6 +211,9 @@ class Hierarchy:
                 continue
             if "cpuset" in item.names:
                 _inherit_cpuset(path)
+                # Groups made inside start with the same CPUs: to write these into each one would
+                # have the kernel arrange its scheduling anew each time.
+                _write(f"{path}/cgroup.clone_children", "1")
         if item.version == 2:
             _enable_controllers(path)
 
@@ -344,12 +347,15 @@ class Hierarchy:
 
 
 def _inherit_cpuset(path: str) -> None:
-    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's.
+    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's,
+    unless the parent is one that has its own inherited.
 
     The parent's may be empty too, if whoever made it was killed in between.
     """
     parent = os.path.dirname(path)
     for file in ("cpuset.cpus", "cpuset.mems"):
+        if _read(f"{path}/{file}").strip():
+            continue
         value = _read(f"{parent}/{file}").strip()
         if not value:
             _inherit_cpuset(parent)
