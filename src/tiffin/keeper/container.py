@@ -218,7 +218,7 @@ class Process:
 
 
 class Exec(Process):
-    """An exec'd process of ``container``."""
+    """An exec'd process of ``container``; ``capture`` bytes of its output are kept."""
 
     def __init__(
         self,
@@ -226,13 +226,29 @@ class Exec(Process):
         id: str,
         container: str,
         announce: Callable[[dict[str, Any]], None],
+        capture: int = 0,
     ) -> None:
         super().__init__(loop, id, announce)
         self.container = container
+        self._capture = capture
+        self._captured = b""
 
     def describe(self) -> dict[str, Any]:
         """The row of KeeperClient.list."""
         return {**super().describe(), "container": self.container}
+
+    def exit_event(self) -> dict[str, Any]:
+        """The event of its end, with what was captured."""
+        event = super().exit_event()
+        if self._capture:
+            text = self._captured[: self._capture].decode("utf-8", "replace")
+            event["output"] = text + ("..." if len(self._captured) > self._capture else "")
+        return event
+
+    def _deliver(self, stream: int, data: bytes) -> None:
+        if len(self._captured) <= self._capture:
+            self._captured += data[: self._capture + 1]
+        super()._deliver(stream, data)
 
 
 class Container(Process):
@@ -258,6 +274,24 @@ class Container(Process):
         self.status = "starting"
         self.process_start = 0
         self.boot = ""
+        self.oom_fd = -1
+        self.oom_pending = False
+        self._oom_kills = 0
+
+    def out_of_memory(self, kills: int) -> bool:
+        """Take in how many processes the kernel has killed for want of memory; whether that is
+        more than before."""
+        more = kills > self._oom_kills
+        self._oom_kills = kills
+        return more
+
+    def close(self) -> None:
+        """Let go of everything; the process itself is not touched."""
+        super().close()
+        if self.oom_fd >= 0:
+            self._loop.drop(self.oom_fd)
+            os.close(self.oom_fd)
+            self.oom_fd = -1
 
     def prepare(self, *, terminal: bool) -> tuple[int, int, int] | None:
         """Make the folder and the FIFOs; the container's own ends, or None for a terminal."""
