@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import busybox_tar
 from engine.life import create, eventually, inside, listening, started, state
-
 from tiffin import Engine
 from tiffin.engine import health
 from tiffin.engine.container import Container, Probe, Spec, State

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.life import create, eventually, inside, listening, output, started, state
 
+from engine.life import create, eventually, inside, listening, output, started, state
 from tiffin import Engine
 from tiffin.engine import limits
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
@@ -144,10 +144,14 @@ def test_a_kernel_without_a_limit_gives_a_warning(
     host = {"Memory": 64 * MIB, "CpuShares": 100, "OomKillDisable": True}
     answer = engine.containers.create({"Image": "busybox", "HostConfig": host})
     assert answer["Warnings"] == [
-        "Your kernel does not support memory limit capabilities or the cgroup is not mounted. "
-        "Limitation discarded.",
-        "Your kernel does not support swap limit capabilities or the cgroup is not mounted. "
-        "Memory limited without swap.",
+        (
+            "Your kernel does not support memory limit capabilities or the cgroup is not mounted. "
+            "Limitation discarded."
+        ),
+        (
+            "Your kernel does not support swap limit capabilities or the cgroup is not mounted. "
+            "Memory limited without swap."
+        ),
         "Your kernel does not support OomKillDisable. OomKillDisable discarded.",
     ]
     kept = engine.containers.inspect(answer["Id"])["HostConfig"]

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from conftest import busybox_tar
 from engine.life import create, eventually, listening, started, state
-
 from tiffin import Engine
 from tiffin.engine import restarts
 from tiffin.engine.container import Container, Spec, State
