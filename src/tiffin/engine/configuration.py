@@ -10,11 +10,10 @@ Source: Docker Engine API v1.50, ``ContainerConfig`` and ``HostConfig``.
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import health, limits
+from tiffin.engine import health, limits, logdrivers
 from tiffin.errors import InvalidParameter, Unsupported
 
 JSON = dict[str, Any]
@@ -114,13 +113,7 @@ def _check_host(host: JSON) -> None:
     host["RestartPolicy"] = restart_policy(host.get("RestartPolicy"))
     if host.get("AutoRemove") and host["RestartPolicy"]["Name"] != "no":
         raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
-    log = host.get("LogConfig") or {}
-    if log.get("Type", "") not in ("", "json-file", "none", "local"):
-        raise Unsupported(f"the log driver '{log['Type']}' can't be used yet: json-file, none")
-    host["LogConfig"] = {"Type": log.get("Type") or "json-file", "Config": log.get("Config") or {}}
-    for option in host["LogConfig"]["Config"]:
-        if option not in ("max-size", "max-file"):
-            raise Unsupported(f"the log option '{option}' can't be used yet: max-size, max-file")
+    host["LogConfig"] = logdrivers.check(host.get("LogConfig") or {})
     if host.get("Runtime") not in (None, "", "native", "runc"):
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
@@ -171,19 +164,6 @@ def _check_modes(host: JSON) -> None:
     ):
         if (host.get(key) or "") not in allowed:
             raise Unsupported(f"HostConfig.{key} '{host[key]}' can't be used yet")
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
-    if text == "-1":
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:

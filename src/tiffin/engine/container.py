@@ -189,10 +189,14 @@ class Container:
 
     @property
     def log_path(self) -> str | None:
-        """Where its log lies, relative to its folder; None if nothing is logged."""
-        if self.spec.host["LogConfig"]["Type"] == "none":
+        """Where its log lies, relative to its folder; None if nothing is kept here."""
+        log = self.spec.host["LogConfig"]
+        kind = log["Type"]
+        if kind == "json-file":
+            return f"{self.id}-json.log"
+        if kind == "none" or (log["Config"].get("cache-disabled") == "true" and kind != "local"):
             return None
-        return f"{self.id}-json.log"
+        return "local-logs/container.log"
 
     @property
     def labels(self) -> dict[str, str]:

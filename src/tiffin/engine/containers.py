@@ -23,6 +23,7 @@ from tiffin.engine import (
     limits,
     logs,
     mountpoints,
+    statistics,
     timestamps,
 )
 from tiffin.engine import filters as filtering
@@ -350,17 +351,11 @@ class Containers:
             for change in self._layers.changes(container.snapshot, container.base, container.frozen)
         ]
 
-    def stats(self, reference: str) -> JSON:
-        """One reading of a container's resources, as ``stats --no-stream`` has it."""
+    def stats(self, reference: str, earlier: JSON | None = None) -> JSON:
+        """A reading of what a container uses of the machine, after an ``earlier`` one if given."""
         container = self._roster.get(reference)
-        reading: JSON = {
-            "name": f"/{container.name}",
-            "id": container.id,
-            "read": timestamps.rfc3339(time.time_ns()),
-        }
-        if container.running:
-            reading.update(Hierarchy.detect().statistics(self._lifecycle.cgroup(container)))
-        return reading
+        group = self._lifecycle.cgroup(container)
+        return statistics.after(earlier, statistics.reading(container, Hierarchy.detect(), group))
 
     # -- life -------------------------------------------------------------------------------
 
@@ -559,6 +554,7 @@ class Containers:
         until: str | None = None,
         tail: str | int | None = None,
         timestamps: bool = False,
+        details: bool = False,
         follow: bool = False,
         cancelled: Callable[[], bool] | None = None,
     ) -> tuple[bool, Iterator[tuple[str, bytes]]]:
@@ -570,7 +566,17 @@ class Containers:
             raise Unsupported("configured logging driver does not support reading")
         path = self._root.container(container.id) / container.log_path
         return container.tty, logs_reader(
-            container, str(path), stdout, stderr, since, until, tail, timestamps, follow, cancelled
+            container,
+            str(path),
+            stdout,
+            stderr,
+            since,
+            until,
+            tail,
+            timestamps,
+            details,
+            follow,
+            cancelled,
         )
 
     # -- files ------------------------------------------------------------------------------
@@ -638,6 +644,7 @@ def logs_reader(
     until: str | None,
     tail: str | int | None,
     with_timestamps: bool,
+    details: bool,
     follow: bool,
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, bytes]]:
@@ -658,6 +665,7 @@ def logs_reader(
         until=timestamps.parse(until) if until and until != "0" else None,
         tail=lines,
         timestamps=with_timestamps,
+        details=details,
         follow=follow,
         ended=ended,
     )

@@ -175,7 +175,7 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "ResolvConfPath": str(folder / "resolv.conf"),
         "HostnamePath": str(folder / "hostname"),
         "HostsPath": str(folder / "hosts"),
-        "LogPath": str(folder / log) if log else "",
+        "LogPath": str(folder / log) if log and "/" not in log else "",
         "Name": f"/{container.name}",
         "RestartCount": container.state.restarts,
         "Driver": driver,

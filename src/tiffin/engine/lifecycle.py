@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, health, isolation, restarts
+from tiffin.engine import health, isolation, logdrivers, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.restarts import Restarts
@@ -150,14 +150,7 @@ class Lifecycle:
         settings = isolation.container_settings(
             container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
         )
-        log = None
-        if container.log_path:
-            options = host["LogConfig"]["Config"]
-            log = {
-                "path": str(folder / container.log_path),
-                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
-                "max_file": int(options.get("max-file") or 1),
-            }
+        log = logdrivers.keeper_options(container, folder)
         size = host.get("ConsoleSize") or None
         return self.keeper.start(
             container.id,

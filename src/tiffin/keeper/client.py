@@ -96,9 +96,12 @@ class KeeperClient:
     ) -> dict[str, Any]:
         """Start a container; ``{"pid", "started", "warnings"}`` (nanoseconds of the clock).
 
-        ``log`` is ``{"path", "max_size": int | None, "max_file": int, "attrs": dict}`` (only the
-        path is required); ``size`` is (rows, columns) of the terminal. An earlier exit of the same
-        container is forgotten. Raises StartFailure; Conflict if it runs.
+        ``log`` is ``{"path": str | None, "max_size": int | None, "max_file": int, "compress": bool,
+        "attrs": dict, "forward": dict}`` (only the path is required; ``forward`` is
+        :class:`tiffin.keeper.forwarding.Forwarder`'s); ``size`` is (rows, columns) of the terminal.
+        An earlier exit of the same container is forgotten.
+
+        Raises StartFailure; Conflict if it runs.
         """
         answer = self._ask(
             "start",

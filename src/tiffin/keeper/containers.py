@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from tiffin.keeper.forwarding import Forwarder
+
     Fields = dict[str, Any]
 
 _STATUS_TRIES = 3000
@@ -54,11 +56,12 @@ class Containers:
         self._pending: dict[str, list[Attachment]] = {}
         self._found: list[tuple[str, Fields]] = []
         self._offers: dict[str, list[int]] = {}
+        self._forwarders: set[Forwarder] = set()
 
     @property
     def busy(self) -> bool:
         """Whether anything runs."""
-        return bool(self._by_pid or self._adopted)
+        return bool(self._by_pid or self._adopted or self._forwarders)
 
     def all(self) -> list[Container]:
         """The running containers, and the exited ones that are not forgotten."""
@@ -261,12 +264,19 @@ class Containers:
             process.close()
         for id in list(self._pending):
             self._drop_pending(id)
+        for forwarder in list(self._forwarders):
+            forwarder.close()
         for fds in self._offers.values():
             _close(*fds)
 
     def _new(self, id: str) -> Container:
         directory = f"{self._directory}/{id}"
-        return Container(self._loop, id, directory, self._tell, self._settled)
+        return Container(self._loop, id, directory, self._tell, self._settled, self._sending)
+
+    def _sending(self, forwarder: Forwarder) -> None:
+        """A container has ended, and its log driver has some more to send."""
+        self._forwarders.add(forwarder)
+        forwarder.finish(lambda: self._forwarders.discard(forwarder))
 
     def _remove(self, container: Container) -> None:
         del self._containers[container.id]
