@@ -130,7 +130,7 @@ def test_since_and_until(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("splunk", {}, "logger: no log driver named 'splunk' is registered"),
+        ("splunk", {}, 'error looking up logging plugin splunk: plugin "splunk" not found'),
         ("json-file", {"colour": "red"}, "unknown log opt 'colour' for json-file log driver"),
         ("json-file", {"max_size": "x"}, "invalid size: 'x'"),
         ("json-file", {"max_file": "0"}, "max-file must be a number greater than 0"),

@@ -13,8 +13,9 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import health, limits, logdrivers
+from tiffin.engine import health, limits, logdrivers, security
 from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
 
 JSON = dict[str, Any]
 
@@ -118,15 +119,7 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
     _check_modes(host)
-    for option in host.get("SecurityOpt") or []:
-        name = option.replace(":", "=").partition("=")
-        if name[0] == "no-new-privileges" or option in (
-            "seccomp=unconfined",
-            "apparmor=unconfined",
-            "label=disable",
-        ):
-            continue
-        raise Unsupported(f"the security option '{option}' can't be used yet")
+    security.check(host)
 
 
 def restart_policy(policy: Mapping[str, Any] | None) -> JSON:
@@ -156,14 +149,26 @@ def _check_modes(host: JSON) -> None:
             f"the network '{network}' can't be used yet: --network none or --network host"
         )
     host["NetworkMode"] = network
+    for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
+        host[key] = host.get(key) or default
+    privileged = bool(host.get("Privileged"))
+    for key, paths in (("MaskedPaths", MASKED_PATHS), ("ReadonlyPaths", READONLY_PATHS)):
+        if host.get(key) is None:
+            host[key] = None if privileged else list(paths)
     for key, allowed in (
         ("IpcMode", ("", "private", "shareable", "host", "none")),
         ("PidMode", ("", "host")),
         ("UTSMode", ("", "host")),
         ("CgroupnsMode", ("", "private", "host")),
     ):
-        if (host.get(key) or "") not in allowed:
-            raise Unsupported(f"HostConfig.{key} '{host[key]}' can't be used yet")
+        value = host.get(key) or ""
+        if value not in allowed:
+            if not value.startswith("container:"):
+                raise InvalidParameter(f"invalid {_MODE_NAMES[key]} mode: {value}")
+            raise Unsupported(f"HostConfig.{key} '{value}' can't be used yet")
+
+
+_MODE_NAMES = {"IpcMode": "IPC", "PidMode": "PID", "UTSMode": "UTS", "CgroupnsMode": "cgroup NS"}
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:

@@ -35,6 +35,7 @@ from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import native
+from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -64,11 +65,14 @@ class Lifecycle:
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
+        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
         self._mountpoint = str(root.keeper / "rootfs")
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self.collect: Callable[[], object] = lambda: None
+        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self._restarts = Restarts(self._start_again)
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -104,6 +108,7 @@ class Lifecycle:
             container.state.restarts = 0
             container.backoff = 0.0
             self._start_locked(container)
+        self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_again(self, container: Container) -> None:
@@ -120,6 +125,7 @@ class Lifecycle:
                 container.save_state(self._database)
                 self._jobs.put(container)
                 return
+        self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
@@ -148,7 +154,11 @@ class Lifecycle:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+            container,
+            folder,
+            self._layers.mounts(container.snapshot),
+            self.cgroup(container),
+            self.filters,
         )
         log = logdrivers.keeper_options(container, folder)
         size = host.get("ConsoleSize") or None
@@ -229,11 +239,22 @@ class Lifecycle:
                 execDuration=str(max(0, (at - state.started) // 10**9)),
                 **container.attributes(),
             )
+            self._tell_volumes(container, "unmount")
             if again:
                 ran = max(0, at - state.started)
                 self._restarts.plan(container, restarts.delay(container, ran))
                 return
         self._jobs.put(container)
+
+    def _tell_volumes(self, container: Container, action: str) -> None:
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                told = {"driver": point.driver, "container": container.id}
+                if action == "mount":
+                    told["destination"] = point.target
+                    told["read/write"] = str(point.writable).lower()
+                    told["propagation"] = point.propagation
+                self._events.publish("volume", action, point.name, **told)
 
     def _work(self) -> None:
         while (container := self._jobs.get()) is not None:
@@ -286,10 +307,7 @@ class Lifecycle:
             if signum in _ENDING or signum == _stop_signal(container):
                 self._let_rest(container)
             if not container.running:
-                raise Conflict(
-                    f"cannot kill container: {container.id}: container {container.id} is not "
-                    "running"
-                )
+                raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
         self._events.publish(
             "container", "kill", container.id, signal=str(signum), **container.attributes()
@@ -378,6 +396,11 @@ class Lifecycle:
             self.keeper.forget(container.id)
             self._roster.drop(container)
             self.discard(container)
+            if container.frozen or not self._database.one(
+                "SELECT 1 FROM images WHERE id = ?", (container.image,)
+            ):
+                # It may have been the last to rest on some layers.
+                self.collect()
         except BaseException:
             with container.lock:
                 container.removing = False

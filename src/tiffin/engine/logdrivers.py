@@ -62,7 +62,10 @@ def check(log: Mapping[str, Any]) -> JSON:
     kind = log.get("Type") or "json-file"
     options = dict(log.get("Config") or {})
     if kind not in NAMES:
-        raise InvalidParameter(f"logger: no log driver named '{kind}' is registered")
+        raise InvalidParameter(
+            f'error looking up logging plugin {kind}: plugin "{kind}" not found: '
+            f"{', '.join(NAMES)} are there"
+        )
     if kind == "none" and options:
         raise InvalidParameter("invalid logging opts for driver none")
     for name in options:
