@@ -228,6 +228,9 @@ def write_network_files(container: Container, folder: Path) -> None:
     hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
     (folder / "hosts").write_text(hosts)
     (folder / "resolv.conf").write_text(_resolver(container.spec.host))
+    for file in ("hostname", "hosts", "resolv.conf"):
+        # Whatever this process's umask: every user in the container reads them.
+        (folder / file).chmod(0o644)
 
 
 def _resolver(host: dict[str, Any]) -> str:
