@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import tarfile
@@ -370,3 +371,22 @@ def test_many_at_once(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert results == [0] * 40
+
+
+def test_an_export_that_nobody_reads_ends_there(engine: Engine, tmp_path: Path) -> None:
+    class Gone(io.RawIOBase):
+        written = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.written += 1
+            raise BrokenPipeError
+
+    gone = Gone()
+    container = create(engine)
+    with pytest.raises(BrokenPipeError):
+        engine.containers.export(container, gone)  # type: ignore[arg-type]
+    gc.collect()
+    assert gone.written == 1

@@ -132,10 +132,12 @@ def start_daemon(root: str) -> str:
             f"{root}/daemon.log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}"
+        reason = f"{error.filename}: {error.strerror}"
         if isinstance(error, PermissionError):
-            text += ": run it as root (sudo), or name a daemon that root runs with -H or TIFFIN_HOST"
-        return text
+            reason += (
+                ": run it as root (sudo), or name a daemon that root runs with -H or TIFFIN_HOST"
+            )
+        return reason
     said = os.fstat(log).st_size
     ready, ready_end = os.pipe()
     try:
