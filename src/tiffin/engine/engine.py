@@ -88,7 +88,7 @@ class Engine:
                 self.events,
             )
             self.builds = Builds(
-                self._database, self._root, self.images, self._layers, self._lifecycle
+                self._database, self._root, self.images, self._layers, self._lifecycle, roster
             )
             self.system = System(
                 self._database,
