@@ -58,7 +58,7 @@ class Dribble(io.RawIOBase):
 @settings(max_examples=15, deadline=None)
 @given(st.binary(max_size=3000), st.integers(1, 200))
 def test_every_form_gives_the_plain_bytes(form: str, data: bytes, times: int) -> None:
-    data *= times
+    data = b"plain" + data * times
     packed = FORMS[form](data)
     assert decompressed(io.BytesIO(packed)).read() == data
     if len(packed) < 20_000:
@@ -84,3 +84,5 @@ def test_a_damaged_stream_is_refused(form: str) -> None:
 def test_a_short_stream_is_plain() -> None:
     assert decompressed(io.BytesIO(b"")).read() == b""
     assert decompressed(io.BytesIO(b"\x1f")).read() == b"\x1f"
+    assert decompressed(io.BytesIO(b"BZh9, a name")).read() == b"BZh9, a name"
+    assert decompressed(io.BytesIO(bz2.compress(b""))).read() == b""

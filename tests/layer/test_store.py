@@ -371,12 +371,16 @@ def test_a_commit_moves_the_files(store: LayerStore, tmp_path: Path) -> None:
     with tree_of(store, "c", tmp_path) as tree:
         (tree / "large").write_text("x" * 100_000)
         (tree / "data/a").unlink()
+        (tree / "symlink").symlink_to("0123456789")
+        os.link(tree / "large", tree / "linked")
+    used = store.usage("c").size
     with store.own_directory("c") as directory:
         inode = (directory / "large").stat().st_ino
     layer = store.commit("c", base.chain_id)
+    assert layer.size == used == 100_010
     with store.own_directory(layer.snapshot) as directory:
         assert (directory / "large").stat().st_ino == inode
-    wanted = {**_BASE, "large": "x" * 100_000}
+    wanted = {**_BASE, "large": "x" * 100_000, "linked": "x" * 100_000}
     del wanted["data/a"]
     assert files_in(store, layer, tmp_path) == wanted
     with pytest.raises(NotFound):
@@ -390,7 +394,7 @@ def test_a_commit_moves_the_files(store: LayerStore, tmp_path: Path) -> None:
         f"{change.kind} /{change.path.decode()}"
         for change in store.changes("c", base.chain_id, layer.chain_id)
     ]
-    assert listed == ["C /data", "D /data/a", "C /data/b", "A /large"]
+    assert listed == ["C /data", "D /data/a", "C /data/b", "A /large", "A /linked", "A /symlink"]
     row = store.database.one("SELECT frozen FROM containers WHERE id = 'c'")
     assert row is not None
     assert row["frozen"] == layer.chain_id

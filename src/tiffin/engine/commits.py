@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tiffin.build.changes import apply_changes
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
@@ -74,7 +73,11 @@ class Commits:
                 document = document.with_config(_image_part(config))
             else:
                 document = document.with_config(_image_part(container.spec.config))
-            document = apply_changes(document, changes)
+            if changes:
+                # The Dockerfile's language is loaded by those who use it.
+                from tiffin.build.changes import apply_changes
+
+                document = apply_changes(document, changes)
             layers = self._layer(container, pause)
             now = timestamps.rfc3339(time.time_ns())
             if author:

@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiffin.engine.builds import Builds
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -26,6 +26,9 @@ from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
 from tiffin.storage import drivers
 from tiffin.store.database import Database
+
+if TYPE_CHECKING:
+    from tiffin.engine.builds import Builds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Engine:
             driver = drivers.choose(self._root.path, storage_driver)
             self._database = Database(self._root.database)
             self._layers = LayerStore(self._database, driver, self._root.path)
+            # Before anything reads the rows: it finishes commits that a kill has interrupted.
+            self._layers.sweep()
             self.events = Events()
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
@@ -87,9 +92,6 @@ class Engine:
                 trees,
                 self.events,
             )
-            self.builds = Builds(
-                self._database, self._root, self.images, self._layers, self._lifecycle, roster
-            )
             self.system = System(
                 self._database,
                 self._root,
@@ -98,15 +100,35 @@ class Engine:
                 self.images,
                 self.containers,
                 self.volumes,
-                self.builds,
+                lambda: self.builds,
                 self.events,
             )
             self._roster = roster
+            self._builds: Builds | None = None
+            self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
         except BaseException:
             self._root.release()
             raise
+
+    @property
+    def builds(self) -> Builds:
+        """The verbs on builds; loaded when they are first used, since they are half of the code."""
+        from tiffin.engine.builds import Builds
+
+        # One for all threads: builds at the same time know of each other through it.
+        with self._builds_lock:
+            if self._builds is None:
+                self._builds = Builds(
+                    self._database,
+                    self._root,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self._roster,
+                )
+            return self._builds
 
     @property
     def root(self) -> Root:
@@ -124,7 +146,6 @@ class Engine:
         for entry in os.scandir(self._root.containers):
             if entry.name not in known:
                 shutil.rmtree(entry.path)
-        self._layers.sweep()
         self.volumes.sweep()
         self.images.collect()
 
@@ -213,7 +234,6 @@ class Engine:
 
 def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
     """Send everything and read everything at once, since either side may be waiting."""
-    import threading
 
     def send() -> None:
         try:

@@ -22,6 +22,7 @@ from tiffin.engine.root import Root
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
@@ -509,8 +510,12 @@ class Images:
         changes: Sequence[str] = (),
         platform: str = "",
         progress: Progress | None = None,
+        created: int | None = None,
     ) -> str:
-        """Make an image of one layer out of a tar of a root file system; its ID."""
+        """Make an image of one layer out of a tar of a root file system; its ID.
+
+        ``created`` (seconds since the epoch) makes the ID depend on the tar alone.
+        """
         from tiffin.build.changes import apply_changes
 
         name = name_of(repository, tag) if repository else None
@@ -521,7 +526,7 @@ class Images:
         config = apply_changes(config, changes)
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             layer = self._layers.ingest(decompressed(file), None)
-            now = timestamps.rfc3339(time.time_ns())
+            now = format_moment(time.time_ns() if created is None else created * 10**9)
             config = config.with_created(now).with_layer(
                 layer.diff_id,
                 HistoryEntry(created=now, comment=message or "Imported from -"),

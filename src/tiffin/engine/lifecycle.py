@@ -112,6 +112,9 @@ class Lifecycle:
         self._jobs.put(None)
         self._worker.join()
         self.keeper.close()
+        if not any(container.running for container in self._roster.all()):
+            # The group that the containers' own ones were in; False where something is in it yet.
+            self._cgroups.delete(self._prefix)
 
     # -- starting ---------------------------------------------------------------------------
 

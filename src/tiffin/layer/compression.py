@@ -19,6 +19,9 @@ from isal import igzip, isal_zlib
 from tiffin.errors import CorruptArchive
 
 _AHEAD = 1 << 18
+_MAGIC = 10
+# What follows "BZh" and a digit: a block, or the end of a stream without any.
+_BZIP2 = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
 _DAMAGE: tuple[type[BaseException], ...] = (
     EOFError,
     zlib.error,
@@ -123,8 +126,8 @@ class _Zstd:
 def decompressed(stream: BinaryIO) -> BinaryIO:
     """A stream of the plain bytes of ``stream``; closing it leaves ``stream`` open."""
     first = b""
-    while len(first) < 6:
-        data = stream.read(6 - len(first))
+    while len(first) < _MAGIC:
+        data = stream.read(_MAGIC - len(first))
         if not data:
             break
         first += data
@@ -139,6 +142,6 @@ def decompressed(stream: BinaryIO) -> BinaryIO:
         return cast(BinaryIO, _Decoder(_Zstd(raw), "zstd"))
     if first.startswith(b"\xfd7zXZ\0"):
         return cast(BinaryIO, _Decoder(lzma.LZMAFile(io.BufferedReader(raw, _AHEAD)), "xz"))
-    if first.startswith(b"BZh"):
+    if first.startswith(b"BZh") and first[4:10] in _BZIP2:
         return cast(BinaryIO, _Decoder(bz2.BZ2File(io.BufferedReader(raw, _AHEAD)), "bzip2"))
     return cast(BinaryIO, raw)

@@ -138,10 +138,11 @@ def _extended(entry: Entry, name: bytes, size: int, seconds: int, fraction: int)
         records[b"size"] = b"%d" % size
     for key, value in (entry.xattrs or {}).items():
         records[XATTR_PREFIX + os.fsencode(key)] = value
-    if any(not _is_utf8(records.get(key, b"")) for key in (b"path", b"linkpath")):
+    order = sorted(records) if len(records) > 1 else list(records)
+    if not (_is_utf8(records.get(b"path", b"")) and _is_utf8(records.get(b"linkpath", b""))):
+        # The character set governs the records that follow it.
         records[b"hdrcharset"] = b"BINARY"
-    # The character set governs the records that follow it.
-    order = sorted(records, key=lambda key: (key != b"hdrcharset", key))
+        order.insert(0, b"hdrcharset")
     body = b"".join([_record(key, records[key]) for key in order])
     base = entry.path.rpartition(b"/")[2]
     own = _ustar((b"PaxHeaders.0/" + base)[:100], 0o644, 0, 0, len(body), 0, b"x", b"")
@@ -165,6 +166,8 @@ def _decimal(nanoseconds: int) -> bytes:
 
 
 def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
     try:
         text.decode()
     except UnicodeDecodeError:

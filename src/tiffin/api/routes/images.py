@@ -9,7 +9,7 @@ from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routing import Router
 from tiffin.api.source import source
-from tiffin.errors import InvalidParameter, TiffinError, Unsupported
+from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -108,7 +108,8 @@ class ImageRoutes:
     def create(self, request: Request, response: Response) -> None:
         image = query.text(request, "fromImage")
         if image:
-            raise Unsupported(
+            # Not found, as what a registry does not have: clients tell this from other failures.
+            raise NotFound(
                 f"cannot pull {image}: " + _NO_REGISTRY.format("load or import the image instead")
             )
         origin = query.text(request, "fromSrc")
@@ -127,6 +128,8 @@ class ImageRoutes:
                 query.texts(request, "changes"),
                 query.text(request, "platform"),
                 progress,
+                # Not Docker's: what `tiffin image pack` makes is the same image each time.
+                created=query.integer(request, "created"),
             )
         except TiffinError as error:
             if not progress.started:
