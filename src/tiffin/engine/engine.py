@@ -7,9 +7,9 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -105,18 +105,31 @@ class Engine:
                 self.events,
             )
             self._roster = roster
+            self._builds: Builds | None = None
+            self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
         except BaseException:
             self._root.release()
             raise
 
-    @cached_property
+    @property
     def builds(self) -> Builds:
         """The verbs on builds; loaded when they are first used, since they are half of the code."""
         from tiffin.engine.builds import Builds
 
-        return Builds(self._database, self._root, self.images, self._layers, self._lifecycle)
+        # One for all threads: builds at the same time know of each other through it.
+        with self._builds_lock:
+            if self._builds is None:
+                self._builds = Builds(
+                    self._database,
+                    self._root,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self._roster,
+                )
+            return self._builds
 
     @property
     def root(self) -> Root:
@@ -223,7 +236,6 @@ class Engine:
 
 def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
     """Send everything and read everything at once, since either side may be waiting."""
-    import threading
 
     def send() -> None:
         try:
