@@ -266,6 +266,22 @@ def test_export_is_the_whole_tree(engine: Engine) -> None:
     assert "new" in names and "bin/busybox" in names and "etc/group" not in names
 
 
+def test_export_of_a_running_container_leaves_out_what_is_mounted(
+    engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "of-the-host").write_text("x")
+    container = create(engine, "sleep", "600", host={"Binds": [f"{tmp_path}:/mnt"]})
+    engine.containers.start(container)
+    out = io.BytesIO()
+    engine.containers.export(container, out)
+    out.seek(0)
+    with tarfile.open(fileobj=out) as archive:
+        names = archive.getnames()
+    assert "bin/busybox" in names and "mnt" in names
+    assert "dev/null" not in names
+    assert not [name for name in names if name.startswith(("mnt/", "proc/", "sys/"))]
+
+
 def test_commit_moves_the_layer_and_the_container_lives_on(engine: Engine) -> None:
     container = finished(engine, "sh", "-c", "echo one > /one; rm /etc/group")
     before = engine.containers.changes(container)

@@ -289,3 +289,22 @@ def test_what_the_kernel_leaves_in_an_upper_is_captured_and_unpacked_again(tmp_p
     Layer(whole, base, Whiteouts.NONE)
     Layer(whole, captured.tar(), Whiteouts.NONE, merged_view(layers))
     assert seen(whole / "own") == wanted
+
+
+@pytest.mark.parametrize("below", [["d"], ["f", "d"], []])
+@pytest.mark.parametrize(
+    "marks",
+    [
+        [("a/a", "f", "a", "a"), ("a", "w", "a", "a")],
+        [("a", "w", "a", "a"), ("a/a", "f", "a", "a")],
+        [("a", "o", "a", "a")],
+        [("a/a", "f", "a", "a"), ("a", "o", "a", "a")],
+        [("a", "o", "a", "a"), ("a/a", "f", "a", "a")],
+    ],
+)
+def test_an_implied_directory_and_a_mark_in_either_order(below, marks, tmp_path: Path) -> None:
+    tars = [layer_tar([("a", kind, "a", "a") for kind in below]), layer_tar(marks)]
+    layers, lower = stack(tmp_path, tars)
+    with overlay(tmp_path, [layer.directory for layer in layers]) as merged:
+        kernel = seen(merged)
+    assert view(lower) == kernel

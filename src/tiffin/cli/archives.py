@@ -48,17 +48,19 @@ def _download(response: Response, path: str) -> None:
 def _check_output(path: str, what: str) -> None:
     if not path and is_terminal(1):
         raise CommandError(
-            f"cowardly refusing to {what} to a terminal. Use the -o flag or redirect"
+            f"cowardly refusing to {what.split()[0]} to a terminal. Use the -o flag or redirect"
         )
     folder = os.path.dirname(path) or "."
     if path and not os.path.isdir(folder):
-        raise CommandError(f'invalid output path: directory "{folder}" does not exist')
+        raise CommandError(
+            f"failed to {what}: invalid output path: stat {folder}: no such file or directory"
+        )
 
 
 def save(call: Invocation) -> int:
     """Writes images to an archive."""
     path = call.options["output"]
-    _check_output(path, "save")
+    _check_output(path, "save image")
     response = call.client.call("GET", "/images/get", {"names": call.arguments})
     _download(response, path)
     return 0
@@ -67,7 +69,7 @@ def save(call: Invocation) -> int:
 def export(call: Invocation) -> int:
     """Writes a container's file system as a tar."""
     path = call.options["output"]
-    _check_output(path, "export")
+    _check_output(path, "export container")
     name = escape(call.arguments[0])
     response = call.client.call("GET", f"/containers/{name}/export")
     _download(response, path)

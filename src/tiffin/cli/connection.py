@@ -288,10 +288,10 @@ class Client:
             stream.socket.sendall(message)
             response = stream.answer(bodiless=method == "HEAD")
         except (BrokenPipeError, ConnectionResetError, Unreachable):
+            stream.close()
             if not stream.used:
                 raise
             # The daemon had closed a connection that was idle for long: ask again on a new one.
-            stream.close()
             stream = Stream(self._endpoint.connect(start=self._start))
             stream.socket.sendall(message)
             response = stream.answer(bodiless=method == "HEAD")
@@ -316,6 +316,14 @@ class Client:
         except (ValueError, KeyError, TypeError):
             message = text or f"HTTP status {response.status}"
         raise DaemonError(message, response.status)
+
+    def close(self) -> None:
+        """Lets go of the connection that is kept."""
+        if self._last is not None:
+            self._last._stream.close()
+        if self._idle is not None:
+            self._idle.close()
+        self._last = self._idle = None
 
     def get(self, path: str, **query: Any) -> Any:
         """GET, and the parsed answer."""
@@ -362,8 +370,13 @@ class Client:
         head = self._head(method, target(path, query), headers, False)
         head += f"Content-Type: {content_type}\r\n"
         stream = self._take()
-        send_body(stream, head, source)
-        return self._checked(stream, stream.answer())
+        try:
+            send_body(stream, head, source)
+            response = stream.answer()
+        except BaseException:
+            stream.close()
+            raise
+        return self._checked(stream, response)
 
     def hijack(
         self, path: str, query: Mapping[str, Any] | None = None, body: Any = None

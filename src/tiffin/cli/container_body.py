@@ -145,8 +145,6 @@ def streams(options: Options) -> dict[str, bool]:
 
 
 def _check(options: Options) -> None:
-    if options.get("detach") and options["attach"]:
-        raise InvalidParameter("conflicting options: cannot specify both --attach and --detach")
     if options["rm"] and options["restart"] not in ("", "no"):
         raise InvalidParameter("conflicting options: cannot specify both --restart and --rm")
     for name, (title, allowed, containers) in _MODES.items():

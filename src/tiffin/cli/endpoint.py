@@ -89,7 +89,7 @@ class Endpoint:
                 raise Unreachable(
                     f"The tiffin daemon said that it is ready, but nothing answers at {self.text}"
                 ) from None
-        if "use" not in failure:
+        if "is in use by" not in failure:
             raise Unreachable(f"Cannot start the tiffin daemon: {failure}")
         import time
 

@@ -87,7 +87,8 @@ def inspect(call: Invocation) -> int:
     """Shows containers, images, networks or volumes, whichever has the name."""
     kind = call.options["type"]
     if kind and kind not in _KINDS:
-        raise CommandError(f'"{kind}" is not a valid value for --type')
+        known = ", ".join(f'"{each}"' for each in _KINDS)
+        raise CommandError(f'unknown type: "{kind}": must be one of {known}')
     return _inspect(call, (kind,) if kind else _KINDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tiffin.cli.command import Command, Invocation, report
@@ -41,6 +42,8 @@ def pack(call: Invocation) -> int:
         "tag": tag or None,
         "message": f"packed: {' '.join(programs)}",
         "changes": [*packed.changes, *options["change"]],
+        # Not Docker's: the image gets this time, so that the same programs give the same image.
+        "created": os.environ.get("SOURCE_DATE_EPOCH") or "0",
     }
     response = call.client.upload(
         "POST", "/images/create", query, piped(lambda sink: write_tar(packed, sink))

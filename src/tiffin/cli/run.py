@@ -108,7 +108,7 @@ def run(call: Invocation) -> int:
     except TiffinError as error:
         failure = error.message
         code = _failure_code(failure) if isinstance(error, StartRefused) else 125
-        if isinstance(error, NoTerminal):
+        if isinstance(error, Misused):
             report(failure)
             return 1
     report(f"tiffin: {failure}\n\nRun '{call.name} --help' for more information")
@@ -119,13 +119,15 @@ class StartRefused(TiffinError):
     """The daemon could not start the container's program."""
 
 
-class NoTerminal(TiffinError):
-    """A terminal was asked for, and stdin is none."""
+class Misused(TiffinError):
+    """What was asked for can't be tied to this terminal; ends with 1 and no more words."""
 
 
 def _run(call: Invocation) -> int:
     options = call.options
     if options["detach"]:
+        if options["attach"]:
+            raise Misused("conflicting options: cannot specify both --attach and --detach")
         created = _create(call)
         _start(call.client, created["Id"], {})
         print(created["Id"])
@@ -136,7 +138,7 @@ def _run(call: Invocation) -> int:
     attached = streams(options)
     wrong = check_terminal(attached["AttachStdin"], options["tty"])
     if wrong:
-        raise NoTerminal(wrong)
+        raise Misused(wrong)
     container = _create(call)["Id"]
     attachment = Attachment(
         call.client,
@@ -328,11 +330,11 @@ def attach(call: Invocation) -> int:
     found = client.get(f"/containers/{escape(call.arguments[0])}/json")
     state, config = found["State"], found["Config"]
     if not state["Running"]:
-        raise CommandError("cannot attach to a stopped container, start it first")
+        raise CommandError("You cannot attach to a stopped container, start it first")
     if state["Paused"]:
-        raise CommandError("cannot attach to a paused container, unpause it first")
+        raise CommandError("You cannot attach to a paused container, unpause it first")
     if state["Restarting"]:
-        raise CommandError("cannot attach to a restarting container, wait until it is running")
+        raise CommandError("You cannot attach to a restarting container, wait until it is running")
     from tiffin.cli.terminal import check_terminal
 
     stdin = config["OpenStdin"] and not options["no-stdin"]

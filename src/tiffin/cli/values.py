@@ -35,13 +35,17 @@ def environment(text: str) -> str:
 
 
 def resolve_environment(texts: list[str]) -> list[str]:
-    """A name without a value gets the one that it has here, or means "unset"."""
-    resolved = []
+    """A name without a value gets the one that it has here, or means "unset".
+
+    Of several texts for one name the last one counts.
+    """
+    resolved: dict[str, str] = {}
     for text in texts:
-        if "=" not in text and text in os.environ:
-            text = f"{text}={os.environ[text]}"
-        resolved.append(text)
-    return resolved
+        name, equals, _ = text.partition("=")
+        if not equals and name in os.environ:
+            text = f"{name}={os.environ[name]}"
+        resolved[name] = text
+    return list(resolved.values())
 
 
 def label(text: str) -> str:

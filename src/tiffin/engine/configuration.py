@@ -14,7 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tiffin.engine import security
 from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
 
 JSON = dict[str, Any]
 
@@ -122,7 +124,10 @@ def _check_host(host: JSON) -> None:
     host["RestartPolicy"] = {"Name": "no", "MaximumRetryCount": 0}
     log = host.get("LogConfig") or {}
     if log.get("Type", "") not in ("", "json-file", "none", "local"):
-        raise Unsupported(f"the log driver '{log['Type']}' can't be used yet: json-file, none")
+        raise InvalidParameter(
+            f'error looking up logging plugin {log["Type"]}: plugin "{log["Type"]}" not found: '
+            "json-file, local and none are there"
+        )
     host["LogConfig"] = {"Type": log.get("Type") or "json-file", "Config": log.get("Config") or {}}
     for option in host["LogConfig"]["Config"]:
         if option not in ("max-size", "max-file"):
@@ -131,15 +136,7 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
     _check_modes(host)
-    for option in host.get("SecurityOpt") or []:
-        name = option.replace(":", "=").partition("=")
-        if name[0] == "no-new-privileges" or option in (
-            "seccomp=unconfined",
-            "apparmor=unconfined",
-            "label=disable",
-        ):
-            continue
-        raise Unsupported(f"the security option '{option}' can't be used yet")
+    security.check(host)
     if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
     memory = host.get("Memory") or 0
@@ -150,6 +147,9 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(
             "You should always set the Memory limit when using Memoryswap limit, see usage"
         )
+    if memory and not swap:
+        # Docker's default: as much swap as memory.
+        host["MemorySwap"] = 2 * memory
     if 0 < swap < memory:
         raise InvalidParameter(
             "Minimum memoryswap limit should be larger than memory limit, see usage"
@@ -163,15 +163,26 @@ def _check_modes(host: JSON) -> None:
             f"the network '{network}' can't be used yet: --network none or --network host"
         )
     host["NetworkMode"] = network
+    for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
+        host[key] = host.get(key) or default
+    privileged = bool(host.get("Privileged"))
+    for key, paths in (("MaskedPaths", MASKED_PATHS), ("ReadonlyPaths", READONLY_PATHS)):
+        if host.get(key) is None:
+            host[key] = None if privileged else list(paths)
     for key, allowed in (
         ("IpcMode", ("", "private", "shareable", "host", "none")),
         ("PidMode", ("", "host")),
         ("UTSMode", ("", "host")),
         ("CgroupnsMode", ("", "private", "host")),
     ):
-        if (host.get(key) or "") not in allowed:
-            raise Unsupported(f"HostConfig.{key} '{host[key]}' can't be used yet")
+        value = host.get(key) or ""
+        if value not in allowed:
+            if not value.startswith("container:"):
+                raise InvalidParameter(f"invalid {_MODE_NAMES[key]} mode: {value}")
+            raise Unsupported(f"HostConfig.{key} '{value}' can't be used yet")
 
+
+_MODE_NAMES = {"IpcMode": "IPC", "PidMode": "PID", "UTSMode": "UTS", "CgroupnsMode": "cgroup NS"}
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 

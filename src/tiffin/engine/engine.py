@@ -9,10 +9,10 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiffin.engine.builds import Builds
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -26,6 +26,9 @@ from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
 from tiffin.storage import drivers
 from tiffin.store.database import Database
+
+if TYPE_CHECKING:
+    from tiffin.engine.builds import Builds
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,6 @@ class Engine:
                 trees,
                 self.events,
             )
-            self.builds = Builds(
-                self._database, self._root, self.images, self._layers, self._lifecycle
-            )
             self.system = System(
                 self._database,
                 self._root,
@@ -100,7 +100,7 @@ class Engine:
                 self.images,
                 self.containers,
                 self.volumes,
-                self.builds,
+                lambda: self.builds,
                 self.events,
             )
             self._roster = roster
@@ -109,6 +109,13 @@ class Engine:
         except BaseException:
             self._root.release()
             raise
+
+    @cached_property
+    def builds(self) -> Builds:
+        """The verbs on builds; loaded when they are first used, since they are half of the code."""
+        from tiffin.engine.builds import Builds
+
+        return Builds(self._database, self._root, self.images, self._layers, self._lifecycle)
 
     @property
     def root(self) -> Root:

@@ -16,9 +16,9 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from tiffin.engine import timestamps
 from tiffin.engine.trees import open_in
 from tiffin.errors import CorruptArchive, InvalidParameter, NotFound
+from tiffin.image.moment import format_moment
 
 JSON = dict[str, Any]
 
@@ -86,7 +86,7 @@ def path_stat(root: int, path: str) -> JSON:
         "name": name or "/",
         "size": status.st_size,
         "mode": go_mode(status.st_mode),
-        "mtime": timestamps.rfc3339(status.st_mtime_ns),
+        "mtime": format_moment(status.st_mtime_ns),
         "linkTarget": target,
     }
 

@@ -22,6 +22,7 @@ from tiffin.engine.root import Root
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
@@ -351,13 +352,13 @@ class Images:
                     f"stopped container {users[0]['id'][:12]}"
                 )
         self._untag(image, tags, done)
-        if name is not None and users:
+        if running:
             # A container still rests on it: the name is gone, the image stays until it is.
             return done
         self._database.execute("DELETE FROM images WHERE id = ?", (image.id,))
         self._parsed.pop(image.id, None)
         done.append({"Deleted": image.id})
-        self._events.publish("image", "delete", image.id, name=shown)
+        self._events.publish("image", "delete", image.id, name=image.id)
         done.extend({"Deleted": layer.chain_id} for layer in self.collect())
         return done
 
@@ -368,7 +369,7 @@ class Images:
             )
             familiar = Reference.parse(name).familiar
             done.append({"Untagged": familiar})
-            self._events.publish("image", "untag", image.id, name=familiar)
+            self._events.publish("image", "untag", image.id, name=image.id)
 
     def collect(self) -> Layers:
         """Free the layers that no image, container, build cache record or lease needs.
@@ -414,10 +415,9 @@ class Images:
             except (Conflict, NotFound):
                 # It came into use, or went, meanwhile.
                 continue
-        return {
-            "ImagesDeleted": deleted,
-            "SpaceReclaimed": max(0, before - self._layers.total_size()),
-        }
+        space = max(0, before - self._layers.total_size())
+        self._events.publish("image", "prune", "", reclaimed=str(space))
+        return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
     # -- archives ---------------------------------------------------------------------------
 
@@ -489,6 +489,8 @@ class Images:
                     for image, names in found.values()
                 ],
             )
+        for image_id in found:
+            self._events.publish("image", "save", image_id, name=image_id)
 
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
@@ -509,8 +511,12 @@ class Images:
         changes: Sequence[str] = (),
         platform: str = "",
         progress: Progress | None = None,
+        created: int | None = None,
     ) -> str:
-        """Make an image of one layer out of a tar of a root file system; its ID."""
+        """Make an image of one layer out of a tar of a root file system; its ID.
+
+        ``created`` (seconds since the epoch) makes the ID depend on the tar alone.
+        """
         from tiffin.build.changes import apply_changes
 
         name = name_of(repository, tag) if repository else None
@@ -521,7 +527,7 @@ class Images:
         config = apply_changes(config, changes)
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             layer = self._layers.ingest(decompressed(file), None)
-            now = timestamps.rfc3339(time.time_ns())
+            now = format_moment(time.time_ns() if created is None else created * 10**9)
             config = config.with_created(now).with_layer(
                 layer.diff_id,
                 HistoryEntry(created=now, comment=message or "Imported from -"),
@@ -529,7 +535,9 @@ class Images:
             image = self.add(config, layer.chain_id, [name] if name else [])
         if progress:
             progress({"status": image.id})
-        self._events.publish("image", "import", image.id, name=name.familiar if name else image.id)
+        if name:
+            self._events.publish("image", "tag", image.id, name=name.familiar)
+        self._events.publish("image", "import", image.id, name=image.id)
         return image.id
 
 

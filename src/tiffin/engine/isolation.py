@@ -11,10 +11,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from tiffin.engine import security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
+from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
     MASKED_PATHS,
@@ -125,11 +127,16 @@ def process_settings(
     user: str,
     cwd: str,
     terminal: bool,
+    filters: Filters,
     privileged: bool = False,
 ) -> ProcessSettings:
-    """The settings of a container's process, its first one or an exec's."""
+    """The settings of a container's process, its first one or an exec's.
+
+    An exec has the container's own seccomp filter, also where it is privileged.
+    """
     host = container.spec.host
-    security = host.get("SecurityOpt") or []
+    own = capability_set(host)
+    filtered, profile = security.profile_of(host)
     return ProcessSettings(
         args=args,
         env=env,
@@ -137,11 +144,9 @@ def process_settings(
         user=user,
         groups=[str(group) for group in host.get("GroupAdd") or []],
         terminal=terminal,
-        capabilities=capability_set({"Privileged": True} if privileged else host),
-        no_new_privileges=any(
-            option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
-            for option in security
-        ),
+        capabilities=capability_set({"Privileged": True}) if privileged else own,
+        no_new_privileges=security.parse(host.get("SecurityOpt")).no_new_privileges,
+        seccomp=filters.get(profile, own) if filtered else None,
         rlimits=[
             (limit["Name"], limit.get("Soft", 0), limit.get("Hard", 0))
             for limit in host.get("Ulimits") or []
@@ -170,11 +175,12 @@ def resources(host: dict[str, Any]) -> Resources:
 
 
 def container_settings(
-    container: Container, folder: Path, rootfs: list[Mount], cgroup: str
+    container: Container, folder: Path, rootfs: list[Mount], cgroup: str, filters: Filters
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
-    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it.
+    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it;
+    ``filters`` makes and keeps seccomp filters.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
@@ -197,6 +203,7 @@ def container_settings(
             user=config.get("User") or "",
             cwd=config.get("WorkingDir") or "/",
             terminal=container.tty,
+            filters=filters,
         ),
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),

@@ -30,6 +30,7 @@ from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import native
+from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -99,6 +100,7 @@ class Lifecycle:
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
+        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
         self._mountpoint = str(root.keeper / "rootfs")
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
@@ -112,6 +114,9 @@ class Lifecycle:
         self._jobs.put(None)
         self._worker.join()
         self.keeper.close()
+        if not any(container.running for container in self._roster.all()):
+            # The group that the containers' own ones were in; False where something is in it yet.
+            self._cgroups.delete(self._prefix)
 
     # -- starting ---------------------------------------------------------------------------
 
@@ -129,6 +134,7 @@ class Lifecycle:
             if container.running:
                 raise NotModified(f"container {container.id} is running already")
             self._start_locked(container)
+        self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
@@ -154,7 +160,11 @@ class Lifecycle:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         settings = isolation.container_settings(
-            container, folder, self._layers.mounts(container.snapshot), self.cgroup(container)
+            container,
+            folder,
+            self._layers.mounts(container.snapshot),
+            self.cgroup(container),
+            self.filters,
         )
         log = None
         if container.log_path:
@@ -227,7 +237,18 @@ class Lifecycle:
             execDuration=str(max(0, (at - state.started) // 10**9)),
             **container.attributes(),
         )
+        self._tell_volumes(container, "unmount")
         self._jobs.put(container)
+
+    def _tell_volumes(self, container: Container, action: str) -> None:
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                told = {"driver": point.driver, "container": container.id}
+                if action == "mount":
+                    told["destination"] = point.target
+                    told["read/write"] = str(point.writable).lower()
+                    told["propagation"] = point.propagation
+                self._events.publish("volume", action, point.name, **told)
 
     def _work(self) -> None:
         while (container := self._jobs.get()) is not None:
@@ -275,10 +296,7 @@ class Lifecycle:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
         with container.lock:
             if not container.running:
-                raise Conflict(
-                    f"cannot kill container: {container.id}: container {container.id} is not "
-                    "running"
-                )
+                raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
         self._events.publish(
             "container", "kill", container.id, signal=str(signum), **container.attributes()

@@ -6,11 +6,11 @@ import os
 import platform
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import isolation, timestamps
-from tiffin.engine.builds import Builds
+from tiffin.engine import isolation, security, timestamps
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -23,6 +23,9 @@ from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.store.database import Database
 from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
+
+if TYPE_CHECKING:
+    from tiffin.engine.builds import Builds
 
 JSON = dict[str, Any]
 
@@ -39,7 +42,7 @@ class System:
         images: Images,
         containers: Containers,
         volumes: Volumes,
-        builds: Builds,
+        builds: Callable[[], Builds],
         events: Events,
     ) -> None:
         self._database = database
@@ -128,8 +131,19 @@ class System:
             "Architecture": platform.machine(),
             "NCPU": os.cpu_count() or 1,
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "IndexServerAddress": "",
-            "RegistryConfig": None,
+            "IndexServerAddress": "https://index.docker.io/v1/",
+            "RegistryConfig": {
+                "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
+                "IndexConfigs": {
+                    "docker.io": {
+                        "Name": "docker.io",
+                        "Mirrors": [],
+                        "Secure": True,
+                        "Official": True,
+                    }
+                },
+                "Mirrors": [],
+            },
             "GenericResources": None,
             "HttpProxy": "",
             "HttpsProxy": "",
@@ -148,13 +162,14 @@ class System:
             "ContainerdCommit": {"ID": ""},
             "RuncCommit": {"ID": ""},
             "InitCommit": {"ID": ""},
-            "SecurityOptions": [],
+            "SecurityOptions": security.described(),
             "Warnings": [],
         }
 
     def df(self) -> JSON:
         """Docker's ``system df``: every figure out of the database, no directory walked but those
         of running containers and volumes."""
+        cache = self._builds().cache()
         return {
             "LayersSize": self._layers.total_size(),
             "Images": self._images.list(shared_size=True),
@@ -169,8 +184,8 @@ class System:
                 }
                 for volume in self._volumes.list({})
             ],
-            "BuildCache": self._builds.cache(),
-            "BuilderSize": sum(record["Size"] for record in self._builds.cache()),
+            "BuildCache": cache,
+            "BuilderSize": sum(record["Size"] for record in cache),
         }
 
     def networks(self, filters: filtering.Filters | None = None) -> list[JSON]:

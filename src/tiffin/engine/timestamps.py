@@ -7,6 +7,7 @@ import re
 import time
 
 from tiffin.errors import InvalidParameter
+from tiffin.image.moment import format_moment
 
 ZERO = "0001-01-01T00:00:00Z"
 """Go's zero time: what Docker says for "never"."""
@@ -21,12 +22,7 @@ _UNITS["h"] = 60 * _UNITS["m"]
 
 def rfc3339(nanoseconds: int) -> str:
     """Nanoseconds since the epoch as ``2026-11-24T06:57:00.123456789Z``; 0 is Docker's never."""
-    if nanoseconds == 0:
-        return ZERO
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    fraction = f".{rest:09d}".rstrip("0") if rest else ""
-    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+    return format_moment(nanoseconds) if nanoseconds else ZERO
 
 
 def parse_duration(text: str) -> int:

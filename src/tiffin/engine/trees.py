@@ -14,7 +14,7 @@ from tiffin.errors import InvalidParameter, NotFound, TiffinError
 from tiffin.layer.store import LayerStore
 from tiffin.linux import mounts as mounting
 from tiffin.linux import syscalls
-from tiffin.linux.mounttree import detached_tree
+from tiffin.linux.mounttree import detached_tree, root_of
 from tiffin.storage.driver import Mount
 
 
@@ -59,19 +59,8 @@ class Trees:
         Of a running container it is what its own processes see; with ``volumes`` false, and of a
         stopped one, the layers alone or with the volumes and binds mounted in their places.
         """
-        pid = container.state.pid
-        if container.running and volumes:
-            try:
-                fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise TiffinError(
-                    f"container {container.id} ended while its files were opened: try again"
-                ) from error
-        elif container.running:
-            fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            alone = syscalls.open_tree(fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
-            os.close(fd)
-            fd = alone
+        if container.running:
+            fd = _living(container, volumes)
         else:
             fd = self._mounted(
                 self._layers.mounts(container.snapshot),
@@ -81,6 +70,18 @@ class Trees:
             yield fd
         finally:
             os.close(fd)
+
+
+def _living(container: Container, volumes: bool) -> int:
+    pid = container.state.pid
+    try:
+        if volumes:
+            return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return root_of(pid)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TiffinError(
+            f"container {container.id} ended while its files were opened: try again"
+        ) from error
 
 
 def _mount_volumes(container: Container, place: str) -> None:

@@ -36,6 +36,7 @@ from tiffin import errors
 from tiffin.keeper import protocol
 from tiffin.keeper.connection import START_SECONDS, Connection, NotAnswered, NotSent
 from tiffin.keeper.keys import parse_keys
+from tiffin.linux.mounts import read_only_executable
 from tiffin.linux.sockets import connect_unix
 
 Event = dict[str, Any]
@@ -331,9 +332,10 @@ class KeeperClient:
             log = str(self._directory / "keeper.log")
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ")
+            program = _sealed(self._command[0])
             try:
                 pid = os.posix_spawn(
-                    self._command[0],
+                    self._command[0] if program is None else f"/proc/self/fd/{program}",
                     [*self._command, str(_READY_FD)],
                     {name: os.environ[name] for name in kept if name in os.environ},
                     file_actions=[
@@ -350,6 +352,8 @@ class KeeperClient:
                 raise errors.Unreachable(f"the keeper cannot be started: {error}") from error
             finally:
                 os.close(ready)
+                if program is not None:
+                    os.close(program)
             said = b""
             poll = select.poll()
             poll.register(reader, select.POLLIN)
@@ -417,6 +421,23 @@ class KeeperClient:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )
+
+
+def _sealed(program: str) -> int | None:
+    """A read-only copy of the interpreter, for a keeper that no container can overwrite through
+    ``/proc/PID/exe``; None for another program, and where we may not mount (nor start containers).
+    """
+    if program != sys.executable:
+        return None
+    try:
+        fd = read_only_executable(program)
+    except PermissionError:
+        return None
+    try:
+        # Above the descriptors that the file actions write to.
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(fd)
 
 
 def _attachment(

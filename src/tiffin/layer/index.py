@@ -84,6 +84,9 @@ class _Effect:
         self.paths: dict[bytes, Entry] = {}
         self.implied: set[bytes] = set()
         self.opaque: set[bytes] = set()
+        # Implied directories that take nothing from below: a whiteout of the layer's own says that
+        # what was there is gone. (An opaque mark only hides what is inside.)
+        self.fresh: set[bytes] = set()
         # The file (or symlink, or device) that a hard link is, decided when it is made.
         self.linked: dict[bytes, Entry] = {}
         self._children: dict[bytes, list[bytes]] | None = None
@@ -103,6 +106,7 @@ class _Effect:
             if kind is Kind.WHITEOUT:
                 if path in self.implied or (before and before.kind is Kind.DIRECTORY):
                     self.opaque.add(path)
+                    self.fresh.add(path)
                 elif before is None:
                     paths[path] = entry
                 continue
@@ -129,6 +133,7 @@ class _Effect:
                     return
                 del self.paths[path]
                 self.opaque.add(path)
+                self.fresh.add(path)
             self.implied.add(path)
             path = path.rpartition(b"/")[0]
 
@@ -177,6 +182,10 @@ class Index:
     def implied(self) -> set[bytes]:
         """The implied directories."""
         return self._applied().implied
+
+    def fresh(self, path: bytes) -> bool:
+        """Whether the implied directory ``path`` takes nothing from what lies below."""
+        return path in self._applied().fresh
 
     @property
     def size(self) -> int:

@@ -61,7 +61,7 @@ class StackLower:
             if path in index.implied:
                 if implied[0] is None:
                     implied = (Entry(path, Kind.DIRECTORY, 0o755), layer)
-                if index.opaque(path):
+                if index.fresh(path):
                     break
             if any(self._ends(index, parent) for parent in above) or (path and index.opaque(b"")):
                 break

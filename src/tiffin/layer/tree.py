@@ -78,6 +78,8 @@ class OwnDirectory(Folders):
         self._replaced = replaced
         self.implied: list[Entry] = []
         """Directories made without an entry, as they were made."""
+        # Directories that have an entry of their own.
+        self._named: set[bytes] = set()
         self._opaque: set[bytes] = set()
         # Whiteouts that the directory has a mark for.
         self._marks: set[bytes] = set()
@@ -169,6 +171,7 @@ class OwnDirectory(Folders):
         if path != entry.path:
             entry = replace(entry, path=path)
         self._make_directory(folder, name, entry)
+        self._named.add(path)
         return entry
 
     def _make_directory(self, folder: Folder, name: bytes, entry: Entry) -> None:
@@ -341,6 +344,9 @@ class OwnDirectory(Folders):
         before = self._placed.get(path)
         if before == DIRECTORY:
             self._mark_opaque(path)
+            if path not in self._named:
+                # What it looks like came from the directory that is now gone.
+                self._make_directory(folder, name, Entry(path, Kind.DIRECTORY, 0o755))
         if before is not None:
             return path
         self._placed[path] = WHITEOUT
@@ -423,6 +429,8 @@ class OwnDirectory(Folders):
             self._marks = {mark for mark in self._marks if not mark.startswith(start)}
             self._opaque = {known for known in self._opaque if not known.startswith(start)}
             self._opaque.discard(path)
+            self._named = {known for known in self._named if not known.startswith(start)}
+            self._named.discard(path)
         self._remove(folder, name, path)
 
     def _remove(self, folder: Folder, name: bytes, path: bytes) -> None:

@@ -77,6 +77,8 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
             "readonlyPaths": [] if settings.privileged else list(settings.readonly_paths),
         },
     }
+    if settings.seccomp is not None:
+        config["linux"]["seccomp"] = settings.seccomp
     if settings.domainname:
         config["domainname"] = settings.domainname
     if process.terminal and any(process.console_size):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
@@ -78,6 +78,8 @@ class ProcessSettings:
     rlimits: list[tuple[str, int, int]] = field(default_factory=list)
     """(name as in ``--ulimit``, soft, hard); -1 is unlimited."""
     oom_score_adj: int | None = None
+    seccomp: tuple[bytes, int] | None = None
+    """A compiled filter (:mod:`tiffin.runtime.seccomp`) and its flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ class ContainerSettings:
     sysctls: dict[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     shm_size: int = 64 << 20
+    seccomp: dict[str, Any] | None = None
+    """The resolved profile that the process's filter was made of, for other runtimes."""
     cgroup: str = ""
     """Below the root of each hierarchy, ``tiffin/ID`` if empty."""
     init: bool = False

@@ -128,6 +128,8 @@ class ImageRoutes:
                 query.texts(request, "changes"),
                 query.text(request, "platform"),
                 progress,
+                # Not Docker's: what `tiffin image pack` makes is the same image each time.
+                created=query.integer(request, "created"),
             )
         except TiffinError as error:
             if not progress.started:
