@@ -17,6 +17,7 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.streams import demultiplex
@@ -69,6 +70,9 @@ class Engine:
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
             self.images = Images(self._database, self._root, self._layers, self.events)
+            self.registries = Registries(
+                self._database, self._root, self._layers, self.images, self.events
+            )
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
@@ -149,6 +153,7 @@ class Engine:
                 shutil.rmtree(entry.path)
         self.volumes.sweep()
         self.images.collect()
+        self.registries.sweep()
 
     @property
     def busy(self) -> bool:
