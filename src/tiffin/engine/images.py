@@ -97,6 +97,9 @@ class Images:
             name = None
         else:
             name = Reference.parse(reference).with_default_tag()
+            if name.digest is not None:
+                # The digest says which one it is; a tag beside it is for people.
+                name = name.without_tag()
             row = self._database.one(
                 "SELECT images.* FROM tags JOIN images ON images.id = tags.image "
                 "WHERE tags.name = ?",
@@ -228,7 +231,7 @@ class Images:
                     continue
             created = image.config.created_ns
             if (
-                (dangling is not None and dangling == bool(names.get(image.id)))
+                (dangling is not None and dangling == any(map(_is_tag, names.get(image.id, ()))))
                 or not filtering.labels(filters, image.config.labels)
                 or ("before" in bounds and created >= bounds["before"])
                 or ("since" in bounds and created <= bounds["since"])
@@ -321,9 +324,11 @@ class Images:
         image, name = self._find(reference)
         tags = self.tags(image.id)
         done: Rows = []
-        if name is not None and len(tags) > 1:
-            self._untag(image, [name], done)
-            return done
+        if name is not None:
+            going = _with_digests(name, tags)
+            if len(going) < len(tags):
+                self._untag(image, going, done)
+                return done
         users = self._database.all(
             "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
         )
@@ -403,7 +408,7 @@ class Images:
             image = self._image(row)
             tags = self.tags(image.id)
             if (
-                (tags and only_dangling)
+                (only_dangling and any(map(_is_tag, tags)))
                 or (until is not None and image.config.created_ns > until)
                 or not filtering.labels(filters, image.config.labels)
                 or (
@@ -552,6 +557,22 @@ class Images:
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
+
+
+def _is_tag(name: str) -> bool:
+    """Whether a canonical name is a tag's; an image that only digests name is dangling."""
+    return "@" not in name
+
+
+def _with_digests(name: str, names: Sequence[str]) -> list[str]:
+    """A name that goes, and with the last tag of a repository its digests."""
+    gone = Reference.parse(name)
+    if gone.digest is not None:
+        return [name]
+    same = [one for one in names if Reference.parse(one).name == gone.name]
+    if any(_is_tag(one) for one in same if one != name):
+        return [name]
+    return [name, *(one for one in same if one != name)]
 
 
 def _is_hex(text: str) -> bool:
