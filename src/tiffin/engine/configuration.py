@@ -26,15 +26,17 @@ _ACTED_ON = frozenset(
     ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime CpuShares Memory
     CpuPeriod CpuQuota CpusetCpus CpusetMems MemoryReservation MemorySwap NanoCpus Init
     PidsLimit Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices Annotations""".split()
+    Devices DeviceCgroupRules UsernsMode Annotations""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "MemorySwappiness": (-1,),
     "Isolation": ("default",),
-    "UsernsMode": ("host",),
     "Cgroup": (),
 }
+REMAPPED = ("private", "remap")
+"""Modes of ``--userns`` that give a container a user namespace of its own."""
+_DEVICE_RULE = re.compile(r"[acb] (\d+|\*):(\d+|\*) [rwm]{1,3}")
 _CONFIG_REFUSED: Mapping[str, str] = {"Healthcheck": "health checks", "MacAddress": "--mac-address"}
 
 
@@ -132,6 +134,14 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
     _check_modes(host)
+    _check_users(host)
+    for rule in host.get("DeviceCgroupRules") or []:
+        if not _DEVICE_RULE.fullmatch(rule):
+            raise InvalidParameter(f"invalid device cgroup rule format: '{rule}'")
+    if not -1000 <= (host.get("OomScoreAdj") or 0) <= 1000:
+        raise InvalidParameter(
+            f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]"
+        )
     security.check(host)
     if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
@@ -156,14 +166,43 @@ def _check_modes(host: JSON) -> None:
             f"the network '{network}' can't be used yet: --network none or --network host"
         )
     host["NetworkMode"] = network
-    for key, allowed in (
-        ("IpcMode", ("", "private", "shareable", "host", "none")),
-        ("PidMode", ("", "host")),
-        ("UTSMode", ("", "host")),
-        ("CgroupnsMode", ("", "private", "host")),
+    for key, what, allowed in (
+        ("IpcMode", "IPC", ("", "private", "shareable", "host", "none")),
+        ("PidMode", "PID", ("", "host")),
+        ("UTSMode", "UTS", ("", "host")),
+        ("CgroupnsMode", "cgroup namespace", ("", "private", "host")),
+        ("UsernsMode", "user namespace", ("", "host", *REMAPPED)),
     ):
-        if (host.get(key) or "") not in allowed:
-            raise Unsupported(f"HostConfig.{key} '{host[key]}' can't be used yet")
+        mode = host.get(key) or ""
+        joins = key in ("IpcMode", "PidMode") and mode.startswith("container:")
+        if joins and not mode.partition(":")[2]:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
+        if mode not in allowed and not joins:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
+
+
+def _check_users(host: JSON) -> None:
+    """What belongs to the host can't be shared with a user namespace of the container's own."""
+    if host.get("UsernsMode") not in REMAPPED:
+        return
+    if host.get("Privileged"):
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces. You must run the container in "
+            "the host namespace when running privileged mode"
+        )
+    if host["NetworkMode"] == "host":
+        raise InvalidParameter(
+            "cannot share the host's network namespace when user namespaces are enabled"
+        )
+    if host.get("PidMode") == "host":
+        raise InvalidParameter(
+            "cannot share the host PID namespace when user namespaces are enabled"
+        )
+    for key in ("IpcMode", "UTSMode", "PidMode"):
+        if host.get(key) == "host" or (host.get(key) or "").startswith("container:"):
+            raise InvalidParameter(
+                f"HostConfig.{key} '{host[key]}' can't be used with a user namespace of its own"
+            )
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)

@@ -158,12 +158,17 @@ class Lifecycle:
         """Have the keeper start a container's first process: ``{"pid", "started"}``."""
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
+        container.state.id_base = 0
+        if host.get("UsernsMode") in configuration.REMAPPED:
+            taken = {other.state.id_base for other in self._roster.all()}
+            container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
             folder,
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
+            self._peer,
         )
         log = None
         if container.log_path:
@@ -183,6 +188,13 @@ class Lifecycle:
             stdin_once=bool(config.get("StdinOnce")),
             size=(size[0], size[1]) if size and any(size) else None,
         )
+
+    def _peer(self, reference: str) -> Container:
+        """A running container that another one joins. Raises NotFound, Conflict."""
+        other = self._roster.get(reference)
+        if not other.running:
+            raise Conflict(f"cannot join a namespace of container {reference}: it is not running")
+        return other
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
