@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tiffin.engine import timestamps
+from tiffin.engine import isolation, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images, name_of
@@ -68,7 +68,7 @@ class Commits:
         name = name_of(repository, tag) if repository else None
         with self._layers.lease():
             base = self._images.by_id(container.image)
-            document = base.config if base else ImageConfig.scratch()
+            document = base.config if base else self._rebuilt(container)
             if config:
                 document = document.with_config(_image_part(config))
             else:
@@ -97,6 +97,13 @@ class Commits:
             attributes["imageRef"] = name.familiar
         self._events.publish("container", "commit", container.id, **attributes)
         return {"Id": image.id}
+
+    def _rebuilt(self, container: Container) -> ImageConfig:
+        """The configuration of an image that is gone: its layers alone are known."""
+        document = ImageConfig.scratch(architecture=isolation.architecture())
+        for layer in self._layers.chain(container.base) if container.base else ():
+            document = document.with_layer(layer.diff_id, HistoryEntry())
+        return document
 
     def _layer(self, container: Container, pause: bool) -> list[Layer]:
         """The container's own files as layers on top of its image's, the lowest first."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from tiffin.engine import security
 from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.runtime.settings import READONLY_PATHS
 
 JSON = dict[str, Any]
 
@@ -125,7 +126,10 @@ def _check_host(host: JSON) -> None:
     host["RestartPolicy"] = {"Name": "no", "MaximumRetryCount": 0}
     log = host.get("LogConfig") or {}
     if log.get("Type", "") not in ("", "json-file", "none", "local"):
-        raise Unsupported(f"the log driver '{log['Type']}' can't be used yet: json-file, none")
+        raise InvalidParameter(
+            f'error looking up logging plugin {log["Type"]}: plugin "{log["Type"]}" not found: '
+            "json-file, local and none are there"
+        )
     host["LogConfig"] = {"Type": log.get("Type") or "json-file", "Config": log.get("Config") or {}}
     for option in host["LogConfig"]["Config"]:
         if option not in ("max-size", "max-file"):
@@ -153,6 +157,9 @@ def _check_host(host: JSON) -> None:
         raise InvalidParameter(
             "You should always set the Memory limit when using Memoryswap limit, see usage"
         )
+    if memory and not swap:
+        # Docker's default: as much swap as memory.
+        host["MemorySwap"] = 2 * memory
     if 0 < swap < memory:
         raise InvalidParameter(
             "Minimum memoryswap limit should be larger than memory limit, see usage"
@@ -166,12 +173,18 @@ def _check_modes(host: JSON) -> None:
             f"the network '{network}' can't be used yet: --network none or --network host"
         )
     host["NetworkMode"] = network
+    for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
+        host[key] = host.get(key) or default
+    privileged = bool(host.get("Privileged"))
+    for key, paths in (("MaskedPaths", security.masked_paths()), ("ReadonlyPaths", READONLY_PATHS)):
+        if host.get(key) is None:
+            host[key] = None if privileged else list(paths)
     for key, what, allowed in (
         ("IpcMode", "IPC", ("", "private", "shareable", "host", "none")),
         ("PidMode", "PID", ("", "host")),
         ("UTSMode", "UTS", ("", "host")),
-        ("CgroupnsMode", "cgroup namespace", ("", "private", "host")),
-        ("UsernsMode", "user namespace", ("", "host", *REMAPPED)),
+        ("CgroupnsMode", "cgroup NS", ("", "private", "host")),
+        ("UsernsMode", "user NS", ("", "host", *REMAPPED)),
     ):
         mode = host.get(key) or ""
         joins = key in ("IpcMode", "PidMode") and mode.startswith("container:")

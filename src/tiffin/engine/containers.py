@@ -7,11 +7,13 @@ snapshot and the folder first, the row last; what has no row is removed at the n
 from __future__ import annotations
 
 import os
+import posixpath
 import secrets
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from tiffin.engine import (
@@ -104,6 +106,8 @@ class Containers:
         config, host, networks = configuration.normalise(body)
         if name:
             name = check_name(name)
+        if config.get("StopSignal"):
+            parse_signal(config["StopSignal"])
         with self._layers.lease():
             image = self._images.find(config.get("Image") or "")
             self._images.check_platform(image)
@@ -145,7 +149,12 @@ class Containers:
         points = []
         for source in sources:
             reference, _, mode = source.partition(":")
-            for point in self._roster.get(reference).spec.mounts:
+            try:
+                container = self._roster.get(reference)
+            except NotFound as error:
+                # Not found is the image to clients, which would pull it.
+                raise InvalidParameter(error.message) from error
+            for point in container.spec.mounts:
                 copy = MountPoint(**{field: getattr(point, field) for field in _POINT_FIELDS})
                 copy.writable = point.writable and mode != "ro"
                 copy.mode = mode if point.mode == ANONYMOUS else point.mode
@@ -220,6 +229,9 @@ class Containers:
         """The rows of ``ps``, the newest first."""
         filters = filters or {}
         filtering.check(filters, _FILTERS)
+        for value in filters.get("exited", ()):
+            if not value.removeprefix("-").isdigit():
+                raise InvalidParameter(f'strconv.Atoi: parsing "{value}": invalid syntax')
         wanted = set(filters.get("status", ()))
         if wanted - _STATUSES:
             raise InvalidParameter(f"invalid filter 'status={', '.join(wanted - _STATUSES)}'")
@@ -231,6 +243,7 @@ class Containers:
         }
         ancestors = self._ancestors(filters.get("ancestor", ()))
         rows: Rows = []
+        names: dict[str, str | None] = {}
         for container in reversed(self._roster.all()):
             if (
                 (everything or container.running)
@@ -240,10 +253,22 @@ class Containers:
                 and (ancestors is None or container.image in ancestors)
                 and self._matches(container, filters)
             ):
-                rows.append(inspection.summary(container, self._sizes(container) if size else None))
+                sizes = self._sizes(container) if size else None
+                rows.append(inspection.summary(container, sizes, self._shown(container, names)))
                 if 0 < limit <= len(rows):
                     break
         return rows
+
+    def _shown(self, container: Container, names: dict[str, str | None]) -> str:
+        """What ``ps`` calls the container's image: the name that it was created from, unless that
+        has gone to another image since, or altogether. ``names`` are those looked up already."""
+        name = container.spec.image_name
+        if name not in names:
+            try:
+                names[name] = self._images.find(name).id
+            except (NotFound, InvalidParameter):
+                names[name] = None
+        return name if names[name] == container.image else container.image
 
     def _ancestors(self, names: Any) -> set[str] | None:
         if not names:
@@ -366,7 +391,11 @@ class Containers:
 
     def kill(self, reference: str, signal: str = "SIGKILL") -> None:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
-        self._lifecycle.kill(self._roster.get(reference), parse_signal(signal or "SIGKILL"))
+        number = parse_signal(signal or "SIGKILL")
+        try:
+            self._lifecycle.kill(self._roster.get(reference), number)
+        except (Conflict, NotFound) as error:
+            raise type(error)(f"cannot kill container: {reference}: {error.message}") from error
 
     def pause(self, reference: str) -> None:
         """Freeze all its processes."""
@@ -386,7 +415,7 @@ class Containers:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name
         self._roster.rename(container, bare)
-        attributes = {**container.attributes(), "oldName": old}
+        attributes = {**container.attributes(), "oldName": f"/{old}"}
         self._events.publish("container", "rename", container.id, **attributes)
 
     def remove(
@@ -464,6 +493,7 @@ class Containers:
                 continue
             space += size
             removed.append(container.id)
+        self._events.publish("container", "prune", "", reclaimed=str(space))
         return {"ContainersDeleted": removed, "SpaceReclaimed": space}
 
     # -- streams ----------------------------------------------------------------------------
@@ -543,13 +573,14 @@ class Containers:
 
     def archive_stat(self, reference: str, path: str) -> JSON:
         """What a path in a container is."""
-        with self._trees.container(self._roster.get(reference)) as root:
+        with self._tree(reference, path) as (_, root):
             return files.path_stat(root, path)
 
     def archive_get(self, reference: str, path: str, output: BinaryIO) -> None:
         """A path of a container, with all inside, as a tar."""
-        with self._trees.container(self._roster.get(reference)) as root:
+        with self._tree(reference, path) as (container, root):
             files.get(root, path, output)
+        self._events.publish("container", "archive-path", container.id, **container.attributes())
 
     def archive_put(
         self,
@@ -560,10 +591,11 @@ class Containers:
         copy_uid_gid: bool = False,
     ) -> None:
         """Unpack a tar into a folder of a container."""
-        container = self._roster.get(reference)
-        with container.lock:
-            container.size = None
-        with self._trees.container(container) as root:
+        with self._tree(reference, path) as (container, root):
+            if container.spec.host.get("ReadonlyRootfs") and not _on_a_mount(container, path):
+                raise InvalidParameter("container rootfs is marked read-only")
+            with container.lock:
+                container.size = None
 
             def owner() -> tuple[int, int]:
                 account = accounts.resolve(
@@ -580,11 +612,32 @@ class Containers:
                 no_overwrite=no_overwrite,
                 owner=owner if copy_uid_gid else None,
             )
+        self._events.publish("container", "extract-to-dir", container.id, **container.attributes())
+
+    @contextmanager
+    def _tree(self, reference: str, path: str) -> Iterator[tuple[Container, int]]:
+        container = self._roster.get(reference)
+        try:
+            with self._trees.container(container) as root:
+                yield container, root
+        except NotFound as error:
+            raise NotFound(f"Could not find the file {path} in container {reference}") from error
 
     def export(self, reference: str, output: BinaryIO) -> None:
         """The container's whole tree, volumes aside, as a tar."""
-        with self._trees.container(self._roster.get(reference), volumes=False) as root:
+        container = self._roster.get(reference)
+        with self._trees.container(container, volumes=False) as root:
             files.export(root, output)
+        self._events.publish("container", "export", container.id, **container.attributes())
+
+
+def _on_a_mount(container: Container, path: str) -> bool:
+    """Whether a path lies on a writable mount of the container."""
+    place = posixpath.normpath("/" + path)
+    return any(
+        point.writable and (place + "/").startswith(point.target + "/")
+        for point in container.spec.mounts
+    )
 
 
 _POINT_FIELDS = MountPoint.__struct_fields__
@@ -608,7 +661,8 @@ def logs_reader(
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, bytes]]:
     """Read a log as asked; a followed one ends when the container or the client does."""
-    lines = None if tail in (None, "", "all") else int(tail)
+    # Docker takes what is no number for "all".
+    lines = int(tail) if tail is not None and str(tail).isdigit() else None
 
     def ended() -> bool:
         return not container.running or (cancelled is not None and cancelled())

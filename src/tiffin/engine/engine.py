@@ -81,6 +81,7 @@ class Engine:
                 self.events,
                 f"tiffin/{mark}",
             )
+            self._lifecycle.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,

@@ -17,7 +17,7 @@ from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.roster import Roster
-from tiffin.errors import Conflict, InvalidParameter, NotFound
+from tiffin.errors import Conflict, InvalidParameter, NotFound, StartFailure
 from tiffin.runtime import native
 
 JSON = dict[str, Any]
@@ -58,16 +58,15 @@ class Execs:
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
-            raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
+            raise Conflict(f"Container {reference} is paused, unpause the container before exec")
         if not container.running:
             raise Conflict(f"container {container.id} is not running")
         exec_id = secrets.token_hex(32)
         self._execs[exec_id] = Exec(exec_id, container, body)
         container.execs.add(exec_id)
-        command = " ".join(body["Cmd"])
         self._events.publish(
             "container",
-            f"exec_create: {command}",
+            f"exec_create: {_told(body)}",
             container.id,
             execID=exec_id,
             **container.attributes(),
@@ -149,14 +148,15 @@ class Execs:
                 one.pid = answer["pid"]
         except BaseException as error:
             one.running = False
-            one.exit_code = getattr(error, "exit_code", 126)
+            one.exit_code = error.exit_code if isinstance(error, StartFailure) else 126
+            if one.exit_code == 125:
+                one.exit_code = 126
             one.ended.set()
             container.execs.discard(exec_id)
             raise
-        command = " ".join(body["Cmd"])
         self._events.publish(
             "container",
-            f"exec_start: {command}",
+            f"exec_start: {_told(body)}",
             container.id,
             execID=exec_id,
             **container.attributes(),
@@ -233,6 +233,12 @@ class Execs:
         one = self.get(exec_id)
         one.ended.wait()
         return one.exit_code, stdout, stderr
+
+
+def _told(body: JSON) -> str:
+    """What events say of an exec: Docker puts a space between the program and its arguments even
+    where there are none, and clients cut the text at it."""
+    return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
 def _is_over(pid: int) -> bool:

@@ -352,13 +352,13 @@ class Images:
                     f"stopped container {users[0]['id'][:12]}"
                 )
         self._untag(image, tags, done)
-        if name is not None and users:
+        if running:
             # A container still rests on it: the name is gone, the image stays until it is.
             return done
         self._database.execute("DELETE FROM images WHERE id = ?", (image.id,))
         self._parsed.pop(image.id, None)
         done.append({"Deleted": image.id})
-        self._events.publish("image", "delete", image.id, name=shown)
+        self._events.publish("image", "delete", image.id, name=image.id)
         done.extend({"Deleted": layer.chain_id} for layer in self.collect())
         return done
 
@@ -369,7 +369,7 @@ class Images:
             )
             familiar = Reference.parse(name).familiar
             done.append({"Untagged": familiar})
-            self._events.publish("image", "untag", image.id, name=familiar)
+            self._events.publish("image", "untag", image.id, name=image.id)
 
     def collect(self) -> Layers:
         """Free the layers that no image, container, build cache record or lease needs.
@@ -415,10 +415,9 @@ class Images:
             except (Conflict, NotFound):
                 # It came into use, or went, meanwhile.
                 continue
-        return {
-            "ImagesDeleted": deleted,
-            "SpaceReclaimed": max(0, before - self._layers.total_size()),
-        }
+        space = max(0, before - self._layers.total_size())
+        self._events.publish("image", "prune", "", reclaimed=str(space))
+        return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
     # -- archives ---------------------------------------------------------------------------
 
@@ -490,6 +489,8 @@ class Images:
                     for image, names in found.values()
                 ],
             )
+        for image_id in found:
+            self._events.publish("image", "save", image_id, name=image_id)
 
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
@@ -534,7 +535,9 @@ class Images:
             image = self.add(config, layer.chain_id, [name] if name else [])
         if progress:
             progress({"status": image.id})
-        self._events.publish("image", "import", image.id, name=name.familiar if name else image.id)
+        if name:
+            self._events.publish("image", "tag", image.id, name=name.familiar)
+        self._events.publish("image", "import", image.id, name=image.id)
         return image.id
 
 

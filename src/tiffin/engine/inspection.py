@@ -69,7 +69,9 @@ def mount_view(point: MountPoint) -> JSON:
         view.update(Name=point.name, Source=point.source, Driver=point.driver)
     else:
         view["Source"] = point.source
-    mode = "" if point.kind == "volume" and point.mode == "anonymous" else point.mode
+    mode = point.mode
+    if point.kind == "volume" and mode in ("", "anonymous"):
+        mode = "z" if mode == "" else ""
     view.update(
         Destination=point.target,
         Mode=mode,
@@ -77,6 +79,16 @@ def mount_view(point: MountPoint) -> JSON:
         Propagation=point.propagation,
     )
     return view
+
+
+def mounts(container: Container) -> list[JSON]:
+    """``Mounts``: what ``--tmpfs`` asked for is not among them, as in Docker."""
+    asked = container.spec.host.get("Tmpfs") or {}
+    return [
+        mount_view(point)
+        for point in container.spec.mounts
+        if point.kind != "tmpfs" or point.target not in asked
+    ]
 
 
 def networks(container: Container) -> JSON:
@@ -108,12 +120,13 @@ NETWORK_IDS = {"none": "0" * 63 + "1", "host": "0" * 63 + "2"}
 """The two networks that are always there have fixed IDs."""
 
 
-def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
-    """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for."""
+def summary(container: Container, sizes: tuple[int, int] | None, image: str) -> JSON:
+    """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
+    what the image is called."""
     view: JSON = {
         "Id": container.id,
         "Names": [f"/{container.name}"],
-        "Image": container.spec.image_name,
+        "Image": image,
         "ImageID": container.image,
         "Command": shlex.join(container.arguments)
         if any(" " in argument for argument in container.arguments)
@@ -125,7 +138,7 @@ def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
         "NetworkSettings": {"Networks": networks(container)},
-        "Mounts": [mount_view(point) for point in container.spec.mounts],
+        "Mounts": mounts(container),
     }
     if sizes is not None:
         if sizes[0]:
@@ -177,7 +190,7 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "ExecIDs": sorted(container.execs) or None,
         "HostConfig": container.spec.host,
         "GraphDriver": {"Name": driver, "Data": {}},
-        "Mounts": [mount_view(point) for point in container.spec.mounts],
+        "Mounts": mounts(container),
         "Config": container.spec.config,
         "NetworkSettings": {
             "Bridge": "",

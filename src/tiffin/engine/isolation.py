@@ -6,7 +6,6 @@ This is where Docker's defaults are decided: capabilities, masked paths, namespa
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import platform
 from collections.abc import Callable, Collection
@@ -21,7 +20,6 @@ from tiffin.linux import capabilities
 from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
-    MASKED_PATHS,
     READONLY_PATHS,
     ContainerSettings,
     Device,
@@ -278,7 +276,9 @@ def container_settings(
         ],
         device_rules=list(host.get("DeviceCgroupRules") or []),
         privileged=privileged,
-        masked_paths=[] if privileged else list(masked_by_default() if masked is None else masked),
+        masked_paths=[]
+        if privileged
+        else list(security.masked_paths() if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
         resources=resources(host),
@@ -287,12 +287,6 @@ def container_settings(
         cgroup=cgroup,
         init=bool(host.get("Init")),
     )
-
-
-@functools.cache
-def masked_by_default() -> tuple[str, ...]:
-    """The paths that are hidden; how hot the processors run tells neighbours what others do."""
-    return (*MASKED_PATHS, *sorted(glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle")))
 
 
 def write_network_files(container: Container, folder: Path) -> None:

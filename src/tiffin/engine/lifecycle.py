@@ -106,6 +106,8 @@ class Lifecycle:
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
+        self.collect: Callable[[], object] = lambda: None
+        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self.exec_ended: Callable[[JSON], None] = lambda event: None
 
@@ -134,6 +136,7 @@ class Lifecycle:
             if container.running:
                 raise NotModified(f"container {container.id} is running already")
             self._start_locked(container)
+        self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
@@ -248,7 +251,18 @@ class Lifecycle:
             execDuration=str(max(0, (at - state.started) // 10**9)),
             **container.attributes(),
         )
+        self._tell_volumes(container, "unmount")
         self._jobs.put(container)
+
+    def _tell_volumes(self, container: Container, action: str) -> None:
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                told = {"driver": point.driver, "container": container.id}
+                if action == "mount":
+                    told["destination"] = point.target
+                    told["read/write"] = str(point.writable).lower()
+                    told["propagation"] = point.propagation
+                self._events.publish("volume", action, point.name, **told)
 
     def _work(self) -> None:
         while (container := self._jobs.get()) is not None:
@@ -296,10 +310,7 @@ class Lifecycle:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
         with container.lock:
             if not container.running:
-                raise Conflict(
-                    f"cannot kill container: {container.id}: container {container.id} is not "
-                    "running"
-                )
+                raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
         self._events.publish(
             "container", "kill", container.id, signal=str(signum), **container.attributes()
@@ -372,6 +383,11 @@ class Lifecycle:
             self.keeper.forget(container.id)
             self._roster.drop(container)
             self.discard(container)
+            if container.frozen or not self._database.one(
+                "SELECT 1 FROM images WHERE id = ?", (container.image,)
+            ):
+                # It may have been the last to rest on some layers.
+                self.collect()
         except BaseException:
             with container.lock:
                 container.removing = False

@@ -131,8 +131,19 @@ class System:
             "Architecture": platform.machine(),
             "NCPU": os.cpu_count() or 1,
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "IndexServerAddress": "",
-            "RegistryConfig": None,
+            "IndexServerAddress": "https://index.docker.io/v1/",
+            "RegistryConfig": {
+                "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
+                "IndexConfigs": {
+                    "docker.io": {
+                        "Name": "docker.io",
+                        "Mirrors": [],
+                        "Secure": True,
+                        "Official": True,
+                    }
+                },
+                "Mirrors": [],
+            },
             "GenericResources": None,
             "HttpProxy": "",
             "HttpsProxy": "",
