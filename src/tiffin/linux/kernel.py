@@ -295,9 +295,10 @@ class Kernel:
         fd = self._open_directory(target)
         try:
             _refuse_proc(fd, target)
-            syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
-        except OSError as error:
-            raise _named(error, f"mount({fstype} on {target})") from None
+            try:
+                syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+            except OSError as error:
+                raise _named(error, f"mount({fstype} on {target})") from None
         finally:
             os.close(fd)
 
@@ -341,9 +342,10 @@ class Kernel:
         fd = self._open_target(target, directory)
         try:
             _refuse_proc(fd, target)
-            syscalls.move_mount(tree, fd)
-        except OSError as error:
-            raise _named(error, f"mount({source} on {target})") from None
+            try:
+                syscalls.move_mount(tree, fd)
+            except OSError as error:
+                raise _named(error, f"mount({source} on {target})") from None
         finally:
             os.close(fd)
         if propagation:
@@ -395,13 +397,19 @@ class Kernel:
         if fd is None:
             return
         try:
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
+            directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            null = -1 if directory else self._open_null()
+        except OSError:
+            os.close(fd)
+            raise
+        try:
+            if directory:
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
             else:
-                self._cover(path, fd, self._open_null())
+                self._cover(path, fd, null)
         except OSError as error:
             raise _named(error, f"mask({path})") from None
         finally:
