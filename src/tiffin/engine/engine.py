@@ -7,9 +7,9 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.streams import demultiplex
@@ -69,6 +70,9 @@ class Engine:
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
             self.images = Images(self._database, self._root, self._layers, self.events)
+            self.registries = Registries(
+                self._database, self._root, self._layers, self.images, self.events
+            )
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
@@ -105,18 +109,31 @@ class Engine:
                 self.events,
             )
             self._roster = roster
+            self._builds: Builds | None = None
+            self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
         except BaseException:
             self._root.release()
             raise
 
-    @cached_property
+    @property
     def builds(self) -> Builds:
         """The verbs on builds; loaded when they are first used, since they are half of the code."""
         from tiffin.engine.builds import Builds
 
-        return Builds(self._database, self._root, self.images, self._layers, self._lifecycle)
+        # One for all threads: builds at the same time know of each other through it.
+        with self._builds_lock:
+            if self._builds is None:
+                self._builds = Builds(
+                    self._database,
+                    self._root,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self._roster,
+                )
+            return self._builds
 
     @property
     def root(self) -> Root:
@@ -136,11 +153,12 @@ class Engine:
                 shutil.rmtree(entry.path)
         self.volumes.sweep()
         self.images.collect()
+        self.registries.sweep()
 
     @property
     def busy(self) -> bool:
-        """Whether a container runs."""
-        return any(container.running for container in self._roster.all())
+        """Whether a container runs, or is about to be restarted."""
+        return any(container.active for container in self._roster.all())
 
     def run(
         self,
@@ -204,6 +222,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
+        self.containers.close()
         self._lifecycle.close()
         self._database.close()
         self._root.release()
@@ -222,7 +241,6 @@ class Engine:
 
 def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
     """Send everything and read everything at once, since either side may be waiting."""
-    import threading
 
     def send() -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import security
+from tiffin.engine import configuration, limits, security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import Conflict, InvalidParameter
@@ -24,7 +24,6 @@ from tiffin.runtime.settings import (
     ContainerSettings,
     Device,
     ProcessSettings,
-    Resources,
 )
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
@@ -201,25 +200,6 @@ def process_settings(
     )
 
 
-def resources(host: dict[str, Any]) -> Resources:
-    """The limits that a container's cgroup gets, zeros and Nones meaning none."""
-    quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 0
-    if host.get("NanoCpus"):
-        period = 100_000
-        quota = host["NanoCpus"] * period // 1_000_000_000
-    return Resources(
-        memory=host.get("Memory") or 0,
-        memory_swap=host.get("MemorySwap") or 0,
-        memory_reservation=host.get("MemoryReservation") or 0,
-        cpu_shares=host.get("CpuShares") or 0,
-        cpu_quota=quota,
-        cpu_period=period,
-        cpuset_cpus=host.get("CpusetCpus") or "",
-        cpuset_mems=host.get("CpusetMems") or "",
-        pids_limit=host.get("PidsLimit") or 0,
-    )
-
-
 def container_settings(
     container: Container,
     folder: Path,
@@ -245,6 +225,8 @@ def container_settings(
                 )
             )
     base = container.state.id_base
+    foreign = host.get("Runtime") != configuration.NATIVE
+    filtered, profile = security.profile_of(host)
     donor = _ipc_donor(container, peer)
     masked, readonly = host.get("MaskedPaths"), host.get("ReadonlyPaths")
     return ContainerSettings(
@@ -281,10 +263,11 @@ def container_settings(
         else list(security.masked_paths() if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
-        resources=resources(host),
+        resources=limits.resources(host),
         shm_size=0 if host.get("IpcMode") == "none" else host.get("ShmSize") or 64 * 1024 * 1024,
         shm_from=None if donor is None else f"/proc/{donor.state.pid}/ns/mnt",
         cgroup=cgroup,
+        seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),
     )
 

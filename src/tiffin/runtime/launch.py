@@ -97,6 +97,8 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
     Raises StartFailure with Docker's sentence and exit code.
     """
     cgroup = plan["cgroup"]
+    if plan.get("runtime") is not None:
+        return _launch_foreign(plan, stdio)
     if cgroup is None:
         return _launch(plan, stdio, [])
     groups = hierarchy()
@@ -109,6 +111,18 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
     except BaseException:
         groups.delete(cgroup["name"])
         raise
+
+
+def _launch_foreign(plan: dict[str, Any], stdio: Stdio) -> Launched:
+    from tiffin.runtime import foreign
+
+    try:
+        pid, pidfd, terminal = foreign.launch(plan, stdio)
+    except BaseException:
+        if plan["cgroup"] is not None:
+            hierarchy().delete(plan["cgroup"]["name"])
+        raise
+    return Launched(pid, pidfd, terminal, [])
 
 
 def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched:
