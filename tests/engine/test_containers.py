@@ -184,7 +184,7 @@ def test_names_are_unique_and_found_by_prefix(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("UsernsMode", "x")],
+    [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("Cgroup", "x")],
 )
 def test_what_is_not_done_yet_is_refused_by_name(engine: Engine, field: str, value: Any) -> None:
     with pytest.raises(Unsupported, match=field):
