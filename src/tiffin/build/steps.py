@@ -372,8 +372,17 @@ class StageBuild:
                 return Made(config, None)
             uid, gid = owner_of(config.user, lower) or (0, 0)
             mtime = session.latest or 0
+            # What is above is said too, so that the layer is the same with every storage driver.
+            above = [entry]
+            while path := parent(path):
+                here = lower.entry(path)
+                if here is not None:
+                    above.insert(0, here)
 
             def fill(writer: LayerWriter) -> None:
+                for each_above in above:
+                    if each_above.path:
+                        writer.add(each_above)
                 for each in missing:
                     writer.add(Entry(each, Kind.DIRECTORY, 0o755, uid, gid, mtime))
 
