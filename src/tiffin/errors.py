@@ -74,6 +74,18 @@ class Forbidden(TiffinError):
     status = 403
 
 
+class Unauthorized(TiffinError):
+    """A registry does not know who asks: no credentials, or wrong ones."""
+
+    status = 401
+
+
+class TooManyRequests(TiffinError):
+    """A registry wants to be asked less often, for longer than is worth waiting for."""
+
+    status = 429
+
+
 class RootInUse(Conflict):
     """Another process owns the engine root; the message says which."""
 

@@ -18,6 +18,7 @@ import pytest
 
 from tiffin.errors import InvalidParameter, StartFailure
 from tiffin.linux import pidfd as pidfds
+from tiffin.linux import syscalls
 from tiffin.linux.mounts import mountinfo
 from tiffin.runtime.launch import Stdio, enter, launch
 from tiffin.runtime.native import plan, process_plan
@@ -40,6 +41,24 @@ Reader = Callable[[int, bytes], bytes]
 def test_the_programs_exit_code_and_output_come_back(kitchen: Kitchen) -> None:
     result = kitchen.run("sh", "-c", "cat; echo err >&2; exit 7", input=b"in\n")
     assert (result.status, result.output) == (7, "in\nerr\n")
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_until_its_exec_nobody_can_look_into_a_child(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, join: bool
+) -> None:
+    """It has the keeper's program and memory, and an exec's is in the container's pid namespace."""
+    launched, settings = kitchen.background("sh", "-c", "echo ready; sleep 1000")
+
+    def report(*_: object) -> None:
+        os.write(1, b"dumpable" if syscalls.prctl(3) else b"hidden")
+        os._exit(0)
+
+    monkeypatch.setattr("tiffin.runtime.process.become", report)
+    if join:
+        assert kitchen.enter(launched, settings, "true").output == "hidden"
+    else:
+        assert kitchen.run("true").output == "hidden"
 
 
 def test_a_bind_mounted_root_works_like_an_overlay(kitchen: Kitchen) -> None:
@@ -65,9 +84,14 @@ def test_writes_go_to_the_upper_directory_alone(kitchen: Kitchen) -> None:
 
 
 def test_the_host_never_sees_a_mount(kitchen: Kitchen) -> None:
-    before = [entry.mount_point for entry in mountinfo()]
+    def ours() -> list[str]:
+        # Other programs of the machine mount and unmount as they like.
+        here = str(kitchen.directory)
+        return [entry.mount_point for entry in mountinfo() if here in entry.mount_point]
+
+    before = ours()
     launched, _ = kitchen.background("sh", "-c", "echo ready; sleep 60")
-    assert [entry.mount_point for entry in mountinfo()] == before
+    assert ours() == before
     assert not os.listdir(kitchen.directory / "mountpoint")
     inside = [entry.mount_point for entry in mountinfo(launched.pid)]
     assert inside[0] == "/"

@@ -45,12 +45,12 @@ def apply_changes(config: ImageConfig, changes: Sequence[str]) -> ImageConfig:
     """
     cmd_set = False
     for change in changes:
-        instruction = single(change)
-        if instruction.name not in _CHANGES:
+        name = change.strip().partition(" ")[0]
+        if name.upper() not in _CHANGES:
             raise InvalidParameter(
-                f"{instruction.name} is not a valid change command (these are: "
-                f"{', '.join(_CHANGES)})"
+                f"{name.lower()} is not a valid change command (these are: {', '.join(_CHANGES)})"
             )
+        instruction = single(change)
         instruction = instruction.substituted(environment(config))
         config = apply(config, instruction, cmd_set=cmd_set)
         cmd_set = cmd_set or instruction.name == "CMD"

@@ -17,6 +17,7 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.streams import demultiplex
@@ -69,6 +70,9 @@ class Engine:
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
             self.images = Images(self._database, self._root, self._layers, self.events)
+            self.registries = Registries(
+                self._database, self._root, self._layers, self.images, self.events
+            )
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
@@ -81,6 +85,7 @@ class Engine:
                 self.events,
                 f"tiffin/{mark}",
             )
+            self._lifecycle.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,
@@ -148,11 +153,12 @@ class Engine:
                 shutil.rmtree(entry.path)
         self.volumes.sweep()
         self.images.collect()
+        self.registries.sweep()
 
     @property
     def busy(self) -> bool:
-        """Whether a container runs."""
-        return any(container.running for container in self._roster.all())
+        """Whether a container runs, or is about to be restarted."""
+        return any(container.active for container in self._roster.all())
 
     def run(
         self,
@@ -216,6 +222,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
+        self.containers.close()
         self._lifecycle.close()
         self._database.close()
         self._root.release()

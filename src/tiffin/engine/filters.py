@@ -30,7 +30,7 @@ def boolean(filters: Filters, key: str, default: bool | None = None) -> bool | N
     if len(truths) != 1 or not all(
         value.lower() in ("1", "true", "t", "0", "false", "f") for value in values
     ):
-        raise InvalidParameter(f"invalid filter '{key}={','.join(values)}': true or false")
+        raise InvalidParameter(f"invalid filter '{key}=[{' '.join(values)}]': true or false")
     return truths.pop()
 
 

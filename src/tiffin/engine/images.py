@@ -13,20 +13,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
-from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
+
+if TYPE_CHECKING:
+    from tiffin.image.archive import SavedLayer
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -95,6 +97,9 @@ class Images:
             name = None
         else:
             name = Reference.parse(reference).with_default_tag()
+            if name.digest is not None:
+                # The digest says which one it is; a tag beside it is for people.
+                name = name.without_tag()
             row = self._database.one(
                 "SELECT images.* FROM tags JOIN images ON images.id = tags.image "
                 "WHERE tags.name = ?",
@@ -226,7 +231,7 @@ class Images:
                     continue
             created = image.config.created_ns
             if (
-                (dangling is not None and dangling == bool(names.get(image.id)))
+                (dangling is not None and dangling == any(map(_is_tag, names.get(image.id, ()))))
                 or not filtering.labels(filters, image.config.labels)
                 or ("before" in bounds and created >= bounds["before"])
                 or ("since" in bounds and created <= bounds["since"])
@@ -319,9 +324,11 @@ class Images:
         image, name = self._find(reference)
         tags = self.tags(image.id)
         done: Rows = []
-        if name is not None and len(tags) > 1:
-            self._untag(image, [name], done)
-            return done
+        if name is not None:
+            going = _with_digests(name, tags)
+            if len(going) < len(tags):
+                self._untag(image, going, done)
+                return done
         users = self._database.all(
             "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
         )
@@ -352,13 +359,13 @@ class Images:
                     f"stopped container {users[0]['id'][:12]}"
                 )
         self._untag(image, tags, done)
-        if name is not None and users:
+        if running:
             # A container still rests on it: the name is gone, the image stays until it is.
             return done
         self._database.execute("DELETE FROM images WHERE id = ?", (image.id,))
         self._parsed.pop(image.id, None)
         done.append({"Deleted": image.id})
-        self._events.publish("image", "delete", image.id, name=shown)
+        self._events.publish("image", "delete", image.id, name=image.id)
         done.extend({"Deleted": layer.chain_id} for layer in self.collect())
         return done
 
@@ -369,7 +376,7 @@ class Images:
             )
             familiar = Reference.parse(name).familiar
             done.append({"Untagged": familiar})
-            self._events.publish("image", "untag", image.id, name=familiar)
+            self._events.publish("image", "untag", image.id, name=image.id)
 
     def collect(self) -> Layers:
         """Free the layers that no image, container, build cache record or lease needs.
@@ -401,7 +408,7 @@ class Images:
             image = self._image(row)
             tags = self.tags(image.id)
             if (
-                (tags and only_dangling)
+                (only_dangling and any(map(_is_tag, tags)))
                 or (until is not None and image.config.created_ns > until)
                 or not filtering.labels(filters, image.config.labels)
                 or (
@@ -415,10 +422,9 @@ class Images:
             except (Conflict, NotFound):
                 # It came into use, or went, meanwhile.
                 continue
-        return {
-            "ImagesDeleted": deleted,
-            "SpaceReclaimed": max(0, before - self._layers.total_size()),
-        }
+        space = max(0, before - self._layers.total_size())
+        self._events.publish("image", "prune", "", reclaimed=str(space))
+        return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
     # -- archives ---------------------------------------------------------------------------
 
@@ -446,10 +452,13 @@ class Images:
 
         Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
         """
+        # Loaded when somebody loads or saves, as the start of the daemon is waited for.
+        from tiffin.image.archive import read_archive
+
         say = progress or (lambda message: None)
         loaded = []
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            for one in archive.read_archive(
+            for one in read_archive(
                 file, self._ingest, known=self._layers.known, spool=self._root.work
             ):
                 names = [Reference.parse(name) for name in one.names]
@@ -470,6 +479,8 @@ class Images:
 
         Raises NotFound before the first byte is written.
         """
+        from tiffin.image.archive import SavedImage, write_archive
+
         found: dict[str, tuple[Image, list[Reference]]] = {}
         with self._layers.lease():
             for reference in references:
@@ -479,10 +490,10 @@ class Images:
                     names.append(Reference.parse(name))
                 elif ":" not in reference and not _is_hex(reference):
                     names += [Reference.parse(tag) for tag in self.tags(image.id)]
-            archive.write_archive(
+            write_archive(
                 output,
                 [
-                    archive.SavedImage(
+                    SavedImage(
                         image.config,
                         [name.familiar for name in names],
                         [self._saved(layer) for layer in self._stack(image)],
@@ -490,12 +501,16 @@ class Images:
                     for image, names in found.values()
                 ],
             )
+        for image_id in found:
+            self._events.publish("image", "save", image_id, name=image_id)
 
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
 
-    def _saved(self, layer: Layer) -> archive.SavedLayer:
-        return archive.SavedLayer(
+    def _saved(self, layer: Layer) -> SavedLayer:
+        from tiffin.image.archive import SavedLayer
+
+        return SavedLayer(
             layer.diff_id,
             layer.tar_size,
             lambda output: self._layers.write_tar(layer, output),
@@ -534,12 +549,30 @@ class Images:
             image = self.add(config, layer.chain_id, [name] if name else [])
         if progress:
             progress({"status": image.id})
-        self._events.publish("image", "import", image.id, name=name.familiar if name else image.id)
+        if name:
+            self._events.publish("image", "tag", image.id, name=name.familiar)
+        self._events.publish("image", "import", image.id, name=image.id)
         return image.id
 
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
+
+
+def _is_tag(name: str) -> bool:
+    """Whether a canonical name is a tag's; an image that only digests name is dangling."""
+    return "@" not in name
+
+
+def _with_digests(name: str, names: Sequence[str]) -> list[str]:
+    """A name that goes, and with the last tag of a repository its digests."""
+    gone = Reference.parse(name)
+    if gone.digest is not None:
+        return [name]
+    same = [one for one in names if Reference.parse(one).name == gone.name]
+    if any(_is_tag(one) for one in same if one != name):
+        return [name]
+    return [name, *(one for one in same if one != name)]
 
 
 def _is_hex(text: str) -> bool:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import timestamps
+from tiffin.engine import health, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 
@@ -54,8 +54,14 @@ def status_text(container: Container, now: float | None = None) -> str:
     if state.status == "created":
         return "Created"
     if container.running:
-        paused = " (Paused)" if state.status == "paused" else ""
-        return f"Up {human_duration(now - state.started / 1e9)}{paused}"
+        said = {"starting": "health: starting"}.get(health.status(container), "")
+        said = said or (state.health.status if state.health else "")
+        note = "Paused" if state.status == "paused" else said
+        up = f"Up {human_duration(now - state.started / 1e9)}"
+        return f"{up} ({note})" if note else up
+    if state.status == "restarting":
+        ago = human_duration(now - state.finished / 1e9)
+        return f"Restarting ({state.exit_code}) {ago} ago"
     if state.status == "dead":
         return "Dead"
     finished = state.finished or container.created
@@ -69,7 +75,9 @@ def mount_view(point: MountPoint) -> JSON:
         view.update(Name=point.name, Source=point.source, Driver=point.driver)
     else:
         view["Source"] = point.source
-    mode = "" if point.kind == "volume" and point.mode == "anonymous" else point.mode
+    mode = point.mode
+    if point.kind == "volume" and mode in ("", "anonymous"):
+        mode = "z" if mode == "" else ""
     view.update(
         Destination=point.target,
         Mode=mode,
@@ -77,6 +85,16 @@ def mount_view(point: MountPoint) -> JSON:
         Propagation=point.propagation,
     )
     return view
+
+
+def mounts(container: Container) -> list[JSON]:
+    """``Mounts``: what ``--tmpfs`` asked for is not among them, as in Docker."""
+    asked = container.spec.host.get("Tmpfs") or {}
+    return [
+        mount_view(point)
+        for point in container.spec.mounts
+        if point.kind != "tmpfs" or point.target not in asked
+    ]
 
 
 def networks(container: Container) -> JSON:
@@ -108,12 +126,13 @@ NETWORK_IDS = {"none": "0" * 63 + "1", "host": "0" * 63 + "2"}
 """The two networks that are always there have fixed IDs."""
 
 
-def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
-    """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for."""
+def summary(container: Container, sizes: tuple[int, int] | None, image: str) -> JSON:
+    """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
+    what the image is called."""
     view: JSON = {
         "Id": container.id,
         "Names": [f"/{container.name}"],
-        "Image": container.spec.image_name,
+        "Image": image,
         "ImageID": container.image,
         "Command": shlex.join(container.arguments)
         if any(" " in argument for argument in container.arguments)
@@ -125,7 +144,7 @@ def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
         "NetworkSettings": {"Networks": networks(container)},
-        "Mounts": [mount_view(point) for point in container.spec.mounts],
+        "Mounts": mounts(container),
     }
     if sizes is not None:
         if sizes[0]:
@@ -137,11 +156,11 @@ def summary(container: Container, sizes: tuple[int, int] | None) -> JSON:
 def state_view(container: Container) -> JSON:
     """The ``State`` object."""
     state = container.state
-    return {
+    view: JSON = {
         "Status": state.status,
-        "Running": container.running,
+        "Running": container.active,
         "Paused": state.status == "paused",
-        "Restarting": False,
+        "Restarting": state.status == "restarting",
         "OOMKilled": state.oom_killed,
         "Dead": state.status == "dead",
         "Pid": state.pid,
@@ -150,6 +169,9 @@ def state_view(container: Container) -> JSON:
         "StartedAt": timestamps.rfc3339(state.started),
         "FinishedAt": timestamps.rfc3339(state.finished),
     }
+    if state.health is not None:
+        view["Health"] = health.view(state.health)
+    return view
 
 
 def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, int] | None) -> JSON:
@@ -166,9 +188,9 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "ResolvConfPath": str(folder / "resolv.conf"),
         "HostnamePath": str(folder / "hostname"),
         "HostsPath": str(folder / "hosts"),
-        "LogPath": str(folder / log) if log else "",
+        "LogPath": str(folder / log) if log and "/" not in log else "",
         "Name": f"/{container.name}",
-        "RestartCount": 0,
+        "RestartCount": container.state.restarts,
         "Driver": driver,
         "Platform": container.spec.platform,
         "MountLabel": "",
@@ -177,7 +199,7 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "ExecIDs": sorted(container.execs) or None,
         "HostConfig": container.spec.host,
         "GraphDriver": {"Name": driver, "Data": {}},
-        "Mounts": [mount_view(point) for point in container.spec.mounts],
+        "Mounts": mounts(container),
         "Config": container.spec.config,
         "NetworkSettings": {
             "Bridge": "",

@@ -11,10 +11,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from tiffin.engine import limits, security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
+from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
     MASKED_PATHS,
@@ -22,7 +24,6 @@ from tiffin.runtime.settings import (
     ContainerSettings,
     Device,
     ProcessSettings,
-    Resources,
 )
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
@@ -125,11 +126,16 @@ def process_settings(
     user: str,
     cwd: str,
     terminal: bool,
+    filters: Filters,
     privileged: bool = False,
 ) -> ProcessSettings:
-    """The settings of a container's process, its first one or an exec's."""
+    """The settings of a container's process, its first one or an exec's.
+
+    An exec has the container's own seccomp filter, also where it is privileged.
+    """
     host = container.spec.host
-    security = host.get("SecurityOpt") or []
+    own = capability_set(host)
+    filtered, profile = security.profile_of(host)
     return ProcessSettings(
         args=args,
         env=env,
@@ -137,11 +143,9 @@ def process_settings(
         user=user,
         groups=[str(group) for group in host.get("GroupAdd") or []],
         terminal=terminal,
-        capabilities=capability_set({"Privileged": True} if privileged else host),
-        no_new_privileges=any(
-            option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true")
-            for option in security
-        ),
+        capabilities=capability_set({"Privileged": True}) if privileged else own,
+        no_new_privileges=security.parse(host.get("SecurityOpt")).no_new_privileges,
+        seccomp=filters.get(profile, own) if filtered else None,
         rlimits=[
             (limit["Name"], limit.get("Soft", 0), limit.get("Hard", 0))
             for limit in host.get("Ulimits") or []
@@ -150,31 +154,13 @@ def process_settings(
     )
 
 
-def resources(host: dict[str, Any]) -> Resources:
-    """The limits that a container's cgroup gets, zeros and Nones meaning none."""
-    quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 0
-    if host.get("NanoCpus"):
-        period = 100_000
-        quota = host["NanoCpus"] * period // 1_000_000_000
-    return Resources(
-        memory=host.get("Memory") or 0,
-        memory_swap=host.get("MemorySwap") or 0,
-        memory_reservation=host.get("MemoryReservation") or 0,
-        cpu_shares=host.get("CpuShares") or 0,
-        cpu_quota=quota,
-        cpu_period=period,
-        cpuset_cpus=host.get("CpusetCpus") or "",
-        cpuset_mems=host.get("CpusetMems") or "",
-        pids_limit=host.get("PidsLimit") or 0,
-    )
-
-
 def container_settings(
-    container: Container, folder: Path, rootfs: list[Mount], cgroup: str
+    container: Container, folder: Path, rootfs: list[Mount], cgroup: str, filters: Filters
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
-    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it.
+    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it;
+    ``filters`` makes and keeps seccomp filters.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
@@ -197,6 +183,7 @@ def container_settings(
             user=config.get("User") or "",
             cwd=config.get("WorkingDir") or "/",
             terminal=container.tty,
+            filters=filters,
         ),
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),
@@ -215,7 +202,7 @@ def container_settings(
         masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
-        resources=resources(host),
+        resources=limits.resources(host),
         shm_size=host.get("ShmSize") or 64 * 1024 * 1024,
         cgroup=cgroup,
         init=bool(host.get("Init")),

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from tiffin.engine.names import check_name
-from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.engine.names import check_volume_name
+from tiffin.errors import InvalidParameter
 
 JSON = dict[str, Any]
 
@@ -56,7 +56,9 @@ class MountPoint(msgspec.Struct):
 
 def _target(path: str, what: str) -> str:
     if not path.startswith("/"):
-        raise InvalidParameter(f"invalid {what}: '{path}': mount path must be absolute")
+        raise InvalidParameter(
+            f"invalid {what}: invalid mount path: '{path}' mount path must be absolute"
+        )
     normal = posixpath.normpath(path)
     if normal in ("/", "//"):
         raise InvalidParameter(f"invalid {what}: destination can't be '/'")
@@ -66,11 +68,14 @@ def _target(path: str, what: str) -> str:
 def parse_bind(text: str) -> MountPoint:
     """``source:target[:mode,…]`` or, for an anonymous volume, ``target``."""
     parts = text.split(":")
+    what = f"volume specification: '{text}'"
     if len(parts) == 1:
-        return MountPoint("volume", _target(parts[0], f"volume specification '{text}'"))
+        return MountPoint("volume", _target(parts[0], what))
     if len(parts) > 3 or not parts[0] or not parts[1]:
         raise InvalidParameter(f"invalid volume specification: '{text}'")
-    source, target = parts[0], _target(parts[1], f"volume specification '{text}'")
+    source = parts[0]
+    kind = "bind" if source.startswith("/") else "volume"
+    target = _target(parts[1], f'{what}: invalid mount config for type "{kind}"')
     modes = parts[2].split(",") if len(parts) == 3 and parts[2] else []
     for mode in modes:
         if mode not in _BIND_MODES:
@@ -87,20 +92,14 @@ def parse_bind(text: str) -> MountPoint:
         point.source, point.create_source = posixpath.normpath(source), True
         point.propagation = point.propagation or "rprivate"
         return point
-    if source.startswith((".", "~")):
-        raise InvalidParameter(
-            f'"{source}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
-            "use absolute path"
-        )
-    point.kind, point.name = "volume", check_name(source, "volume")
+    point.kind, point.name = "volume", check_volume_name(source)
     return point
 
 
 def parse_mount(mount: JSON) -> MountPoint:
     """One element of ``HostConfig.Mounts``."""
     kind = mount.get("Type") or "volume"
-    target = _target(mount.get("Target") or "", "mount config for type " + repr(kind))
+    target = _target(mount.get("Target") or "", f'mount config for type "{kind}"')
     source = mount.get("Source") or ""
     point = MountPoint(kind, target, writable=not mount.get("ReadOnly"))
     point.mode = "ro" if mount.get("ReadOnly") else ""
@@ -119,7 +118,7 @@ def parse_mount(mount: JSON) -> MountPoint:
         point.create_source = bool(options.get("CreateMountpoint"))
     elif kind == "volume":
         options = mount.get("VolumeOptions") or {}
-        point.name = check_name(source, "volume") if source else ""
+        point.name = check_volume_name(source) if source else ""
         point.copy = not options.get("NoCopy")
         point.labels = options.get("Labels") or {}
         point.subpath = options.get("Subpath") or ""
@@ -135,7 +134,9 @@ def parse_mount(mount: JSON) -> MountPoint:
         point.size = options.get("SizeBytes") or 0
         point.permissions = options.get("Mode") or 0o1777
     else:
-        raise Unsupported(f"mounts of type '{kind}' can't be used yet: bind, volume, tmpfs")
+        raise InvalidParameter(
+            f'invalid mount config for type "{kind}": mount type unknown: bind, volume, tmpfs'
+        )
     return point
 
 

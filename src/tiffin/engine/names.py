@@ -30,6 +30,22 @@ def random_name() -> str:
     return f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_NOUNS)}"
 
 
+def check_volume_name(name: str) -> str:
+    """The name; raises InvalidParameter, in Docker's words, for what can't be a volume's."""
+    if len(name) < 2:
+        raise InvalidParameter(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric "
+            "characters"
+        )
+    if not _VALID.fullmatch(name):
+        raise InvalidParameter(
+            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
+            "use absolute path"
+        )
+    return name
+
+
 def check_name(name: str, what: str = "container") -> str:
     """The name without a leading slash; raises InvalidParameter in Docker's words."""
     bare = name.removeprefix("/")

@@ -72,7 +72,7 @@ class Roster:
         with self._lock:
             holder = self._names.get(name)
             if holder is not None:
-                raise Conflict(_conflict(name, holder))
+                raise Conflict("Error when allocating new name: " + _conflict(name, holder))
             self._database.execute(
                 "UPDATE containers SET name = ? WHERE id = ?", (name, container.id)
             )

@@ -17,6 +17,9 @@ from tiffin.linux import syscalls
 from tiffin.linux.mounttree import detached_tree, root_of
 from tiffin.storage.driver import Mount
 
+_END_SECONDS = 5.0
+"""How long to wait for the keeper's word of a container whose process is gone."""
+
 
 class Trees:
     """Opens the merged trees of containers and images."""
@@ -59,9 +62,8 @@ class Trees:
         Of a running container it is what its own processes see; with ``volumes`` false, and of a
         stopped one, the layers alone or with the volumes and binds mounted in their places.
         """
-        if container.running:
-            fd = _living(container, volumes)
-        else:
+        fd = _living(container, volumes) if container.running else None
+        if fd is None:
             fd = self._mounted(
                 self._layers.mounts(container.snapshot),
                 (lambda place: _mount_volumes(container, place)) if volumes else None,
@@ -72,13 +74,19 @@ class Trees:
             os.close(fd)
 
 
-def _living(container: Container, volumes: bool) -> int:
+def _living(container: Container, volumes: bool) -> int | None:
+    """The root of a running container; None if it has ended meanwhile."""
     pid = container.state.pid
     try:
         if volumes:
             return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return root_of(pid)
     except (FileNotFoundError, ProcessLookupError) as error:
+        # Its process is gone; the keeper's word of it is on the way. Until then nobody may mount
+        # the same layers a second time.
+        with container.changed:
+            if container.changed.wait_for(lambda: not container.running, _END_SECONDS):
+                return None
         raise TiffinError(
             f"container {container.id} ended while its files were opened: try again"
         ) from error

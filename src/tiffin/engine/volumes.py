@@ -14,7 +14,7 @@ from typing import Any
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.events import Events
-from tiffin.engine.names import check_name
+from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict, NotFound, Unsupported
@@ -52,13 +52,16 @@ class Volumes:
         Raises InvalidParameter for a bad name, Unsupported for another driver or for options.
         """
         if driver != "local":
-            raise Unsupported(f"the volume driver '{driver}' can't be used yet: local")
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not '
+                "found: the one driver is local"
+            )
         if options:
             raise Unsupported(
                 f"volume options ({', '.join(options)}) can't be used yet: leave them out"
             )
         anonymous = not name
-        name = check_name(name, "volume") if name else secrets.token_hex(32)
+        name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
             self.path(name).mkdir(parents=True, exist_ok=True, mode=0o755)
             try:
@@ -179,4 +182,5 @@ class Volumes:
                 space += self.size(row["name"])
                 self.remove(row["name"])
                 removed.append(row["name"])
+        self._events.publish("volume", "prune", "", reclaimed=str(space))
         return {"VolumesDeleted": removed, "SpaceReclaimed": space}

@@ -9,6 +9,7 @@ Events come one after the other, in order, in a thread of the client's own:
 - ``{"event": "exited", "id", "exec": bool, "code": int | None, "at": ns, "oom": bool}``. All output
   is in the log and with the attached clients before it. For a container it is repeated to each
   client that connects until :meth:`KeeperClient.forget`, so a listener must not mind it twice.
+- ``{"event": "oom", "id"}``: the kernel killed a process in it for want of memory.
 - ``{"event": "detached", "id", "exec": bool}``: an attached client typed its detach keys.
 - ``{"event": "adopted", "id", "pid", "started"}``: a new keeper found the container alive.
 - ``{"event": "lost"}``: the keeper died. Exec'd processes are reported as exited, code None.
@@ -36,12 +37,15 @@ from tiffin import errors
 from tiffin.keeper import protocol
 from tiffin.keeper.connection import START_SECONDS, Connection, NotAnswered, NotSent
 from tiffin.keeper.keys import parse_keys
+from tiffin.linux.mounts import read_only_executable
 from tiffin.linux.sockets import connect_unix
 
 Event = dict[str, Any]
 _Fds = list[int]
 _READY_FD = 3
 _TRIES = 4
+_DIED = "it ended while starting"
+_START_TRIES = 5
 _ONLY_ONCE = ("start", "exec", "signal")
 """Requests that must not be repeated when it is unknown whether a keeper that died did them."""
 
@@ -95,9 +99,12 @@ class KeeperClient:
     ) -> dict[str, Any]:
         """Start a container; ``{"pid", "started", "warnings"}`` (nanoseconds of the clock).
 
-        ``log`` is ``{"path", "max_size": int | None, "max_file": int, "attrs": dict}`` (only the
-        path is required); ``size`` is (rows, columns) of the terminal. An earlier exit of the same
-        container is forgotten. Raises StartFailure; Conflict if it runs.
+        ``log`` is ``{"path": str | None, "max_size": int | None, "max_file": int, "compress": bool,
+        "attrs": dict, "forward": dict}`` (only the path is required; ``forward`` is
+        :class:`tiffin.keeper.forwarding.Forwarder`'s); ``size`` is (rows, columns) of the terminal.
+        An earlier exit of the same container is forgotten.
+
+        Raises StartFailure; Conflict if it runs.
         """
         answer = self._ask(
             "start",
@@ -121,10 +128,12 @@ class KeeperClient:
         stdin: bool = False,
         attachment: tuple[int | socket.socket, dict[str, Any]] | None = None,
         size: tuple[int, int] | None = None,
+        capture: int = 0,
     ) -> dict[str, Any]:
         """Start a process in a running container; ``{"pid", "started", "warnings"}``.
 
         ``attachment`` is a client's connection and the keyword arguments of :meth:`attach`.
+        With ``capture`` the event of its end has so many bytes of its output as ``output``.
         Raises StartFailure; NotFound if the container does not run.
         """
         fds, options = [], None
@@ -143,6 +152,7 @@ class KeeperClient:
                 open_stdin=stdin,
                 attachment=options,
                 size=size,
+                capture=capture,
             )
         except errors.TiffinError:
             with self._kept_lock:
@@ -277,6 +287,7 @@ class KeeperClient:
             self._teller.start()
         deadline = time.monotonic() + START_SECONDS
         problem = "it does not answer"
+        failures = 0
         while time.monotonic() < deadline:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -289,6 +300,10 @@ class KeeperClient:
                 if problem == "busy":
                     # Another one is just coming or going.
                     time.sleep(0.01)
+                elif problem == _DIED and failures < _START_TRIES:
+                    # Killed, as the one before it may have been: containers need another.
+                    failures += 1
+                    time.sleep(0.05 * failures)
                 elif problem != "ok":
                     break
                 continue
@@ -331,9 +346,10 @@ class KeeperClient:
             log = str(self._directory / "keeper.log")
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ")
+            program = _sealed(self._command[0])
             try:
                 pid = os.posix_spawn(
-                    self._command[0],
+                    self._command[0] if program is None else f"/proc/self/fd/{program}",
                     [*self._command, str(_READY_FD)],
                     {name: os.environ[name] for name in kept if name in os.environ},
                     file_actions=[
@@ -350,6 +366,8 @@ class KeeperClient:
                 raise errors.Unreachable(f"the keeper cannot be started: {error}") from error
             finally:
                 os.close(ready)
+                if program is not None:
+                    os.close(program)
             said = b""
             poll = select.poll()
             poll.register(reader, select.POLLIN)
@@ -362,7 +380,7 @@ class KeeperClient:
             os.waitpid(pid, 0)
         finally:
             os.close(reader)
-        return said.decode(errors="replace").strip() or "it ended while starting"
+        return said.decode(errors="replace").strip() or _DIED
 
     def _receive(self, message: dict[str, Any], fds: _Fds) -> None:
         """What is not an answer to a request; and the descriptors of those that are."""
@@ -417,6 +435,23 @@ class KeeperClient:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )
+
+
+def _sealed(program: str) -> int | None:
+    """A read-only copy of the interpreter, for a keeper that no container can overwrite through
+    ``/proc/PID/exe``; None for another program, and where we may not mount (nor start containers).
+    """
+    if program != sys.executable:
+        return None
+    try:
+        fd = read_only_executable(program)
+    except PermissionError:
+        return None
+    try:
+        # Above the descriptors that the file actions write to.
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    finally:
+        os.close(fd)
 
 
 def _attachment(

@@ -6,13 +6,12 @@ import ctypes
 import fcntl
 import os
 import resource
-import sys
 
 from tiffin.keeper.launcher import NativeLauncher
+from tiffin.keeper.loop import say
 from tiffin.keeper.server import Server
-from tiffin.linux.syscalls import prctl
+from tiffin.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 
-_PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_MEMORY = 4 << 20
@@ -35,7 +34,10 @@ def become_keeper(
         except BlockingIOError:
             os.write(ready, b"busy")
             return
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        # Children inherit it and are born with it in a container's pid namespace: until they exec,
+        # nothing in there can look at their program, files or memory.
+        prctl(PR_SET_DUMPABLE, 0)
         _keep_memory()
         server = Server(root, idle, launcher)
 
@@ -46,7 +48,7 @@ def become_keeper(
         server.run(tell)
     except OSError as error:
         text = f"the keeper of {root} cannot go on: {error}"
-        print(text, file=sys.stderr)
+        say(text)
         try:
             os.write(ready, text.encode())
         except OSError:

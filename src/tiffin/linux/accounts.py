@@ -16,7 +16,7 @@ MAXIMUM = (1 << 31) - 1
 
 
 class Account:
-    """A resolved user: ``uid``, ``gid``, ``groups`` (supplementary, sorted), ``home``."""
+    """A resolved user: ``uid``, ``gid``, ``groups`` (sorted, with the primary one), ``home``."""
 
     __slots__ = ("gid", "groups", "home", "uid")
 
@@ -99,8 +99,10 @@ def resolve(
         ]
     for item in additional or ():
         groups.append(_group(item, rows, f"Unable to find group {item}"))
+    # The primary group is among them: otherwise a process could drop it, and with it what a file's
+    # mode denies to the group alone (CVE-2022-36109).
     return Account(
-        _checked(uid), _checked(gid), sorted({_checked(number) for number in groups}), home
+        _checked(uid), _checked(gid), sorted({_checked(number) for number in (gid, *groups)}), home
     )
 
 

@@ -28,6 +28,7 @@ _prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, 41)
 SYS_CAPGET = {"x86_64": 125, "aarch64": 90}.get(_MACHINE, 90)
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}.get(_MACHINE, 91)
+SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}.get(_MACHINE, 277)
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(_MACHINE, 219)
 SYS_PIDFD_SEND_SIGNAL = 424
 SYS_OPEN_TREE = 428
@@ -85,8 +86,11 @@ MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 CLOSE_RANGE_CLOEXEC = 4
 
+SECCOMP_SET_MODE_FILTER = 1
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
@@ -328,6 +332,21 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     )
     if _libc.syscall(SYS_CAPSET, ctypes.byref(header), data) != 0:
         raise _fail("capset")
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def seccomp_filter(program: bytes, flags: int = 0) -> None:
+    """seccomp(2), SECCOMP_SET_MODE_FILTER: ``program`` is an array of ``struct sock_filter``.
+
+    Needs CAP_SYS_ADMIN in the user namespace, or no_new_privs.
+    """
+    argument = _FilterProgram(len(program) // 8, program)
+    result = _libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(argument))
+    if result != 0:
+        raise _fail("seccomp(set filter)")
 
 
 def prctl_name(name: bytes) -> None:

@@ -12,9 +12,6 @@ Between clone and exec the child speaks to its parent over a *channel*, a close-
 JSON messages (``warning``; ``terminal``, with the terminal's master as descriptor; ``error``), and
 its end means that exec happened. Should the caller die before that, the child dies too.
 
-Clean places for what follows: user namespaces belong into the flags of ``clone`` and next to
-``take_credentials``; seccomp between ``find_program`` and exec.
-
 This module is part of the keeper: it imports next to nothing.
 """
 

@@ -11,6 +11,7 @@ null); ``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}, or null
 
 from __future__ import annotations
 
+import binascii
 import posixpath
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,8 @@ class Plan:
         process = self.process
         kept = capabilities.names(process["capabilities"])
         lines.append(f"user {process['user'] or '0'}, capabilities {' '.join(kept) or 'none'}")
+        if process["seccomp"] is not None:
+            lines.append("seccomp filter")
         lines.append(f"exec {' '.join(process['args'])} in {process['cwd']}")
         if self.init:
             lines[-1] += " under an init"
@@ -150,6 +153,12 @@ def process_plan(process: ProcessSettings, privileged: bool = False) -> dict[str
         "no_new_privileges": process.no_new_privileges,
         "rlimits": rlimits,
         "oom_score_adj": process.oom_score_adj,
+        "seccomp": None
+        if process.seccomp is None
+        else [
+            binascii.b2a_base64(process.seccomp[0], newline=False).decode(),
+            process.seccomp[1],
+        ],
     }
 
 

@@ -3,7 +3,8 @@
 The order is deliberate. The streams come first, then every other descriptor is closed, so that no
 path of the container (a working directory of ``/proc/self/fd/7``, say) can lead back to the host.
 Then the user is resolved from the container's own files, limits and credentials are taken on, the
-working directory is entered, the program looked up, and executed.
+working directory is entered, the program looked up, the seccomp filter loaded, and the program
+executed.
 
 A failure is a :class:`Refusal`: a sentence in Docker's words with the exit code that a command
 line ends with. Nothing here may import anything late: once the root is the container's, an import
@@ -15,6 +16,7 @@ This module is part of the keeper: it imports next to nothing.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal, without the enums
+import binascii
 import errno
 import fcntl
 import os
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _TIOCSCTTY = 0x540E
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LARGEST_ACCOUNTS_FILE = 4 << 20
+_LOADER = 1 << capabilities.NUMBERS["SYS_ADMIN"]
 CHANNEL = 3
 """The descriptor that the channel to the keeper has once the others are closed."""
 
@@ -134,16 +137,39 @@ def _give_streams(uid: int) -> None:
                 raise
 
 
-def take_credentials(account: accounts.Account, bits: int, no_new_privileges: bool) -> None:
-    """Become the user, with these capabilities (-1: all that there are)."""
+def take_credentials(
+    account: accounts.Account, bits: int, no_new_privileges: bool, filtered: bool
+) -> int:
+    """Become the user, with these capabilities (-1: all that there are); returns the final set.
+
+    Where a seccomp filter is still to be loaded, the right to do so is kept until then.
+    """
     bits &= capabilities.permitted()
+    final = bits if account.uid == 0 else 0
+    now = final | _LOADER if filtered and not no_new_privileges else final
     capabilities.drop_bounding(bits)
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
+    if now:
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     os.setresuid(account.uid, account.uid, account.uid)
-    capabilities.take(bits if account.uid == 0 else 0)
+    capabilities.take(now)
     if no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    return final
+
+
+def load_filter(seccomp: list[Any] | None, final: int, no_new_privileges: bool) -> None:
+    """Load the filter, and let go of the right to; nothing but exec may follow."""
+    if seccomp is None:
+        return
+    program = binascii.a2b_base64(seccomp[0])
+    try:
+        syscalls.seccomp_filter(program, seccomp[1])
+        if not no_new_privileges:
+            syscalls.capset(final, final, 0)
+    except OSError as error:
+        raise Refusal(f"failed to load the seccomp filter: {_reason(error)}", 125) from None
 
 
 def _enter_directory(path: str) -> None:
@@ -204,7 +230,10 @@ def become(
         _enter_directory(cwd)
     except OSError as error:
         late = error
-    take_credentials(account, process["capabilities"], process["no_new_privileges"])
+    seccomp, no_new_privileges = process["seccomp"], process["no_new_privileges"]
+    final = take_credentials(
+        account, process["capabilities"], no_new_privileges, seccomp is not None
+    )
     if late is not None:
         try:
             _enter_directory(cwd)
@@ -219,12 +248,15 @@ def become(
         os.setsid()
         child = syscalls.clone(0)
         if child:
+            # The init is of the container like the program, and filtered like it.
+            load_filter(seccomp, final, no_new_privileges)
             _be_init(child, args)
     os.setsid()
     if terminal:
         fcntl.ioctl(0, _TIOCSCTTY, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    load_filter(seccomp, final, no_new_privileges)
     try:
         os.execve(path, args, environment)
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tiffin.errors import InvalidParameter
 from tiffin.linux import capabilities
@@ -78,6 +78,8 @@ class ProcessSettings:
     rlimits: list[tuple[str, int, int]] = field(default_factory=list)
     """(name as in ``--ulimit``, soft, hard); -1 is unlimited."""
     oom_score_adj: int | None = None
+    seccomp: tuple[bytes, int] | None = None
+    """A compiled filter (:mod:`tiffin.runtime.seccomp`) and its flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +169,22 @@ class Resources:
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids_limit: int = 0
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    blkio_weight: int = 0
+    blkio_weight_device: str = ""
+    """Here and below: lines of ``MAJOR:MINOR NUMBER``; 0 takes a limit away."""
+    device_read_bps: str = ""
+    device_write_bps: str = ""
+    device_read_iops: str = ""
+    device_write_iops: str = ""
 
     def as_dict(self) -> dict[str, int | str]:
         """The fields that are set, as :meth:`tiffin.linux.cgroups.Hierarchy.limit` takes them."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        fields = {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        if self.memory_swappiness is not None:
+            fields["memory_swappiness"] = self.memory_swappiness
+        return fields
 
 
 @dataclass(slots=True)
@@ -197,6 +211,8 @@ class ContainerSettings:
     sysctls: dict[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     shm_size: int = 64 << 20
+    seccomp: dict[str, Any] | None = None
+    """The resolved profile that the process's filter was made of, for other runtimes."""
     cgroup: str = ""
     """Below the root of each hierarchy, ``tiffin/ID`` if empty."""
     init: bool = False

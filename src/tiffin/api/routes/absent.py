@@ -32,7 +32,8 @@ class AbsentRoutes:
         router.add("DELETE", "/plugins/{name:.*}", self.no_plugin)
         for action in ("privileges", "pull", "create"):
             router.add("GET" if action == "privileges" else "POST", f"/plugins/{action}", self.none)
-        router.add("POST", "/plugins/{name:.*}", self.no_plugin)
+        for action in ("enable", "disable", "upgrade", "push", "set"):
+            router.add("POST", f"/plugins/{{name:.*}}/{action}", self.no_plugin)
         router.add("GET", "/distribution/{name:.*}/json", self.no_registry)
         router.add("POST", "/auth", self.no_registry)
         router.add("POST", "/session", self.no_session)

@@ -1,0 +1,135 @@
+"""What ``--security-opt`` asks for, and what the host can do about it.
+
+Options are Docker's: ``no-new-privileges``, ``seccomp=unconfined|builtin|JSON`` (a client sends the
+profile itself, not its file), ``apparmor=PROFILE|unconfined``, ``label=…``, ``systempaths=…``. The
+separator may be ``:``, as in older clients.
+
+AppArmor and SELinux are the host's: where the kernel doesn't have them, a label is passed over, and
+a warning says so.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from tiffin.errors import InvalidParameter
+from tiffin.runtime import seccomp
+
+JSON = dict[str, Any]
+
+_TRUE = ("", "true", "1")
+_FALSE = ("false", "0")
+
+
+@dataclass(slots=True)
+class Options:
+    """The options of a container, taken apart."""
+
+    no_new_privileges: bool = False
+    seccomp: str | None = None
+    """None: what the engine does by default; else ``unconfined``, ``builtin``, or a profile."""
+    apparmor: str = ""
+    labels: tuple[str, ...] = ()
+    """SELinux: ``disable``, ``type:NAME``…"""
+
+
+def parse(options: list[str] | None) -> Options:
+    """Take the options apart. Raises InvalidParameter for one that isn't known."""
+    result = Options()
+    for text in options or []:
+        ends = [text.find(sign) for sign in "=:" if sign in text]
+        end = min(ends, default=len(text))
+        name, value = text[:end], text[end + 1 :]
+        if name == "no-new-privileges":
+            if value not in (*_TRUE, *_FALSE):
+                raise InvalidParameter(f'invalid --security-opt: "{text}"')
+            result.no_new_privileges = value in _TRUE
+        elif not ends:
+            raise InvalidParameter(f'invalid --security-opt: "{text}"')
+        elif name == "seccomp":
+            result.seccomp = value
+        elif name == "apparmor":
+            result.apparmor = value
+        elif name == "label":
+            result.labels = (*result.labels, value)
+        else:
+            raise InvalidParameter(f'invalid --security-opt: "{text}"')
+    return result
+
+
+def check(host: JSON) -> None:
+    """Refuse what can't be done, before anything is made. Raises InvalidParameter, Unsupported."""
+    options = parse(host.get("SecurityOpt"))
+    profile = options.seccomp
+    if profile in (None, seccomp.UNCONFINED, seccomp.BUILTIN):
+        return
+    if not seccomp.available():
+        raise InvalidParameter("seccomp is not enabled in your kernel, cannot run a custom profile")
+    resolved = seccomp.resolve(seccomp.parse(profile or ""), ())
+    if resolved is not None:
+        seccomp.compile_filter(resolved)
+        seccomp.flags(resolved)
+
+
+def profile_of(host: JSON) -> tuple[bool, str | None]:
+    """Whether a container is filtered, and its profile (None: the default)."""
+    chosen = parse(host.get("SecurityOpt")).seccomp
+    if chosen == seccomp.UNCONFINED or (host.get("Privileged") and chosen is None):
+        return False, None
+    if not seccomp.available():
+        return False, None
+    return True, None if chosen in (None, seccomp.BUILTIN) else chosen
+
+
+def apparmor_profile(host: JSON) -> str | None:
+    """The AppArmor profile for a container's processes; None for none."""
+    name = parse(host.get("SecurityOpt")).apparmor
+    if not name or name == "unconfined" or not apparmor_enabled():
+        return None
+    return name
+
+
+def apparmor_enabled() -> bool:
+    """Whether the host's kernel enforces AppArmor profiles."""
+    try:
+        with open("/sys/module/apparmor/parameters/enabled") as file:
+            return file.read(1) == "Y"
+    except OSError:
+        return False
+
+
+def selinux_enabled() -> bool:
+    """Whether the host's kernel enforces SELinux labels."""
+    return os.path.exists("/sys/fs/selinux/enforce")
+
+
+def warnings(host: JSON) -> list[str]:
+    """What was asked for and can't be had here, for the answer of ``create``."""
+    options = parse(host.get("SecurityOpt"))
+    result = []
+    if not seccomp.available() and options.seccomp != seccomp.UNCONFINED:
+        result.append("Your kernel does not support seccomp. The container runs without a filter.")
+    if options.apparmor not in ("", "unconfined") and not apparmor_enabled():
+        result.append(
+            "AppArmor is not enabled on this host. "
+            f"The profile '{options.apparmor}' is not applied."
+        )
+    labels = [label for label in options.labels if label != "disable"]
+    if labels:
+        state = "not supported yet" if selinux_enabled() else "not enabled on this host"
+        result.append(f"SELinux labels are {state}. Discarded: {', '.join(labels)}.")
+    return result
+
+
+def described() -> list[str]:
+    """``SecurityOptions`` of ``info``."""
+    found = []
+    if apparmor_enabled():
+        found.append("name=apparmor")
+    if seccomp.available():
+        found.append("name=seccomp,profile=builtin")
+    if os.path.isdir("/sys/fs/cgroup"):
+        found.append("name=cgroupns")
+    return found
