@@ -72,6 +72,7 @@ VOLUME: dict[str, Entry] = {
 BUILDER: dict[str, Entry] = {
     "build": IMAGE["build"],
     "prune": ("build", "PRUNE", "Remove the build cache"),
+    "why": ("build", "WHY", "Say why steps were not taken from the cache"),
 }
 
 GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
