@@ -286,6 +286,17 @@ class Response:
         send(self._connection, [head.encode("latin-1")])
         return Hijacked(self._connection, self._request.rest)
 
+    def switch(self, protocol: str, *headers: tuple[str, str]) -> Hijacked:
+        """Send the head that turns the connection over to another protocol, and give the socket.
+
+        As with :meth:`hijack`, the server closes the socket once the handler returns.
+        """
+        lines = ["HTTP/1.1 101 Switching Protocols", f"Upgrade: {protocol}", "Connection: Upgrade"]
+        lines += [f"{name}: {value}" for name, value in (*headers, *COMMON_HEADERS)]
+        self.started = self.hijacked = True
+        send(self._connection, ["".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")])
+        return Hijacked(self._connection, self._request.rest)
+
     def last_words(self, data: bytes) -> None:
         """Say something on a hijacked connection that nobody took over."""
         send(self._connection, [data])

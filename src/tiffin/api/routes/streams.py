@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
@@ -9,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query
+from tiffin.api import query, websocket
 from tiffin.api.bodies import WRITE_SIZE, BodyWriter
 from tiffin.api.exchange import Request, Response, encode_json, media_type
 from tiffin.api.routing import Router
-from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
+from tiffin.errors import Conflict, InvalidParameter, TiffinError
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -68,7 +69,29 @@ class StreamRoutes:
                 response.last_words(text if tty else frame("stderr", text))
 
     def attach_websocket(self, request: Request, response: Response) -> None:
-        raise Unsupported("attaching by WebSocket is not supported yet: use POST …/attach")
+        key = websocket.accept_key(request.headers)
+        engine = self._engine.containers
+        container = engine.inspect(request.names["name"])
+        if container["State"]["Paused"]:
+            raise Conflict(
+                f"Container {container['Id']} is paused, unpause the container before attach"
+            )
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, self._attaching.inside():
+                connection, initial = response.switch("websocket", ("Sec-WebSocket-Accept", key))
+                engine.attach(
+                    container["Id"],
+                    theirs,
+                    stream=query.boolean(request, "stream", True),
+                    logs=query.boolean(request, "logs"),
+                    stdin=query.boolean(request, "stdin"),
+                    stdout=query.boolean(request, "stdout"),
+                    stderr=query.boolean(request, "stderr"),
+                    detach_keys=query.text(request, "detachKeys") or None,
+                    multiplexed=False,
+                )
+            websocket.carry(connection, initial, ours, text=request.version < (1, 28))
 
     def wait(self, request: Request, response: Response) -> None:
         condition = query.text(request, "condition") or "not-running"
