@@ -304,6 +304,32 @@ def test_commit_of_a_running_container(engine: Engine) -> None:
     assert engine.containers.inspect(container)["State"]["Running"]
 
 
+def test_a_commit_holds_up_nobody_and_its_pause_is_not_written_down(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = create(engine, "sleep", "600")
+    engine.containers.start(container)
+    rest = engine._layers.commit_copy
+    seen: list[tuple[str, bool]] = []
+
+    def slowly(*arguments: Any) -> Any:
+        status = engine.containers.inspect(container)["State"]["Status"]
+        (row,) = engine._database.all("SELECT state FROM containers WHERE id = ?", (container,))
+        seen.append((status, b"paused" in bytes(row["state"])))
+        # The ends of all containers come one after the other.
+        if status == "running":
+            waiter = engine.containers.wait_later(container, "not-running")
+            engine.containers.kill(container)
+            assert waiter.result(20) is not None
+        return rest(*arguments)
+
+    monkeypatch.setattr(engine._layers, "commit_copy", slowly)
+    engine.containers.commit(container, "paused")
+    assert engine.containers.inspect(container)["State"]["Status"] == "running"
+    engine.containers.commit(container, "running", pause=False)
+    assert seen == [("paused", False), ("running", False)]
+
+
 def test_sizes_are_right_to_the_byte(engine: Engine) -> None:
     container = finished(engine, "sh", "-c", "dd if=/dev/zero of=/big bs=1000 count=77 2>/dev/null")
     row = engine.containers.list(all=True, size=True)[0]

@@ -93,7 +93,7 @@ class Request:
         """Whether the client was told to send its body (or sends it without being told)."""
         self._body: SizedBody | ChunkedBody
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            self._body = ChunkedBody(connection, parser, self._continue)
+            self._body = ChunkedBody(connection, parser.trailing_data[0], self._continue)
         else:
             self._body = SizedBody(
                 connection,

@@ -15,14 +15,15 @@ import hashlib
 import select
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tiffin.api.bodies import Disconnected, receive, send
 from tiffin.errors import InvalidParameter
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-_NORMAL, _PROTOCOL_ERROR, _TOO_BIG = 1000, 1002, 1009
+_NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _TOO_BIG = 1000, 1001, 1002, 1009
+_PATIENCE = 2.0
 _READ_SIZE = 32 * 1024
 MAX_FRAME = 1024 * 1024
 """The longest frame that is taken; a terminal's input is a few bytes a frame."""
@@ -125,10 +126,18 @@ def _masked(data: bytes, mask: bytes) -> bytes:
     return number.to_bytes(size, "little")
 
 
-def carry(client: socket.socket, initial: bytes, container: socket.socket, *, text: bool) -> None:
+def carry(
+    client: socket.socket,
+    initial: bytes,
+    container: socket.socket,
+    *,
+    text: bool,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Carry a container's raw stream over a client's WebSocket, until either of them ends.
 
-    ``initial`` are bytes that came with the handshake. Neither socket is closed here.
+    ``initial`` are bytes that came with the handshake. Neither socket is closed here. ``stopping``
+    is asked now and then.
     """
     frames = Frames()
     opcode = _TEXT if text else _BINARY
@@ -139,7 +148,10 @@ def carry(client: socket.socket, initial: bytes, container: socket.socket, *, te
         if _take(client, container, frames.feed(initial)):
             return
         while True:
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(_PATIENCE * 1000))
+            if not ready and stopping():
+                send(client, [frame(_CLOSE, struct.pack(">H", _GOING_AWAY))])
+                return
             if container.fileno() in ready:
                 output = _output(container)
                 if not output:

@@ -9,13 +9,11 @@ Source: Docker Engine API v1.50, ``ContainerConfig`` and ``HostConfig``.
 
 from __future__ import annotations
 
-import os
 import posixpath
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import security
+from tiffin.engine import health, limits, logdrivers, security
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
 
@@ -25,19 +23,17 @@ JSON = dict[str, Any]
 _ACTED_ON = frozenset(
     """Binds ContainerIDFile LogConfig NetworkMode AutoRemove VolumesFrom CapAdd CapDrop Dns
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
-    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime CpuShares Memory
-    CpuPeriod CpuQuota CpusetCpus CpusetMems MemoryReservation MemorySwap NanoCpus Init
-    PidsLimit Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices Annotations""".split()
+    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
+    Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
+    Devices StorageOpt Annotations""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "MemorySwappiness": (-1,),
     "Isolation": ("default",),
     "UsernsMode": ("host",),
     "Cgroup": (),
 }
-_CONFIG_REFUSED: Mapping[str, str] = {"Healthcheck": "health checks", "MacAddress": "--mac-address"}
+_CONFIG_REFUSED: Mapping[str, str] = {"MacAddress": "--mac-address"}
 
 
 def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
@@ -93,13 +89,9 @@ def _host_defaults() -> JSON:
 
 def _check_config(config: JSON) -> None:
     for key, what in _CONFIG_REFUSED.items():
-        value = config.get(key)
-        if (
-            value and value.get("Test") not in (None, [], ["NONE"])
-            if key == "Healthcheck"
-            else value
-        ):
+        if config.get(key):
             raise Unsupported(f"{key}: {what} can't be used yet")
+    health.validate(config.get("Healthcheck"))
     directory = config.get("WorkingDir") or ""
     if directory and not directory.startswith("/"):
         raise InvalidParameter(
@@ -112,55 +104,42 @@ def _check_config(config: JSON) -> None:
 
 def _check_host(host: JSON) -> None:
     for key, value in host.items():
-        if key in _ACTED_ON or not value or value in _NEUTRAL.get(key, ()):
+        if key in _ACTED_ON or key in limits.FIELDS or not value or value in _NEUTRAL.get(key, ()):
             continue
         if isinstance(value, dict) and not any(value.values()):
             continue
         raise Unsupported(f"HostConfig.{key} can't be used yet (it was {value!r})")
     if not host.get("ShmSize"):
         host["ShmSize"] = 64 * 1024 * 1024
-    restart = (host.get("RestartPolicy") or {}).get("Name") or "no"
-    if restart != "no":
-        raise Unsupported(f"the restart policy '{restart}' can't be used yet: leave it out")
-    host["RestartPolicy"] = {"Name": "no", "MaximumRetryCount": 0}
-    log = host.get("LogConfig") or {}
-    if log.get("Type", "") not in ("", "json-file", "none", "local"):
-        raise InvalidParameter(
-            f'error looking up logging plugin {log["Type"]}: plugin "{log["Type"]}" not found: '
-            "json-file, local and none are there"
-        )
-    host["LogConfig"] = {"Type": log.get("Type") or "json-file", "Config": log.get("Config") or {}}
-    for option in host["LogConfig"]["Config"]:
-        if option not in ("max-size", "max-file"):
-            raise Unsupported(f"the log option '{option}' can't be used yet: max-size, max-file")
+    host["RestartPolicy"] = restart_policy(host.get("RestartPolicy"))
+    if host.get("AutoRemove") and host["RestartPolicy"]["Name"] != "no":
+        raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
+    host["LogConfig"] = logdrivers.check(host.get("LogConfig") or {})
     if host.get("Runtime") not in (None, "", "native", "runc"):
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "native"
     _check_modes(host)
     security.check(host)
-    if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
-        raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
-    processors = os.cpu_count() or 1
-    if not 0 <= (host.get("NanoCpus") or 0) <= processors * 10**9:
+
+
+def restart_policy(policy: Mapping[str, Any] | None) -> JSON:
+    """A restart policy, checked. Raises InvalidParameter, in Docker's words."""
+    name = (policy or {}).get("Name") or "no"
+    count = (policy or {}).get("MaximumRetryCount") or 0
+    if name not in ("no", "always", "unless-stopped", "on-failure"):
         raise InvalidParameter(
-            f"range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs "
-            "available"
+            f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', "
+            "'on-failure', or 'unless-stopped'"
         )
-    memory = host.get("Memory") or 0
-    if 0 < memory < 6 * 1024 * 1024:
-        raise InvalidParameter("Minimum memory limit allowed is 6MB")
-    swap = host.get("MemorySwap") or 0
-    if swap > 0 and memory == 0:
+    if name != "on-failure" and count:
+        negative = " and cannot be negative" if count < 0 else ""
         raise InvalidParameter(
-            "You should always set the Memory limit when using Memoryswap limit, see usage"
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'"
+            f"{negative}"
         )
-    if memory and not swap:
-        # Docker's default: as much swap as memory.
-        host["MemorySwap"] = 2 * memory
-    if 0 < swap < memory:
-        raise InvalidParameter(
-            "Minimum memoryswap limit should be larger than memory limit, see usage"
-        )
+    if count < 0:
+        raise InvalidParameter("invalid restart policy: maximum retry count cannot be negative")
+    return {"Name": name, "MaximumRetryCount": count}
 
 
 def _check_modes(host: JSON) -> None:
@@ -190,18 +169,6 @@ def _check_modes(host: JSON) -> None:
 
 
 _MODE_NAMES = {"IpcMode": "IPC", "PidMode": "PID", "UTSMode": "UTS", "CgroupnsMode": "cgroup NS"}
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
-    if text == "-1":
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
@@ -233,6 +200,10 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Entrypoint"], merged["Cmd"] = entrypoint, command
     if not (entrypoint or command):
         raise InvalidParameter("no command specified")
+    check = health.merge(config.get("Healthcheck"), image.get("Healthcheck"))
+    merged.pop("Healthcheck", None)
+    if check:
+        merged["Healthcheck"] = check
     if merged["WorkingDir"]:
         merged["WorkingDir"] = posixpath.normpath(merged["WorkingDir"])
     for key, default in (

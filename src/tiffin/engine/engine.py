@@ -139,8 +139,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a container runs."""
-        return any(container.running for container in self._roster.all())
+        """Whether a container runs, or is about to be restarted."""
+        return any(container.active for container in self._roster.all())
 
     def run(
         self,
@@ -204,6 +204,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
+        self.containers.close()
         self._lifecycle.close()
         self._database.close()
         self._root.release()

@@ -13,20 +13,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
-from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
+
+if TYPE_CHECKING:
+    from tiffin.image.archive import SavedLayer
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -445,10 +447,13 @@ class Images:
 
         Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
         """
+        # Loaded when somebody loads or saves, as the start of the daemon is waited for.
+        from tiffin.image.archive import read_archive
+
         say = progress or (lambda message: None)
         loaded = []
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            for one in archive.read_archive(
+            for one in read_archive(
                 file, self._ingest, known=self._layers.known, spool=self._root.work
             ):
                 names = [Reference.parse(name) for name in one.names]
@@ -469,6 +474,8 @@ class Images:
 
         Raises NotFound before the first byte is written.
         """
+        from tiffin.image.archive import SavedImage, write_archive
+
         found: dict[str, tuple[Image, list[Reference]]] = {}
         with self._layers.lease():
             for reference in references:
@@ -478,10 +485,10 @@ class Images:
                     names.append(Reference.parse(name))
                 elif ":" not in reference and not _is_hex(reference):
                     names += [Reference.parse(tag) for tag in self.tags(image.id)]
-            archive.write_archive(
+            write_archive(
                 output,
                 [
-                    archive.SavedImage(
+                    SavedImage(
                         image.config,
                         [name.familiar for name in names],
                         [self._saved(layer) for layer in self._stack(image)],
@@ -495,8 +502,10 @@ class Images:
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
 
-    def _saved(self, layer: Layer) -> archive.SavedLayer:
-        return archive.SavedLayer(
+    def _saved(self, layer: Layer) -> SavedLayer:
+        from tiffin.image.archive import SavedLayer
+
+        return SavedLayer(
             layer.diff_id,
             layer.tar_size,
             lambda output: self._layers.write_tar(layer, output),

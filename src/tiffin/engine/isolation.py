@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import security
+from tiffin.engine import limits, security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import InvalidParameter
@@ -24,7 +24,6 @@ from tiffin.runtime.settings import (
     ContainerSettings,
     Device,
     ProcessSettings,
-    Resources,
 )
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
@@ -155,25 +154,6 @@ def process_settings(
     )
 
 
-def resources(host: dict[str, Any]) -> Resources:
-    """The limits that a container's cgroup gets, zeros and Nones meaning none."""
-    quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 0
-    if host.get("NanoCpus"):
-        period = 100_000
-        quota = host["NanoCpus"] * period // 1_000_000_000
-    return Resources(
-        memory=host.get("Memory") or 0,
-        memory_swap=host.get("MemorySwap") or 0,
-        memory_reservation=host.get("MemoryReservation") or 0,
-        cpu_shares=host.get("CpuShares") or 0,
-        cpu_quota=quota,
-        cpu_period=period,
-        cpuset_cpus=host.get("CpusetCpus") or "",
-        cpuset_mems=host.get("CpusetMems") or "",
-        pids_limit=host.get("PidsLimit") or 0,
-    )
-
-
 def container_settings(
     container: Container, folder: Path, rootfs: list[Mount], cgroup: str, filters: Filters
 ) -> ContainerSettings:
@@ -222,7 +202,7 @@ def container_settings(
         masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
-        resources=resources(host),
+        resources=limits.resources(host),
         shm_size=host.get("ShmSize") or 64 * 1024 * 1024,
         cgroup=cgroup,
         init=bool(host.get("Init")),

@@ -9,6 +9,7 @@ Events come one after the other, in order, in a thread of the client's own:
 - ``{"event": "exited", "id", "exec": bool, "code": int | None, "at": ns, "oom": bool}``. All output
   is in the log and with the attached clients before it. For a container it is repeated to each
   client that connects until :meth:`KeeperClient.forget`, so a listener must not mind it twice.
+- ``{"event": "oom", "id"}``: the kernel killed a process in it for want of memory.
 - ``{"event": "detached", "id", "exec": bool}``: an attached client typed its detach keys.
 - ``{"event": "adopted", "id", "pid", "started"}``: a new keeper found the container alive.
 - ``{"event": "lost"}``: the keeper died. Exec'd processes are reported as exited, code None.
@@ -96,9 +97,12 @@ class KeeperClient:
     ) -> dict[str, Any]:
         """Start a container; ``{"pid", "started", "warnings"}`` (nanoseconds of the clock).
 
-        ``log`` is ``{"path", "max_size": int | None, "max_file": int, "attrs": dict}`` (only the
-        path is required); ``size`` is (rows, columns) of the terminal. An earlier exit of the same
-        container is forgotten. Raises StartFailure; Conflict if it runs.
+        ``log`` is ``{"path": str | None, "max_size": int | None, "max_file": int, "compress": bool,
+        "attrs": dict, "forward": dict}`` (only the path is required; ``forward`` is
+        :class:`tiffin.keeper.forwarding.Forwarder`'s); ``size`` is (rows, columns) of the terminal.
+        An earlier exit of the same container is forgotten.
+
+        Raises StartFailure; Conflict if it runs.
         """
         answer = self._ask(
             "start",
@@ -122,10 +126,12 @@ class KeeperClient:
         stdin: bool = False,
         attachment: tuple[int | socket.socket, dict[str, Any]] | None = None,
         size: tuple[int, int] | None = None,
+        capture: int = 0,
     ) -> dict[str, Any]:
         """Start a process in a running container; ``{"pid", "started", "warnings"}``.
 
         ``attachment`` is a client's connection and the keyword arguments of :meth:`attach`.
+        With ``capture`` the event of its end has so many bytes of its output as ``output``.
         Raises StartFailure; NotFound if the container does not run.
         """
         fds, options = [], None
@@ -144,6 +150,7 @@ class KeeperClient:
                 open_stdin=stdin,
                 attachment=options,
                 size=size,
+                capture=capture,
             )
         except errors.TiffinError:
             with self._kept_lock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tiffin.linux import capabilities
 from tiffin.linux.accounts import Account
-from tiffin.runtime.settings import ContainerSettings, MountPoint
+from tiffin.runtime.settings import ContainerSettings, MountPoint, Resources
 
 VERSION = "1.2.0"
 
@@ -167,10 +167,36 @@ def _resources(settings: ContainerSettings) -> dict[str, Any]:
         "mems": resources.cpuset_mems,
     }
     result: dict[str, Any] = {"devices": devices}
-    if set_memory := {key: value for key, value in memory.items() if value}:
+    set_memory = {key: value for key, value in memory.items() if value}
+    if resources.memory_swappiness is not None:
+        set_memory["swappiness"] = resources.memory_swappiness
+    if resources.oom_kill_disable:
+        set_memory["disableOOMKiller"] = True
+    if set_memory:
         result["memory"] = set_memory
+    if block := _block_io(resources):
+        result["blockIO"] = block
     if set_cpu := {key: value for key, value in cpu.items() if value}:
         result["cpu"] = set_cpu
     if resources.pids_limit:
         result["pids"] = {"limit": resources.pids_limit}
     return result
+
+
+def _block_io(resources: Resources) -> dict[str, Any]:
+    block: dict[str, Any] = {"weight": resources.blkio_weight} if resources.blkio_weight else {}
+    for key, value, number in (
+        ("weightDevice", resources.blkio_weight_device, "weight"),
+        ("throttleReadBpsDevice", resources.device_read_bps, "rate"),
+        ("throttleWriteBpsDevice", resources.device_write_bps, "rate"),
+        ("throttleReadIOPSDevice", resources.device_read_iops, "rate"),
+        ("throttleWriteIOPSDevice", resources.device_write_iops, "rate"),
+    ):
+        rows = []
+        for line in value.splitlines():
+            device, _, text = line.partition(" ")
+            major, _, minor = device.partition(":")
+            rows.append({"major": int(major), "minor": int(minor), number: int(text)})
+        if rows:
+            block[key] = rows
+    return block

@@ -169,10 +169,22 @@ class Resources:
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids_limit: int = 0
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    blkio_weight: int = 0
+    blkio_weight_device: str = ""
+    """Here and below: lines of ``MAJOR:MINOR NUMBER``; 0 takes a limit away."""
+    device_read_bps: str = ""
+    device_write_bps: str = ""
+    device_read_iops: str = ""
+    device_write_iops: str = ""
 
     def as_dict(self) -> dict[str, int | str]:
         """The fields that are set, as :meth:`tiffin.linux.cgroups.Hierarchy.limit` takes them."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        fields = {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        if self.memory_swappiness is not None:
+            fields["memory_swappiness"] = self.memory_swappiness
+        return fields
 
 
 @dataclass(slots=True)
