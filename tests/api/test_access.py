@@ -216,7 +216,7 @@ def test_addresses(host: str, expected: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("host", ["tcp://", "tcp://a:b", "tcp://a:70000", "tcp://a/b", "tcp://u@a"])
 def test_what_is_no_address(host: str) -> None:
-    with pytest.raises(InvalidParameter, match="invalid address"):
+    with pytest.raises(InvalidParameter):
         tcp_address(host, 2376)
 
 

@@ -23,7 +23,7 @@ JSON = dict[str, Any]
 _ACTED_ON = frozenset(
     """Binds ContainerIDFile LogConfig NetworkMode AutoRemove VolumesFrom CapAdd CapDrop Dns
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
-    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
+    VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
     Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
     Devices StorageOpt Annotations""".split()
 )
@@ -117,7 +117,8 @@ def _check_host(host: JSON) -> None:
     host["LogConfig"] = logdrivers.check(host.get("LogConfig") or {})
     if host.get("Runtime") not in (None, "", "native", "runc"):
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
-    host["Runtime"] = "native"
+    # It is called as it was asked for: clients compare.
+    host["Runtime"] = host.get("Runtime") or "native"
     _check_modes(host)
     security.check(host)
 
@@ -188,8 +189,6 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Env"] = own + [
         variable for variable in image.get("Env") or [] if variable.partition("=")[0] not in named
     ]
-    # A name without "=" asks for the variable to be taken away.
-    merged["Env"] = [variable for variable in merged["Env"] if "=" in variable]
     entrypoint, command = config.get("Entrypoint"), config.get("Cmd")
     if entrypoint is None:
         if not command:
