@@ -275,7 +275,7 @@ class Images:
             "Id": image.id,
             "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
             "RepoDigests": [tag.familiar for tag in tags if tag.digest],
-            "Parent": "",
+            "Parent": self._parent(image),
             "Comment": config.history[-1].comment if config.history else "",
             "Created": config.created or timestamps.ZERO,
             "DockerVersion": config.to_document().get("docker_version", ""),
@@ -291,6 +291,19 @@ class Images:
         if config.variant:
             view["Variant"] = config.variant
         return view
+
+    def _parent(self, image: Image) -> str:
+        """The ID of the image that a commit made this one from, if it is there: it has all the
+        layers but the last, and the same history up to there."""
+        if image.top is None:
+            return ""
+        below = self._layers.get(image.top).parent
+        steps = image.config.history
+        for row in self._database.all("SELECT * FROM images WHERE top IS ?", (below,)):
+            other = self._image(row)
+            if other.config.history == steps[:-1]:
+                return other.id
+        return ""
 
     def history(self, reference: str) -> Rows:
         """What made the image, the newest step first."""

@@ -81,7 +81,9 @@ def environment(container: Container) -> list[str]:
     defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
-    return [default for default in defaults if default.partition("=")[0] not in named] + variables
+    defaults = [default for default in defaults if default.partition("=")[0] not in named]
+    # A name without "=" asks for the variable to be taken away.
+    return defaults + [variable for variable in variables if "=" in variable]
 
 
 ID_COUNT = 65536
