@@ -14,7 +14,7 @@ NETWORK_MODES = ("default", "none", "host")
 
 _REFUSED = {
     "remote": "a remote context: clone or download it, and build the folder",
-    "pull": "--pull: there is no registry client yet; load or import the base image",
+    "pull": "--pull: pull the base image before the build",
     "squash": "--squash: copy what counts into a last stage with COPY --from",
     "cachefrom": "--cache-from",
     "extrahosts": "--add-host",

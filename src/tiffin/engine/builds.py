@@ -15,11 +15,12 @@ from tiffin.build.digests import DigestCache
 from tiffin.build.options import BuildOptions
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
-from tiffin.engine.images import Images
+from tiffin.engine.images import Image, Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.steps import Steps
-from tiffin.errors import NotFound
+from tiffin.errors import NotFound, TiffinError
 from tiffin.image.config import ImageConfig
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
@@ -40,11 +41,13 @@ class Builds:
         images: Images,
         layers: LayerStore,
         lifecycle: Lifecycle,
+        registries: Registries,
     ) -> None:
         self.database = database
         self.layers = layers
         self._root = root
         self._images = images
+        self._registries = registries
         self._steps = Steps(root, layers, lifecycle)
         self._cache = BuildCache(database)
         self._digests = DigestCache()
@@ -52,19 +55,25 @@ class Builds:
     # -- the builder's backend
 
     def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image that is here."""
+        """The configuration of a base image, which is pulled if it is not here."""
         try:
             image = self._images.find(reference)
-        except NotFound as error:
-            raise NotFound(
-                f"No such image: {reference}: tiffin can't ask a registry yet; bring it in with "
-                "load or import, or make one with image pack"
-            ) from error
+        except NotFound:
+            image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:
             self.layers.keep(image.top)
         return image.config
+
+    def _pull(self, reference: str, platform: str) -> Image:
+        try:
+            return self._registries.pull(reference, platform=platform)[0].image
+        except TiffinError as error:
+            raise type(error)(
+                f"No such image: {reference}: {error.message}; an image can also come from load, "
+                "import or image pack"
+            ) from error
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
         """Run a RUN."""
