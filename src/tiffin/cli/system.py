@@ -254,6 +254,7 @@ def _wait_for_exit(stopping: Response) -> None:
 
 def serve(call: Invocation) -> int:
     """Runs the daemon in the foreground, until a signal ends it."""
+    from tiffin.api.daemon import Access
     from tiffin.api.daemon import serve as serve_root
 
     options = call.options
@@ -264,7 +265,7 @@ def serve(call: Invocation) -> int:
         on_demand=options["on-demand"],
         storage_driver=options["storage-driver"] or None,
         ready_fd=options["ready-fd"],
-        access=daemon.Access(
+        access=Access(
             group=options["group"],
             authority=options["tlscacert"],
             certificate=options["tlscert"],

@@ -19,6 +19,7 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
+from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
@@ -55,11 +56,19 @@ Loaded = list[Image]
 class Images:
     """The images of a root."""
 
-    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        events: Events,
+        spools: Spools,
+    ) -> None:
         self._database = database
         self._root = root
         self._layers = layers
         self._events = events
+        self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
         self._collecting = threading.Lock()
 
@@ -436,6 +445,8 @@ class Images:
                 # It came into use, or went, meanwhile.
                 continue
         space = max(0, before - self._layers.total_size())
+        # Images that came in half go too.
+        space += self._spools.sweep(0)
         self._events.publish("image", "prune", "", reclaimed=str(space))
         return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
