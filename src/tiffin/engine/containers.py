@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from signal import SIGKILL
 from typing import Any, BinaryIO
 
 from tiffin.engine import (
@@ -64,6 +65,9 @@ _FILTERS = {
     "publish", "expose", "since", "status", "volume",
 }  # fmt: skip
 _STATUSES = {"created", "running", "paused", "restarting", "removing", "exited", "dead"}
+
+
+_KILL_SECONDS = 10.0
 
 
 class Containers:
@@ -419,7 +423,12 @@ class Containers:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
         number = parse_signal(signal or "SIGKILL")
         try:
-            self._lifecycle.kill(self._roster.get(reference), number)
+            container = self._roster.get(reference)
+            waiter = Waiter(container, "not-running")
+            self._lifecycle.kill(container, number)
+            if number == SIGKILL:
+                # As in Docker, it is over when the answer comes.
+                waiter.result(_KILL_SECONDS)
         except (Conflict, NotFound) as error:
             raise type(error)(f"cannot kill container: {reference}: {error.message}") from error
 
