@@ -138,10 +138,14 @@ def _sweep_bytes(storage: Storage, young: float, swept: Swept) -> None:
             for encoded in os.listdir(storage.blobs_folder / algorithm / shard):
                 digest = f"{algorithm}:{encoded}"
                 path = storage.blobs_folder / algorithm / shard / encoded
-                if digest in linked:
+                if digest in linked or encoded.endswith("~"):
                     continue
                 with storage.lock(exclusive=True):
-                    status = path.stat()
+                    try:
+                        status = path.stat()
+                    except FileNotFoundError:
+                        # Another collection was quicker.
+                        continue
                     if status.st_mtime > young or _linked_now(storage, digest):
                         continue
                     path.unlink()
