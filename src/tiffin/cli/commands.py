@@ -75,6 +75,7 @@ VOLUME: dict[str, Entry] = {
 BUILDER: dict[str, Entry] = {
     "build": IMAGE["build"],
     "prune": ("build", "PRUNE", "Remove the build cache"),
+    "why": ("build", "WHY", "Say why steps were not taken from the cache"),
 }
 
 MANIFEST: dict[str, Entry] = {

@@ -102,6 +102,9 @@ def run(call: Invocation) -> int:
     """Creates and starts a container, tied to this terminal unless ``-d`` is given."""
     try:
         return _run(call)
+    except BrokenPipeError:
+        # The reader of the output is gone: nobody is to be told.
+        raise
     except OSError as error:
         message = f"open {error.filename}: {error.strerror or error}" if error.filename else error
         failure, code = str(message).lower(), 125

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +88,7 @@ class Engine:
                 self.events,
                 f"tiffin/{mark}",
             )
+            self._lifecycle.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,
@@ -112,25 +112,32 @@ class Engine:
                 self.events,
             )
             self._roster = roster
+            self._builds: Builds | None = None
+            self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
         except BaseException:
             self._root.release()
             raise
 
-    @cached_property
+    @property
     def builds(self) -> Builds:
         """The verbs on builds; loaded when they are first used, since they are half of the code."""
         from tiffin.engine.builds import Builds
 
-        return Builds(
-            self._database,
-            self._root,
-            self.images,
-            self._layers,
-            self._lifecycle,
-            self.registries,
-        )
+        # One for all threads: builds at the same time know of each other through it.
+        with self._builds_lock:
+            if self._builds is None:
+                self._builds = Builds(
+                    self._database,
+                    self._root,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self._roster,
+                    self.registries,
+                )
+            return self._builds
 
     @property
     def registries(self) -> Registries:
@@ -171,8 +178,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a container runs."""
-        return any(container.running for container in self._roster.all())
+        """Whether a container runs, or is about to be restarted."""
+        return any(container.active for container in self._roster.all())
 
     def run(
         self,
@@ -236,6 +243,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
+        self.containers.close()
         self._lifecycle.close()
         self._database.close()
         self._root.release()
@@ -254,7 +262,6 @@ class Engine:
 
 def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
     """Send everything and read everything at once, since either side may be waiting."""
-    import threading
 
     def send() -> None:
         try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
@@ -21,13 +21,15 @@ from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
-from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
+
+if TYPE_CHECKING:
+    from tiffin.image.archive import SavedLayer
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -282,7 +284,7 @@ class Images:
             "Id": image.id,
             "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
             "RepoDigests": [tag.familiar for tag in tags if tag.digest],
-            "Parent": "",
+            "Parent": self._parent(image),
             "Comment": config.history[-1].comment if config.history else "",
             "Created": config.created or timestamps.ZERO,
             "DockerVersion": config.to_document().get("docker_version", ""),
@@ -298,6 +300,19 @@ class Images:
         if config.variant:
             view["Variant"] = config.variant
         return view
+
+    def _parent(self, image: Image) -> str:
+        """The ID of the image that a commit made this one from, if it is there: it has all the
+        layers but the last, and the same history up to there."""
+        if image.top is None:
+            return ""
+        below = self._layers.get(image.top).parent
+        steps = image.config.history
+        for row in self._database.all("SELECT * FROM images WHERE top IS ?", (below,)):
+            other = self._image(row)
+            if other.config.history == steps[:-1]:
+                return other.id
+        return ""
 
     def history(self, reference: str) -> Rows:
         """What made the image, the newest step first."""
@@ -461,10 +476,13 @@ class Images:
 
         Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
         """
+        # Loaded when somebody loads or saves, as the start of the daemon is waited for.
+        from tiffin.image.archive import read_archive
+
         say = progress or (lambda message: None)
         loaded = []
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            for one in archive.read_archive(
+            for one in read_archive(
                 file, self._ingest, known=self._layers.known, spool=self._root.work
             ):
                 names = [Reference.parse(name) for name in one.names]
@@ -485,6 +503,8 @@ class Images:
 
         Raises NotFound before the first byte is written.
         """
+        from tiffin.image.archive import SavedImage, write_archive
+
         found: dict[str, tuple[Image, list[Reference]]] = {}
         with self._layers.lease():
             for reference in references:
@@ -494,10 +514,10 @@ class Images:
                     names.append(Reference.parse(name))
                 elif ":" not in reference and not _is_hex(reference):
                     names += [Reference.parse(tag) for tag in self.tags(image.id)]
-            archive.write_archive(
+            write_archive(
                 output,
                 [
-                    archive.SavedImage(
+                    SavedImage(
                         image.config,
                         [name.familiar for name in names],
                         [self._saved(layer) for layer in self._stack(image)],
@@ -511,8 +531,10 @@ class Images:
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
 
-    def _saved(self, layer: Layer) -> archive.SavedLayer:
-        return archive.SavedLayer(
+    def _saved(self, layer: Layer) -> SavedLayer:
+        from tiffin.image.archive import SavedLayer
+
+        return SavedLayer(
             layer.diff_id,
             layer.tar_size,
             lambda output: self._layers.write_tar(layer, output),

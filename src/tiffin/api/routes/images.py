@@ -53,6 +53,10 @@ class ImageRoutes:
         view = self._engine.images.inspect(request.names["name"])
         if request.version < (1, 44):
             view.setdefault("VirtualSize", view["Size"])
+        if request.version < (1, 45):
+            # The container that made the image: there is none, as with BuildKit.
+            view.setdefault("Container", "")
+            view.setdefault("ContainerConfig", dict.fromkeys(view["Config"]))
         if request.version >= (1, 50):
             for member in _NOT_OF_IMAGES:
                 view["Config"].pop(member, None)

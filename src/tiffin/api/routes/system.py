@@ -54,7 +54,12 @@ class SystemRoutes:
         response.json(self._engine.system.version())
 
     def info(self, request: Request, response: Response) -> None:
-        response.json(self._engine.system.info())
+        view = self._engine.system.info()
+        if request.version < (1, 42):
+            view.update(KernelMemory=False, KernelMemoryTCP=False)
+        if request.version < (1, 25):
+            view["ExecutionDriver"] = "<not supported>"
+        response.json(view)
 
     def usage(self, request: Request, response: Response) -> None:
         kinds = query.texts(request, "type")
