@@ -138,7 +138,9 @@ def test_old_uploads_go(server: RegistryServer) -> None:
     upload = server.storage.begin("app")
     assert sweep(server.storage).uploads == 0
     old = time.time() - 30 * 24 * 3600
-    os.utime(server.storage.upload_path("app", upload), (old, old))
+    data = server.storage.upload_path("app", upload)
+    for path in (data, data.parent):
+        os.utime(path, (old, old))
     assert sweep(server.storage).uploads == 1
     with pytest.raises(Fault):
         server.storage.upload_path("app", upload)
