@@ -135,6 +135,7 @@ def serve(
     when idle for ``TIFFIN_IDLE_SECONDS`` (30), and write the log without colours or a terminal.
     Must be called from the main thread, since it handles SIGTERM and SIGINT.
     """
+    os.umask(0o022)
     _log_to_stderr()
     _raise_descriptor_limit()
     announcement = _Announcement(ready_fd)

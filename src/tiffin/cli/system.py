@@ -254,17 +254,18 @@ def _wait_for_exit(stopping: Response) -> None:
 
 def serve(call: Invocation) -> int:
     """Runs the daemon in the foreground, until a signal ends it."""
-    from tiffin.api import daemon
+    from tiffin.api.daemon import Access
+    from tiffin.api.daemon import serve as serve_root
 
     options = call.options
     hosts = options["host"] or ([] if call.endpoint.automatic else [call.endpoint.text])
-    return daemon.serve(
+    return serve_root(
         call.endpoint.root,
         hosts,
         on_demand=options["on-demand"],
         storage_driver=options["storage-driver"] or None,
         ready_fd=options["ready-fd"],
-        access=daemon.Access(
+        access=Access(
             group=options["group"],
             authority=options["tlscacert"],
             certificate=options["tlscert"],

@@ -19,6 +19,7 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
+from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
@@ -55,11 +56,19 @@ Loaded = list[Image]
 class Images:
     """The images of a root."""
 
-    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        events: Events,
+        spools: Spools,
+    ) -> None:
         self._database = database
         self._root = root
         self._layers = layers
         self._events = events
+        self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
         self._collecting = threading.Lock()
 
@@ -97,6 +106,9 @@ class Images:
             name = None
         else:
             name = Reference.parse(reference).with_default_tag()
+            if name.digest is not None:
+                # The digest says which one it is; a tag beside it is for people.
+                name = name.without_tag()
             row = self._database.one(
                 "SELECT images.* FROM tags JOIN images ON images.id = tags.image "
                 "WHERE tags.name = ?",
@@ -228,7 +240,7 @@ class Images:
                     continue
             created = image.config.created_ns
             if (
-                (dangling is not None and dangling == bool(names.get(image.id)))
+                (dangling is not None and dangling == any(map(_is_tag, names.get(image.id, ()))))
                 or not filtering.labels(filters, image.config.labels)
                 or ("before" in bounds and created >= bounds["before"])
                 or ("since" in bounds and created <= bounds["since"])
@@ -334,9 +346,11 @@ class Images:
         image, name = self._find(reference)
         tags = self.tags(image.id)
         done: Rows = []
-        if name is not None and len(tags) > 1:
-            self._untag(image, [name], done)
-            return done
+        if name is not None:
+            going = _with_digests(name, tags)
+            if len(going) < len(tags):
+                self._untag(image, going, done)
+                return done
         users = self._database.all(
             "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
         )
@@ -416,7 +430,7 @@ class Images:
             image = self._image(row)
             tags = self.tags(image.id)
             if (
-                (tags and only_dangling)
+                (only_dangling and any(map(_is_tag, tags)))
                 or (until is not None and image.config.created_ns > until)
                 or not filtering.labels(filters, image.config.labels)
                 or (
@@ -431,6 +445,8 @@ class Images:
                 # It came into use, or went, meanwhile.
                 continue
         space = max(0, before - self._layers.total_size())
+        # Images that came in half go too.
+        space += self._spools.sweep(0)
         self._events.publish("image", "prune", "", reclaimed=str(space))
         return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
@@ -565,6 +581,22 @@ class Images:
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
+
+
+def _is_tag(name: str) -> bool:
+    """Whether a canonical name is a tag's; an image that only digests name is dangling."""
+    return "@" not in name
+
+
+def _with_digests(name: str, names: Sequence[str]) -> list[str]:
+    """A name that goes, and with the last tag of a repository its digests."""
+    gone = Reference.parse(name)
+    if gone.digest is not None:
+        return [name]
+    same = [one for one in names if Reference.parse(one).name == gone.name]
+    if any(_is_tag(one) for one in same if one != name):
+        return [name]
+    return [name, *(one for one in same if one != name)]
 
 
 def _is_hex(text: str) -> bool:

@@ -44,6 +44,8 @@ Event = dict[str, Any]
 _Fds = list[int]
 _READY_FD = 3
 _TRIES = 4
+_DIED = "it ended while starting"
+_START_TRIES = 5
 _ONLY_ONCE = ("start", "exec", "signal")
 """Requests that must not be repeated when it is unknown whether a keeper that died did them."""
 
@@ -285,6 +287,7 @@ class KeeperClient:
             self._teller.start()
         deadline = time.monotonic() + START_SECONDS
         problem = "it does not answer"
+        failures = 0
         while time.monotonic() < deadline:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -297,6 +300,10 @@ class KeeperClient:
                 if problem == "busy":
                     # Another one is just coming or going.
                     time.sleep(0.01)
+                elif problem == _DIED and failures < _START_TRIES:
+                    # Killed, as the one before it may have been: containers need another.
+                    failures += 1
+                    time.sleep(0.05 * failures)
                 elif problem != "ok":
                     break
                 continue
@@ -373,7 +380,7 @@ class KeeperClient:
             os.waitpid(pid, 0)
         finally:
             os.close(reader)
-        return said.decode(errors="replace").strip() or "it ended while starting"
+        return said.decode(errors="replace").strip() or _DIED
 
     def _receive(self, message: dict[str, Any], fds: _Fds) -> None:
         """What is not an answer to a request; and the descriptors of those that are."""
