@@ -18,6 +18,8 @@ class TiffinError(Exception):
 
     status: ClassVar[int] = 500
     """The HTTP status that the API answers with."""
+    excerpt: str = ""
+    """Lines of the user's own file that it is about, to be shown with it; or nothing."""
     exit_code: int = 1
     """What a command line exits with, unless the command has its own rule (``run``: 125)."""
 
@@ -70,6 +72,18 @@ class Forbidden(TiffinError):
     """Refused for a reason of safety."""
 
     status = 403
+
+
+class Unauthorized(TiffinError):
+    """A registry does not know who asks: no credentials, or wrong ones."""
+
+    status = 401
+
+
+class TooManyRequests(TiffinError):
+    """A registry wants to be asked less often, for longer than is worth waiting for."""
+
+    status = 429
 
 
 class RootInUse(Conflict):

@@ -17,6 +17,7 @@ from tiffin.build.builder import build
 from tiffin.build.context import BuildContext, from_folder
 from tiffin.build.digests import DigestCache
 from tiffin.build.options import BuildOptions
+from tiffin.build.turns import Turns
 from tiffin.errors import NotFound, StartFailure
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.layer.entry import Entry, Kind
@@ -50,11 +51,16 @@ class Kitchen:
         self.messages: list[dict[str, Any]] = []
         self.ran: list[RunStep] = []
         self.before_run: Callable[[], None] = lambda: None
+        self.turns = Turns()
+        self.work = root / "work"
 
     def close(self) -> None:
         self.database.close()
 
     # -- Backend
+
+    def folder(self, path: str) -> BuildContext:
+        return from_folder(Path(path), self.digests, content=b"FROM scratch")
 
     def image(self, reference: str, platform: str) -> ImageConfig:
         for name in (reference, f"{reference}:latest"):

@@ -28,8 +28,10 @@ def test_a_global_argument_counts_in_a_stage_that_declares_it() -> None:
     arguments.declare(arg("ARG g"))
     arguments.declare(arg("ARG g2=stage"))
     assert arguments.visible({}) == {"g": "1", "g2": "given"}
-    arguments.enter_stage()
+    below = arguments
+    arguments = below.of_stage("x")
     assert arguments.visible({}) == {}
+    assert below.of_stage("x", below).visible({}) == {"g": "1", "g2": "given"}
     arguments.declare(arg("ARG g=own"))
     assert arguments.visible({}) == {"g": "own"}
 

@@ -298,10 +298,14 @@ def test_source_date_epoch(kitchen: Kitchen, context: Path) -> None:
         ("FROM base\nCOPY --from=nope a /\n", NotFound, "invalid from flag value nope: no such"),
         ("FROM base\nCOPY --from=0 a /\n", InvalidParameter, "refers to current build stage"),
         ("FROM base\nCOPY --chown=who Dockerfile /\n", InvalidParameter, "unable to find user who"),
-        ("FROM base\nCOPY --chmod=u+x Dockerfile /\n", Unsupported, "symbolic --chmod"),
+        ("FROM base\nCOPY --chmod=u+y Dockerfile /\n", InvalidParameter, "invalid chmod param"),
         ("FROM base\nEXPOSE x\n", InvalidParameter, "invalid containerPort: x"),
         ("FROM base\nSTOPSIGNAL NO\n", InvalidParameter, "Invalid signal: NO"),
-        ("FROM base\nRUN --mount=type=ssh x\n", Unsupported, "line 2: RUN --mount is not"),
+        ("FROM base\nRUN --mount=type=ssh,required x\n", BuildFailure, "ssh agent default: not"),
+        ("FROM base\nRUN --mount=type=secret,id=a,required x\n", BuildFailure, "secret a: not fo"),
+        ("FROM base\nRUN --security=insecure x\n", Unsupported, "--allow security.insecure"),
+        ("FROM base\nRUN --network=host x\n", Unsupported, "--allow network.host"),
+        ("FROM base\nRUN --mount=target=/x,from=0 x\n", InvalidParameter, "current build stage"),
     ],
 )
 def test_errors_name_the_line(

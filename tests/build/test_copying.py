@@ -81,6 +81,35 @@ def tree(context: Path) -> Path:
         ("COPY a.txt /filelink", {"usr/file": "a"}),
         ("COPY a.txt /dangling", {"usr/later": "a"}),
         ("COPY a.txt /link", {"usr/a.txt": "a"}),
+        # --exclude: relative to each source
+        (
+            "COPY --exclude=*.txt . /x/",
+            {"x/dir/c.txt": "c", "x/dir/sub/d.txt": "d", "x/other/e.txt": "e"},
+        ),
+        ("COPY --exclude=**/*.txt . /x/", {}),
+        ("COPY --exclude=sub dir /x/", {"x/c.txt": "c"}),
+        ("COPY --exclude=c.txt d* o* /x/", {"x/sub/d.txt": "d", "x/e.txt": "e"}),
+        ("COPY --exclude=a* ?.txt /x/", {"x/b.txt": "b"}),
+        ("COPY --exclude=sub --exclude=!sub/d.txt dir /x/", {"x/c.txt": "c", "x/sub/d.txt": "d"}),
+        # --parents
+        ("COPY --parents dir/c.txt other/e.txt /x/", {"x/dir/c.txt": "c", "x/other/e.txt": "e"}),
+        ("COPY --parents dir/sub /x", {"x/dir/sub/d.txt": "d"}),
+        ("COPY --parents dir/./sub/d.txt /x/", {"x/sub/d.txt": "d"}),
+        (
+            "COPY --parents **/*.txt /x/",
+            {
+                "x/a.txt": "a",
+                "x/b.txt": "b",
+                "x/star*.txt": "star",
+                "x/dir/c.txt": "c",
+                "x/dir/sub/d.txt": "d",
+                "x/other/e.txt": "e",
+            },
+        ),
+        ("COPY --parents ./dir/**/d.txt /x/", {"x/dir/sub/d.txt": "d"}),
+        ("COPY --parents dir/./**/*.txt /x/", {"x/c.txt": "c", "x/sub/d.txt": "d"}),
+        # --link takes no notice of the image's symlinks
+        ("COPY --link a.txt /link2/x", {"link2/x": "a"}),
         # ADD of what is no tar
         ("ADD a.txt /x/", {"x/a.txt": "a"}),
         ("ADD dir /x", {"x/c.txt": "c", "x/sub/d.txt": "d"}),
@@ -96,6 +125,7 @@ def test_where_files_go(
             "link": "->usr",
             "outside": "->/../../etc",
             "filelink": "->usr/file",
+            "link2": "->usr",
             "dangling": "->usr/later",
             "work": None,
         },
@@ -106,6 +136,27 @@ def test_where_files_go(
     changed = {path: text for path, text in after.items() if before.get(path) != text}
     assert {path: text for path, text in changed.items() if text != "/"} == expected
     assert set(before) <= set(after)
+
+
+@pytest.mark.parametrize(
+    ("chmod", "file", "directory"),
+    [
+        ("600", 0o600, 0o600),
+        ("4755", 0o4755, 0o4755),
+        ("u+x", 0o754, 0o755),
+        ("go=", 0o600, 0o700),
+        ("a=rX", 0o444, 0o555),
+        ("u=rwX,g=u,o-r", 0o660, 0o771),
+        ("+t,g+s", 0o3654, 0o3755),
+        ("o=g", 0o644, 0o755),
+    ],
+)
+def test_chmod(kitchen: Kitchen, tree: Path, chmod: str, file: int, directory: int) -> None:
+    kitchen.base()
+    (tree / "dir" / "c.txt").chmod(0o654 if "+" in chmod else 0o644)
+    image = kitchen.build(tree, f"FROM base\nCOPY --chmod={chmod} dir /x\n")
+    assert kitchen.entry(image, "x/c.txt").mode == file
+    assert kitchen.entry(image, "x/sub").mode == directory
 
 
 @pytest.mark.parametrize(
@@ -327,3 +378,35 @@ def test_a_source_that_changes_under_the_build_is_an_error(
 def test_destinations(directory: str, text: str, path: bytes, is_directory: bool) -> None:
     found = destination(directory, text)
     assert (found.path, found.is_directory) == (path, is_directory)
+
+
+def test_a_linked_copy_is_made_once_for_all_bases(kitchen: Kitchen, tree: Path) -> None:
+    kitchen.base()
+    first = kitchen.build(tree, "FROM base\nENV A=1\nCOPY --link dir /x/y\n")
+    second = kitchen.build(tree, "FROM base\nENV A=2\nCOPY --link dir /x/y\n")
+    assert second.diff_ids == first.diff_ids
+    assert kitchen.listing(second, "x/y") == {
+        "x/y/c.txt": "c",
+        "x/y/sub": "/",
+        "x/y/sub/d.txt": "d",
+    }
+
+
+def test_named_contexts(kitchen: Kitchen, tree: Path, tmp_path: Path) -> None:
+    kitchen.base()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "o").write_text("from other")
+    (other / "no").write_text("ignored")
+    (other / ".dockerignore").write_text("no\n.dockerignore\n")
+    contexts = {"Other": str(other), "renamed": "docker-image://base"}
+    image = kitchen.build(
+        tree,
+        "FROM renamed\nCOPY --from=other o /o\nCOPY --from=renamed /etc/group /g\n"
+        "COPY --from=other . /all/\n",
+        contexts=contexts,
+    )
+    assert kitchen.listing(image)["o"] == "from other"
+    assert set(kitchen.listing(image, "all")) == {"all/o"}
+    image = kitchen.build(tree, "FROM other\nENV a=b\n", contexts=contexts)
+    assert kitchen.listing(image) == {"o": "from other"}

@@ -47,16 +47,53 @@ def test_what_the_docker_cli_sends() -> None:
     assert BuildOptions.from_query({}) == BuildOptions(tags=[])
 
 
+def test_everything_else() -> None:
+    options = BuildOptions.from_query(
+        {
+            "squash": ["1"],
+            "memory": ["1000"],
+            "shmsize": ["65536"],
+            "cpusetcpus": ["0-1"],
+            "extrahosts": ["a:1.2.3.4", "b:::1"],
+            "ulimits": ['[{"Name":"nofile","Soft":1,"Hard":2}]'],
+            "nocachefilter": ['["a"]'],
+            "contexts": ['{"Docs":"/docs","img":"docker-image://x"}'],
+            "ssh": ['{"default":"/agent"}'],
+            "allow": ['["security.insecure"]'],
+            "jobs": ["3"],
+            "debug": ["tty"],
+            "events": ["1"],
+            "cachefrom": ['["image:1","local:/cache"]'],
+            "cacheto": ["/out"],
+        }
+    )
+    assert options == BuildOptions(
+        tags=[],
+        squash=True,
+        host={
+            "Memory": 1000,
+            "ShmSize": 65536,
+            "CpusetCpus": "0-1",
+            "ExtraHosts": ["a:1.2.3.4", "b:::1"],
+            "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
+        },
+        no_cache_filter=["a"],
+        contexts={"docs": "/docs", "img": "docker-image://x"},
+        ssh={"default": "/agent"},
+        allow=["security.insecure"],
+        jobs=3,
+        debug="tty",
+        events=True,
+        cache_from=["/cache"],
+        cache_to="/out",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("pull", "1", "--pull"),
-        ("squash", "1", "--squash"),
         ("remote", "https://x/y.git", "a remote context"),
-        ("cachefrom", '["a"]', "--cache-from"),
-        ("extrahosts", "a:1.2.3.4", "--add-host"),
-        ("memory", "1000", "--memory"),
-        ("ulimits", '[{"Name":"nofile"}]', "--ulimit"),
         ("outputs", '[{"Type":"local"}]', "--output"),
         ("networkmode", "mynet", "network mode 'mynet'"),
         ("version", "2", "DOCKER_BUILDKIT=0"),
@@ -70,7 +107,18 @@ def test_what_would_change_the_result_is_refused_by_name(name: str, value: str, 
 
 @pytest.mark.parametrize(
     "query",
-    [{"buildargs": ["{"]}, {"buildargs": ['["a"]']}, {"labels": ['{"a":null}']}, {"t": ["A b"]}],
+    [
+        {"buildargs": ["{"]},
+        {"buildargs": ['["a"]']},
+        {"labels": ['{"a":null}']},
+        {"t": ["A b"]},
+        {"memory": ["x"]},
+        {"ulimits": ['{"a":1}']},
+        {"nocachefilter": ["[1]"]},
+        {"jobs": ["-1"]},
+        {"allow": ['["all"]']},
+        {"debug": ["1"]},
+    ],
 )
 def test_malformed_parameters(query: dict[str, list[str]]) -> None:
     with pytest.raises(InvalidParameter):

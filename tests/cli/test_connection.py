@@ -114,6 +114,28 @@ def test_a_body_that_ends_early_is_an_error() -> None:
         response.read()
 
 
+@pytest.mark.parametrize(("method", "asked"), [("GET", 2), ("POST", 1)])
+def test_a_question_that_met_a_dying_daemon_is_asked_again(
+    serve: Serve, method: str, asked: int
+) -> None:
+    heard: list[bytes] = []
+
+    def handle(connection: socket.socket) -> None:
+        heard.append(read_head(connection))
+        if len(heard) > 1:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    client = serve(handle)
+    if asked == 1:
+        # It may have been done already.
+        with pytest.raises(Unreachable):
+            client.call(method, "/x")
+    else:
+        assert client.call(method, "/x").json() == {}
+    assert len(heard) == asked
+    client.close()
+
+
 def test_calls_that_follow_each_other_share_a_connection(serve: Serve) -> None:
     connections: list[int] = []
 

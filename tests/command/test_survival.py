@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 
 from command.conftest import Command, eventually
+from tiffin.linux.cgroups import Hierarchy
 
 COUNT = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 7"
 LINES = "".join(f"line {number}\n" for number in range(400))
@@ -32,6 +34,18 @@ def test_a_container_outlives_its_daemon(tiffin: Command) -> None:
     assert tiffin("wait", "job") == "7\n"
     assert tiffin("logs", "job") == LINES
     assert tiffin.inspect("job")["State"]["Status"] == "exited"
+
+
+def test_a_commit_that_was_killed_leaves_no_container_frozen(tiffin: Command) -> None:
+    tiffin("run", "-d", "--name", "job", "busybox", "sh", "-c", COUNT)
+    mark = hashlib.sha256(os.fsencode(tiffin.root)).hexdigest()[:8]
+    # This is how far a commit gets before it copies.
+    Hierarchy.detect().freeze(f"tiffin/{mark}/{tiffin.inspect('job')['Id']}")
+    daemon = tiffin.daemon()
+    os.kill(daemon, signal.SIGKILL)
+    eventually(lambda: gone(daemon))
+    assert tiffin("wait", "job") == "7\n"
+    assert tiffin("logs", "job") == LINES
 
 
 def test_an_end_that_no_daemon_saw_is_known_later(tiffin: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import tarfile
@@ -181,9 +182,17 @@ def test_names_are_unique_and_found_by_prefix(engine: Engine) -> None:
         create(engine, "true", name="a/b")
 
 
+def test_a_name_that_nobody_chose_gives_way(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiffin.engine.containers.random_name", lambda: "always_this")
+    names = {engine.containers.inspect(create(engine, "true"))["Name"] for _ in range(3)}
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("UsernsMode", "x")],
+    [("Cgroup", "x")],
 )
 def test_what_is_not_done_yet_is_refused_by_name(engine: Engine, field: str, value: Any) -> None:
     with pytest.raises(Unsupported, match=field):
@@ -304,6 +313,32 @@ def test_commit_of_a_running_container(engine: Engine) -> None:
     assert engine.containers.inspect(container)["State"]["Running"]
 
 
+def test_a_commit_holds_up_nobody_and_its_pause_is_not_written_down(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = create(engine, "sleep", "600")
+    engine.containers.start(container)
+    rest = engine._layers.commit_copy
+    seen: list[tuple[str, bool]] = []
+
+    def slowly(*arguments: Any) -> Any:
+        status = engine.containers.inspect(container)["State"]["Status"]
+        (row,) = engine._database.all("SELECT state FROM containers WHERE id = ?", (container,))
+        seen.append((status, b"paused" in bytes(row["state"])))
+        # The ends of all containers come one after the other.
+        if status == "running":
+            waiter = engine.containers.wait_later(container, "not-running")
+            engine.containers.kill(container)
+            assert waiter.result(20) is not None
+        return rest(*arguments)
+
+    monkeypatch.setattr(engine._layers, "commit_copy", slowly)
+    engine.containers.commit(container, "paused")
+    assert engine.containers.inspect(container)["State"]["Status"] == "running"
+    engine.containers.commit(container, "running", pause=False)
+    assert seen == [("paused", False), ("running", False)]
+
+
 def test_sizes_are_right_to_the_byte(engine: Engine) -> None:
     container = finished(engine, "sh", "-c", "dd if=/dev/zero of=/big bs=1000 count=77 2>/dev/null")
     row = engine.containers.list(all=True, size=True)[0]
@@ -344,3 +379,22 @@ def test_many_at_once(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert results == [0] * 40
+
+
+def test_an_export_that_nobody_reads_ends_there(engine: Engine, tmp_path: Path) -> None:
+    class Gone(io.RawIOBase):
+        written = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.written += 1
+            raise BrokenPipeError
+
+    gone = Gone()
+    container = create(engine)
+    with pytest.raises(BrokenPipeError):
+        engine.containers.export(container, gone)  # type: ignore[arg-type]
+    gc.collect()
+    assert gone.written == 1

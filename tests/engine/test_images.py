@@ -135,8 +135,12 @@ def test_an_image_in_use_is_not_removed(engine: Engine) -> None:
     image = engine.images.inspect("busybox")["Id"]
     with pytest.raises(Conflict, match="stopped container"):
         engine.images.remove(image)
-    engine.images.remove("busybox", force=True)
-    # The image is gone; what the container rests on is not.
+    # Forced, the image goes; the container keeps the layers that it rests on.
+    assert engine.images.remove("busybox", force=True)[-1] == {"Deleted": image}
+    assert engine.containers.list(all=True)[0]["Image"] == image
+    made = engine.containers.commit(container)["Id"]
+    assert len(engine.images.inspect(made)["RootFS"]["Layers"]) == 2
+    engine.images.remove(made)
     waiter = engine.containers.wait_later(container, "next-exit")
     engine.containers.start(container)
     assert waiter.result(20) == {"StatusCode": 0, "Error": None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import tiffin.keeper
 from keeper.lab import Lab, eventually, read_all
 from tiffin.errors import Unreachable
 from tiffin.keeper.client import KeeperClient
+from tiffin.linux import syscalls
 
 pytestmark = pytest.mark.root
 MAIN = str(Path(tiffin.keeper.__file__).with_name("__main__.py"))
@@ -171,3 +174,31 @@ def test_what_the_keeper_imports() -> None:
         "typing",
     }
     assert heavy & set(run.stdout.split()) == set()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The keeper's folder, on a disk of its own."""
+    place = tmp_path / "keeper"
+    place.mkdir()
+    syscalls.mount("tmpfs", str(place), "tmpfs", 0, "size=64k")
+    yield place
+    syscalls.umount(str(place), syscalls.MNT_DETACH)
+
+
+def test_a_full_disk_ends_neither_the_keeper_nor_what_it_tells(small_disk: Path, lab: Lab) -> None:
+    lab.sh("c", "read line; echo $line; exit 3", open_stdin=True)
+    (keeper,) = lab.keeper_pids()
+    with (
+        (small_disk / "fill").open("wb", buffering=0) as fill,
+        pytest.raises(OSError, match="No sp"),
+    ):
+        while True:
+            fill.write(bytes(4096))
+    client = lab.attach("c", stdin=True, stdout=True, multiplexed=False)
+    client.sendall(b"heard\n")
+    assert read_all(client) == b"heard\n"
+    assert lab.exit("c") == 3
+    assert lab.keeper_pids() == [keeper]
+    state = json.loads((small_disk / "c/state.json").read_text())
+    assert state["status"] in ("running", "exited")

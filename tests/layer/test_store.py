@@ -934,3 +934,53 @@ def test_a_failing_rename_leaves_the_container_as_it_was(
                 store.commit("c", base.chain_id)
         assert root.picture() == held
         assert store.index(store.commit("c", base.chain_id)).size == 8
+
+
+def test_layers_are_staged_and_placed_later(store: LayerStore) -> None:
+    below, above = tar_of({"a/x": "1"}), tar_of({"y": "2"})
+    staged = [store.stage(io.BytesIO(tar), _digest(tar)) for tar in (below, above)]
+    if not store.driver.layered:
+        assert staged == [None, None]
+        return
+    chain = None
+    for one in staged:
+        assert one is not None
+        chain = store.place(one, chain).chain_id
+    assert [layer.diff_id for layer in store.chain(chain)] == [_digest(below), _digest(above)]
+    found = store.shared(_digest(above))
+    assert found is not None
+    assert found.diff_id == _digest(above)
+    assert store.shared(_digest(b"")) is None
+
+
+def _one_entry(name: str, kind: bytes, target: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        tar.addfile(member)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        _one_entry("no/folder", tarfile.REGTYPE),
+        _one_entry("link", tarfile.LNKTYPE, "elsewhere"),
+        _one_entry(".wh.gone", tarfile.REGTYPE),
+    ],
+    ids=["folder", "link", "whiteout"],
+)
+def test_a_layer_that_needs_what_lies_below_is_not_staged(store: LayerStore, tar: bytes) -> None:
+    assert store.stage(io.BytesIO(tar), _digest(tar)) is None
+    assert not os.listdir(store.work_folder)
+    assert not list(store.driver.keys())
+
+
+def test_a_staged_layer_that_is_given_up_leaves_nothing(store: LayerStore) -> None:
+    tar = tar_of({"y": "2"})
+    staged = store.stage(io.BytesIO(tar), _digest(tar))
+    if staged is not None:
+        staged.close()
+    assert not os.listdir(store.work_folder)
+    assert not list(store.driver.keys())

@@ -31,20 +31,20 @@ broken
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ("", Account(0, 0, [50], "/root")),
-        ("root", Account(0, 0, [50], "/root")),
-        ("cook", Account(1000, 100, [50], "/home/cook")),
-        ("1000", Account(1000, 100, [50], "/home/cook")),
-        ("cook:", Account(1000, 100, [50], "/home/cook")),
-        ("cook:waiters", Account(1000, 60, [], "/home/cook")),
-        ("cook:9", Account(1000, 9, [], "/home/cook")),
-        ("1234", Account(1234, 0, [], "/")),
-        ("1234:5678", Account(1234, 5678, [], "/")),
-        (":waiters", Account(0, 60, [], "/root")),
-        ("homeless", Account(1001, 100, [], "/")),
+        ("", Account(0, 0, [0, 50], "/root")),
+        ("root", Account(0, 0, [0, 50], "/root")),
+        ("cook", Account(1000, 100, [50, 100], "/home/cook")),
+        ("1000", Account(1000, 100, [50, 100], "/home/cook")),
+        ("cook:", Account(1000, 100, [50, 100], "/home/cook")),
+        ("cook:waiters", Account(1000, 60, [60], "/home/cook")),
+        ("cook:9", Account(1000, 9, [9], "/home/cook")),
+        ("1234", Account(1234, 0, [0], "/")),
+        ("1234:5678", Account(1234, 5678, [5678], "/")),
+        (":waiters", Account(0, 60, [60], "/root")),
+        ("homeless", Account(1001, 100, [100], "/")),
         # A name of digits is a name before it is a number.
-        ("4242", Account(7, 8, [], "/odd")),
-        ("0:77", Account(0, 5, [], "/root")),
+        ("4242", Account(7, 8, [8], "/odd")),
+        ("0:77", Account(0, 5, [5], "/root")),
     ],
 )
 def test_user_strings(user: str, expected: Account) -> None:
@@ -53,7 +53,7 @@ def test_user_strings(user: str, expected: Account) -> None:
 
 def test_additional_groups_by_name_and_number() -> None:
     account = resolve("cook", PASSWD, GROUP, ["waiters", "9", "kitchen"])
-    assert account.groups == [9, 50, 60]
+    assert account.groups == [9, 50, 60, 100]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_cannot_be_found_is_said_as_docker_says_it(
 
 
 def test_without_files_numbers_work() -> None:
-    assert resolve("5:6") == Account(5, 6, [], "/")
+    assert resolve("5:6") == Account(5, 6, [6], "/")
 
 
 @given(st.text(max_size=20), st.binary(max_size=300), st.binary(max_size=300))

@@ -130,12 +130,14 @@ class ArchiveSource:
         return self._entries.get(path)
 
     def children(self, path: bytes) -> list[Entry]:
-        if self._children is None:
-            self._children = {}
+        children = self._children
+        if children is None:
+            children = {}
             for each in sorted(self._entries):
                 if each:
-                    self._children.setdefault(parent(each), []).append(self._entries[each])
-        return self._children.get(path, [])
+                    children.setdefault(parent(each), []).append(self._entries[each])
+            self._children = children
+        return children.get(path, [])
 
     def identify(self, entry: Entry) -> Entry:
         return entry

@@ -18,6 +18,24 @@ from tiffin.image.config import host_platform
 
 SOURCE_DATE_EPOCH = "SOURCE_DATE_EPOCH"
 
+TARGET_STAGE = "TARGETSTAGE"
+"""The name of the stage that is built; ``default`` for one without."""
+
+SANDBOX_HOSTNAME = "BUILDKIT_SANDBOX_HOSTNAME"
+CACHE_MOUNT_NAMESPACE = "BUILDKIT_CACHE_MOUNT_NS"
+
+BUILT_IN = (
+    SANDBOX_HOSTNAME,
+    CACHE_MOUNT_NAMESPACE,
+    "BUILDKIT_BUILD_NAME",
+    "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
+    "BUILDKIT_INLINE_CACHE",
+    "BUILDKIT_MULTI_PLATFORM",
+    "BUILDKIT_SYNTAX",
+    TARGET_STAGE,
+)
+"""Arguments that ask something of the builder and need no declaration."""
+
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 PREDEFINED = frozenset([*_PROXIES, *(name.lower() for name in _PROXIES)])
 
@@ -34,7 +52,7 @@ def _platform_arguments() -> dict[str, str]:
 
 
 class Arguments:
-    """The arguments of one build, as it goes on."""
+    """The arguments of a build, or of one stage of it."""
 
     def __init__(self, given: Mapping[str, str | None]) -> None:
         """``given`` is what ``--build-arg`` says."""
@@ -43,7 +61,7 @@ class Arguments:
             name: self._given.get(name, value) for name, value in _platform_arguments().items()
         }
         self._stage: dict[str, str] = {}
-        self._consumed = {SOURCE_DATE_EPOCH, *PREDEFINED}
+        self._consumed = {SOURCE_DATE_EPOCH, *PREDEFINED, *BUILT_IN}
 
     @property
     def globals(self) -> dict[str, str]:
@@ -58,9 +76,15 @@ class Arguments:
             if value is not None:
                 self._global[name] = value
 
-    def enter_stage(self) -> None:
-        """A new stage declares nothing yet."""
-        self._stage = {}
+    def of_stage(self, name: str, below: Arguments | None = None) -> Arguments:
+        """The arguments of a stage, which declares nothing yet but what the stage ``below``, that
+        it starts from, has declared."""
+        stage = Arguments({})
+        stage._given = self._given
+        stage._global = {**self._global, TARGET_STAGE: self._given.get(TARGET_STAGE, name)}
+        stage._consumed = self._consumed
+        stage._stage = dict(below._stage) if below is not None else {}
+        return stage
 
     def declare(self, instruction: Arg) -> None:
         """An ARG in a stage, its variables replaced."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
+from tiffin.build.context import BuildContext
 from tiffin.build.tree import LowerTree
+from tiffin.build.turns import Turns
 from tiffin.image.config import ImageConfig
 from tiffin.layer.layer import Layer
 from tiffin.layer.writer import LayerWriter
@@ -15,6 +18,32 @@ from tiffin.store.database import Database
 
 Output = Callable[[bytes], None]
 Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class StepMount:
+    """What is lent to a command: see :mod:`tiffin.build.mounts`."""
+
+    kind: str
+    """``layer`` (files of a layer that lies on nothing), ``cache``, ``tmpfs``, ``file`` (content at
+    hand: a script, a secret) or ``socket``."""
+    target: str
+    readonly: bool = True
+    chain: str | None = None
+    """The layer; for a cache the one that a new folder is filled from."""
+    path: bytes = b""
+    """What of the layer."""
+    content: bytes = b""
+    mode: int | None = None
+    uid: int = 0
+    gid: int = 0
+    id: str = ""
+    sharing: str = "shared"
+    size: int = 0
+    socket: str = ""
+    """The host's path of a socket."""
+    secret: bool = False
+    """Whether ``content`` must not reach a disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +62,20 @@ class RunStep:
     user: str
     network_mode: str
     """``default``, ``none`` or ``host``."""
+    mounts: tuple[StepMount, ...] = ()
+    host: Mapping[str, Any] = field(default_factory=dict)
+    """More of Docker's ``HostConfig``: limits, hosts, ulimits."""
+    insecure: bool = False
+    """Whether it runs with all privileges (``--security=insecure``)."""
+    hostname: str = ""
+    latest: int | None = None
+    """Files that it makes get no later time than this (nanoseconds)."""
+    keep: ImageConfig | None = None
+    """If the command fails, its container stays, as one of an image of this configuration."""
+    terminal: bool = False
+    """Whether the shell of a container that stays has a terminal."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Secrets as variables: no container that stays has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +85,8 @@ class RunResult:
     exit_code: int
     layer: Layer | None
     """What it changed, as a layer on ``top``; only where the exit code is 0."""
+    kept: str = ""
+    """The container that stays, after a failure, if that was asked."""
 
 
 class Layers(Protocol):
@@ -53,11 +98,20 @@ class Layers(Protocol):
     def get(self, chain_id: str) -> Layer:
         """The layer of that chain ID; raises NotFound."""
 
+    def ingest(self, tar: BinaryIO, parent: str | None, *, diff_id: str | None = None) -> Layer:
+        """The layer that a tar holds, compressed or not."""
+
+    def write_tar(self, layer: Layer, output: int | BinaryIO) -> None:
+        """Write a layer's tar, byte for byte."""
+
     def lower(self, chain: str | None) -> LowerTree:
         """The merged view of a stack."""
 
     def lease(self) -> AbstractContextManager[None]:
         """Keep what is made inside the block from collection."""
+
+    def known(self, parent: str | None, diff_id: str) -> Layer | None:
+        """The layer of that diff ID on ``parent``, if it can be had without its tar."""
 
     def keep(self, chain_id: str) -> None:
         """Tell the leases of a layer that was found, so that they keep it too."""
@@ -73,6 +127,17 @@ class Backend(Protocol):
     @property
     def layers(self) -> Layers:
         """The layer store."""
+
+    @property
+    def turns(self) -> Turns:
+        """What lets builds at the same time make a step once."""
+
+    @property
+    def work(self) -> Path | None:
+        """Where temporary files go."""
+
+    def folder(self, path: str) -> BuildContext:
+        """A folder of this machine as a named context."""
 
     def image(self, reference: str, platform: str) -> ImageConfig:
         """The configuration of an image that is here, by name or id.

@@ -11,8 +11,9 @@ is named.
 A record holds the image configuration and the top layer after the step; the layers of records are
 alive for the collection of layers (:meth:`BuildCache.layers`).
 
-In the table ``build_cache`` the column ``parts`` is msgpack in zstd: ``[1, [[name, value], …],
-[[path, type, mode, uid, gid, content, xattrs], …]]``.
+In the table ``build_cache`` the column ``parts`` is msgpack in zstd: ``[2, [[name, value], …],
+[[path, type, mode, uid, gid, content, xattrs], …], why]``. A folder of ``RUN --mount=type=cache``
+has a row too, without parts: see :mod:`tiffin.build.folders`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ from dataclasses import dataclass, field
 import msgspec
 import zstandard
 
+from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database, Row
 
-_FORMAT = 1
+_FORMAT = 2
+_KEY_FORMAT = 1
+_PACKING = 1
+_SHOWN = 120
 _NEAREST_LOOKED_AT = 4
+MOUNT = "mount:"
+"""What the key of a cache folder's record begins with."""
 _PART = tuple[str, str]
 _FILE = tuple[bytes, str, int, int, int, bytes, dict[str, bytes] | None]
 
@@ -38,7 +45,16 @@ _FILE = tuple[bytes, str, int, int, int, bytes, dict[str, bytes] | None]
 _TYPES = {kind: kind.value for kind in Kind}
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_decoder = msgspec.msgpack.Decoder(tuple[int, list[_PART], list[_FILE]])
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    format: int
+    named: list[_PART]
+    files: list[_FILE]
+    why: str = ""
+
+
+_decoder = msgspec.msgpack.Decoder(_Stored)
 
 
 @dataclass(slots=True)
@@ -54,15 +70,17 @@ class Parts:
     def add(self, name: str, value: str) -> None:
         """One more named part."""
         self.named.append((name, value))
+        self._packed = b""
 
     def add_files(self, entries: Iterable[Entry]) -> None:
         """The files that a step reads; their digests must be known."""
         self.files += [file_part(entry) for entry in entries]
+        self._packed = b""
 
     def packed(self) -> bytes:
         """The parts as bytes, always the same for the same parts."""
         if not self._packed:
-            self._packed = _encoder.encode((_FORMAT, self.named, self.files))
+            self._packed = _encoder.encode((_KEY_FORMAT, self.named, self.files))
         return self._packed
 
     @property
@@ -116,6 +134,11 @@ class Record:
     in_use: bool = False
     """Whether an image or a container is made of its layer."""
 
+    @property
+    def type(self) -> str:
+        """``exec.cachemount`` for a cache folder; as Docker calls it."""
+        return "exec.cachemount" if self.key.startswith(MOUNT) else "regular"
+
 
 _COLUMNS = "key, parent, step, result, top, size, created, used, uses"
 
@@ -159,15 +182,25 @@ class BuildCache:
         return row is not None
 
     def store(
-        self, parts: Parts, config: bytes, top: str | None, size: int, *, replace: bool = False
+        self,
+        parts: Parts,
+        config: bytes,
+        top: str | None,
+        size: int,
+        *,
+        replace: bool = False,
+        why: str = "",
     ) -> Record:
-        """Keep a step's result; gives back the record that is in the cache afterwards.
+        """Keep a step's result, and why it was made; gives back the record that is in the cache
+        afterwards.
 
         Where another build has stored the same step meanwhile, that one stays (unless
         ``replace``), so that both builds end in the same image.
         """
         now = self._clock()
-        packed = zstandard.compress(parts.packed(), 1)
+        packed = zstandard.compress(
+            _encoder.encode((_FORMAT, parts.named, parts.files, why)), _PACKING
+        )
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
         with self._database.transaction():
             self._database.execute(
@@ -179,11 +212,11 @@ class BuildCache:
         assert record is not None
         return record
 
-    def why(self, parts: Parts) -> str:
+    def why(self, parts: Parts, *, most: int = 1) -> str:
         """One line on why a step was not found: the first part that differs from the nearest
-        cached step; empty if nothing like it is cached."""
+        cached step; empty if nothing like it is cached. At ``most`` so many files are named."""
         nearest = self._nearest(parts)
-        return explain(parts, nearest) if nearest is not None else ""
+        return explain(parts, nearest, most=most) if nearest is not None else ""
 
     def _nearest(self, parts: Parts) -> Parts | None:
         instruction = parts.step.partition(" ")[0]
@@ -201,6 +234,94 @@ class BuildCache:
                 candidates = [_unpacked(row) for row in rows]
                 return min(candidates, key=lambda each: _distance(parts, each))
         return None
+
+    def same_but_parent(self, parts: Parts) -> list[str]:
+        """The top layers of cached steps that differ in nothing but what they stand on."""
+        rows = self._database.all(
+            "SELECT step, parts, top FROM build_cache WHERE step = ? AND top IS NOT NULL"
+            " ORDER BY used DESC LIMIT ?",
+            (parts.step, 2 * _NEAREST_LOOKED_AT),
+        )
+        wanted = [part for part in parts.named if part[0] not in ("parent", "base")]
+        found: list[str] = []
+        for row in rows:
+            other = _unpacked(row)
+            named = [part for part in other.named if part[0] not in ("parent", "base")]
+            if named == wanted and other.files == parts.files:
+                found.append(row["top"])
+        return found
+
+    def reason(self, key: str) -> str | None:
+        """Why the step of that key was made, when it was made; None if there is no such record."""
+        row = self._database.one("SELECT parts FROM build_cache WHERE key = ?", (key,))
+        return None if row is None else _stored(row).why
+
+    def steps(self, step: str) -> list[Record]:
+        """The records of a step, the last used first."""
+        rows = self._database.all(
+            f"SELECT {_COLUMNS} FROM build_cache WHERE step = ? ORDER BY used DESC", (step,)
+        )
+        return [_record(row) for row in rows]
+
+    # -- to and from elsewhere
+
+    def with_parts(self, key: str) -> tuple[Record, bytes] | None:
+        """A record with its parts, packed as they are kept."""
+        row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
+        return None if row is None else (_record(row), row["parts"])
+
+    def bring(
+        self,
+        key: str,
+        parent: str | None,
+        step: str,
+        parts: bytes,
+        config: bytes,
+        top: str | None,
+        size: int,
+    ) -> Record:
+        """Keep a record that another engine has made. Raises CorruptArchive if it lies about its
+        key."""
+        try:
+            stored = _decoder.decode(zstandard.ZstdDecompressor().decompress(parts))
+        except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+            raise CorruptArchive(f"the cache's step {step!r} is damaged: {error}") from error
+        if Parts(step, stored.named, stored.files).key != key:
+            raise CorruptArchive(f"the cache's step {step!r} is damaged: it has another key")
+        now = self._clock()
+        with self._database.transaction():
+            self._database.execute(
+                "INSERT OR IGNORE INTO build_cache (key, parent, step, parts, result, top, size,"
+                " created, used, uses) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                (key, parent, step, parts, config, top, size, now, now),
+            )
+            record = self.find(key)
+        assert record is not None
+        return record
+
+    # -- folders of cache mounts
+
+    def use_mount(self, key: str, name: str) -> None:
+        """Note that a cache folder is used now; its size is not known any more."""
+        now = self._clock()
+        with self._database.transaction():
+            self._database.execute(
+                "INSERT INTO build_cache (key, parent, step, parts, result, top, size, created,"
+                " used, uses) VALUES (?, NULL, ?, x'', x'', NULL, -1, ?, ?, 1)"
+                " ON CONFLICT (key) DO UPDATE SET used = ?, uses = uses + 1, size = -1",
+                (key, f"mount / from exec {name}", now, now, now),
+            )
+
+    def measured(self, key: str, size: int) -> None:
+        """Write down a cache folder's size."""
+        self._database.execute("UPDATE build_cache SET size = ? WHERE key = ?", (size, key))
+
+    def mounts(self) -> list[Record]:
+        """The records of cache folders."""
+        rows = self._database.all(
+            f"SELECT {_COLUMNS} FROM build_cache WHERE key LIKE '{MOUNT}%' ORDER BY created"
+        )
+        return [_record(row) for row in rows]
 
     # -- what there is, and getting rid of it
 
@@ -221,12 +342,14 @@ class BuildCache:
         everything: bool = False,
         unused_since: int | None = None,
         keep_bytes: int = 0,
+        spared: Collection[str] = (),
+        wanted: Callable[[Record], bool] = lambda record: True,
     ) -> list[Record]:
         """Remove records, and say which; the layers are then the layer store's to collect.
 
         A record in use is kept unless ``everything``, one that was used at ``unused_since``
-        (nanoseconds) or later always is, and so are the last used ones that together take at most
-        ``keep_bytes``.
+        (nanoseconds) or later always is, and so are those whose key is ``spared``, those that are
+        not ``wanted`` gone, and the last used ones that together take at most ``keep_bytes``.
         """
         with self._database.transaction():
             records = self.records()
@@ -235,6 +358,8 @@ class BuildCache:
             for record in reversed(records):
                 recent = unused_since is not None and record.used >= unused_since
                 if recent or (record.in_use and not everything):
+                    continue
+                if record.key in spared or not wanted(record):
                     continue
                 if keep_bytes and kept + record.size <= keep_bytes:
                     kept += record.size
@@ -260,10 +385,13 @@ def _record(row: Row, alive: Collection[str] = ()) -> Record:
     )
 
 
+def _stored(row: Row) -> _Stored:
+    return _decoder.decode(zstandard.ZstdDecompressor().decompress(row["parts"]))
+
+
 def _unpacked(row: Row) -> Parts:
-    packed = zstandard.ZstdDecompressor().decompress(row["parts"])
-    _, named, files = _decoder.decode(packed)
-    return Parts(row["step"], named, files)
+    stored = _stored(row)
+    return Parts(row["step"], stored.named, stored.files)
 
 
 def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
@@ -275,7 +403,7 @@ def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
     return named, files
 
 
-def explain(missed: Parts, nearest: Parts) -> str:
+def explain(missed: Parts, nearest: Parts, *, most: int = 1) -> str:
     """``COPY . /app: app/config.py changed (content)``: the first part that differs."""
     theirs = dict(nearest.named)
     difference = ""
@@ -288,7 +416,7 @@ def explain(missed: Parts, nearest: Parts) -> str:
         elif name == "base":
             difference = "the base image changed"
         elif name == "instruction":
-            difference = f"the instruction changed (it was: {nearest.step})"
+            difference = f"the instruction changed (it was: {_shown(nearest.step)})"
         elif was is None:
             difference = f"{name} is new"
         else:
@@ -298,11 +426,17 @@ def explain(missed: Parts, nearest: Parts) -> str:
         if theirs:
             difference = f"{next(iter(theirs))} is gone"
     if not difference:
-        difference = _file_difference(missed.files, nearest.files)
-    return f"{missed.step}: {difference}"
+        difference = _file_difference(missed.files, nearest.files, most)
+    return f"{_shown(missed.step)}: {difference}"
 
 
-def _file_difference(files: list[_FILE], others: list[_FILE]) -> str:
+def _shown(step: str) -> str:
+    """A step on one line of a bearable length."""
+    line = " ".join(step.split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def _file_difference(files: list[_FILE], others: list[_FILE], most: int) -> str:
     theirs = {each[0]: each for each in others}
     differences: list[str] = []
     for each in files:
@@ -315,8 +449,8 @@ def _file_difference(files: list[_FILE], others: list[_FILE]) -> str:
     differences += [f"{os.fsdecode(path) or '.'} is gone" for path in theirs]
     if not differences:
         return "the order of its sources changed"
-    more = len(differences) - 1
-    return differences[0] + (f", and {more} more" if more else "")
+    more = len(differences) - most
+    return ", ".join(differences[:most]) + (f", and {more} more" if more > 0 else "")
 
 
 def _what(one: _FILE, other: _FILE) -> str:

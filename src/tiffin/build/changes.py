@@ -177,16 +177,15 @@ def created_by(config: ImageConfig, instruction: Instruction, arguments: Iterabl
             words = " ".join(quoted(word) for word in instruction.resolved(shell(config)))
             return f"{name} [{words}]"
         case dockerfile.Copy():
-            flags = [
-                f"--{flag}={value}"
-                for flag, value in (
-                    ("from", instruction.source_stage),
-                    ("chown", instruction.chown),
-                    ("chmod", instruction.chmod),
-                )
-                if value
-            ]
-            return " ".join([name, *flags, *instruction.sources, instruction.destination])
+            return " ".join(
+                [
+                    name,
+                    *_copy_flags(instruction),
+                    *instruction.sources,
+                    *(f"<<{heredoc.name}" for heredoc in instruction.heredocs),
+                    instruction.destination,
+                ]
+            )
         case dockerfile.Env() | dockerfile.Label():
             return " ".join([name, *(f"{key}={value}" for key, value in instruction.pairs)])
         case dockerfile.Arg():
@@ -212,3 +211,24 @@ def created_by(config: ImageConfig, instruction: Instruction, arguments: Iterabl
             return f"{name} {instruction.author}"
         case _:
             return instruction.text
+
+
+def _copy_flags(instruction: dockerfile.Copy) -> list[str]:
+    flags = [
+        f"--{flag}={value}"
+        for flag, value in (
+            ("from", instruction.source_stage),
+            ("chown", instruction.chown),
+            ("chmod", instruction.chmod),
+        )
+        if value
+    ]
+    flags += [f"--exclude={pattern}" for pattern in instruction.excludes]
+    flags += ["--link"] if instruction.link else []
+    flags += ["--parents"] if instruction.parents else []
+    if isinstance(instruction, dockerfile.Add):
+        flags += ["--keep-git-dir"] if instruction.keep_git_dir else []
+        flags += [f"--checksum={instruction.checksum}"] if instruction.checksum else []
+        if instruction.unpack is not None:
+            flags.append(f"--unpack={str(instruction.unpack).lower()}")
+    return flags

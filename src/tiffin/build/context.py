@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class BuildContext:
     dockerfile_name: str
     """As errors call it."""
     source: Source
+    ignore: Ignore | None = None
+    """What ``.dockerignore`` keeps out, where that is known."""
     owned: list[_Closing] = field(default_factory=list)
 
     def close(self) -> None:
@@ -113,7 +116,7 @@ def from_stream(
     except BaseException:
         source.close()
         raise
-    return BuildContext(_not_empty(content, name), name, source, [source])
+    return BuildContext(_not_empty(content, name), name, source, ignore, [source])
 
 
 class _Rejoined:
@@ -136,11 +139,13 @@ def from_folder(
     *,
     dockerfile: str | Path | None = None,
     content: bytes | None = None,
+    ignored: bool = True,
 ) -> BuildContext:
     """A folder on this machine, read in place.
 
     ``dockerfile`` is relative to ``folder``, or absolute (then it may lie elsewhere); ``content``
-    is the Dockerfile's text where it comes from a stream. Raises NotFound, InvalidParameter.
+    is the Dockerfile's text where it comes from a stream; ``ignored`` is false where no
+    ``.dockerignore`` counts. Raises NotFound, InvalidParameter.
     """
     try:
         root = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -151,14 +156,14 @@ def from_folder(
         patterns = None
         if content is None:
             content, name, patterns = _find_dockerfile(root, folder, name, dockerfile is None)
-        if patterns is None:
+        if patterns is None and ignored:
             patterns = _read_beneath(root, IGNORE_FILE)
         ignore = Ignore(read_patterns(patterns or b""))
         source = FolderSource(root, ignore, digests)
     except BaseException:
         os.close(root)
         raise
-    return BuildContext(_not_empty(content, name), name, source, [source])
+    return BuildContext(_not_empty(content, name), name, source, ignore, [source])
 
 
 def _not_empty(dockerfile: bytes, name: str) -> bytes:
@@ -207,7 +212,8 @@ def _read_beneath(root: int, name: str) -> bytes | None:
 
 
 class FolderSource:
-    """A folder's files, without what is ignored. Listings are read once and kept."""
+    """A folder's files, without what is ignored. Listings are read once and kept. Several threads
+    may use one."""
 
     def __init__(self, root: int, ignore: Ignore, digests: DigestCache) -> None:
         """Takes the descriptor ``root`` over."""
@@ -218,6 +224,7 @@ class FolderSource:
         self._states: dict[bytes, State] = {b"": ignore.root}
         self._stamps: dict[bytes, Stamp] = {}
         self._read_at: dict[bytes, int] = {}
+        self._lock = threading.RLock()
         self._open: tuple[bytes, int] | None = None
         """The directory that a file was last opened in."""
 
@@ -286,6 +293,10 @@ class FolderSource:
         return known
 
     def _open_file(self, entry: Entry, stamp: Stamp) -> int:
+        with self._lock:
+            return self._open_locked(entry, stamp)
+
+    def _open_locked(self, entry: Entry, stamp: Stamp) -> int:
         directory, _, name = entry.path.rpartition(b"/")
         try:
             if self._open is None or self._open[0] != directory:
@@ -312,7 +323,10 @@ class FolderSource:
     def _listing(self, directory: bytes) -> dict[bytes, Entry]:
         found = self._listings.get(directory)
         if found is None:
-            found = self._listings[directory] = self._list(directory)
+            with self._lock:
+                found = self._listings.get(directory)
+                if found is None:
+                    found = self._listings[directory] = self._list(directory)
         return found
 
     def _list(self, directory: bytes) -> dict[bytes, Entry]:

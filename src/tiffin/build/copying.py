@@ -1,6 +1,6 @@
 """COPY and ADD: which files are taken, and where in the image each goes.
 
-Two steps. :func:`pick` finds the sources; that is what a step's cache key is made of. ``Placement``
+Two steps. A ``Picker`` finds the sources; that is what a step's cache key is made of. ``Placement``
 decides what is written, once it is known that the step must run:
 
 - a directory's content is copied, not the directory itself; a file keeps its name if the
@@ -11,7 +11,9 @@ decides what is written, once it is known that the step must run:
   has, and directories below it take what the source's have;
 - files of the context belong to root, files of a stage keep their owner, ``--chown`` overrides
   both, also for the directories that are made;
-- permissions and modification times are kept;
+- permissions and modification times are kept, but none is later than ``SOURCE_DATE_EPOCH``;
+- ``--parents`` keeps the directories that a source is written with, from a ``/./`` on;
+- what ``--exclude`` matches, inside a directory that is copied, is left out;
 - ADD unpacks a local tar, compressed or not, into the destination, with the tar's owners.
 
 Source: the Dockerfile reference (COPY, ADD); where Docker's two builders differ, BuildKit.
@@ -27,6 +29,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.build import wildcards
 from tiffin.build.archive import read_up_to
+from tiffin.build.dockerignore import Ignore
+from tiffin.build.ownership import Mode
 from tiffin.build.tree import Source, Tree, changed_meanwhile, join, parent, resolve
 from tiffin.errors import BuildFailure, CorruptArchive
 from tiffin.layer.compression import decompressed
@@ -50,12 +54,26 @@ class Pick:
     """The last part of the source as written: what a file is called in a directory."""
     entry: Entry
     """What it leads to."""
+    source: Source
+    """What it is read from."""
+    below: tuple[Entry, ...] = ()
+    """For a directory: everything in it that is taken, each directory before what is in it."""
+    parents: tuple[Entry, ...] = ()
+    """With ``--parents``: the directories that it keeps, the outermost first."""
+    keep_owners: bool = False
+    unpack: bool = False
+    """Whether it is unpacked if it is an archive."""
 
     @property
     def is_renamed(self) -> bool:
         """Whether a symlink gives a file another name than its own."""
         own = self.entry.path.rpartition(b"/")[2]
         return self.entry.kind is not Kind.DIRECTORY and own != self.name
+
+    @property
+    def files(self) -> Iterable[Entry]:
+        """What it brings, in the order in which it is copied."""
+        return self.below if self.entry.kind is Kind.DIRECTORY else (self.entry,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,66 +87,143 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
-class Ownership:
-    """What ``--chown`` and ``--chmod`` say; None leaves things as they are."""
+class Attributes:
+    """What ``--chown``, ``--chmod`` and the build's date say; None leaves things as they are."""
 
     owner: tuple[int, int] | None = None
-    mode: int | None = None
+    mode: Mode | None = None
+    latest: int | None = None
+    """No file is newer than this (nanoseconds)."""
 
 
-def pick(source: Source, patterns: Iterable[str], name: str, *, from_stage: bool) -> list[Pick]:
-    """The sources of one COPY or ADD (``name``), in order. Raises BuildFailure."""
-    picks: list[Pick] = []
-    for pattern in patterns:
-        found = _pick(source, pattern, name, from_stage)
-        picks += found
-    if not picks:
-        raise BuildFailure(f"{name} failed: no source files were specified")
-    return picks
+class Picker:
+    """Finds the sources of one COPY or ADD in one tree."""
 
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        *,
+        from_stage: bool = False,
+        unpack: bool = False,
+        excludes: Iterable[str] = (),
+        parents: bool = False,
+    ) -> None:
+        """``name`` is the instruction's; raises InvalidParameter for a malformed exclusion."""
+        self._source = source
+        self._name = name
+        self._from_stage = from_stage
+        self._unpack = unpack
+        self._ignore = Ignore(list(excludes))
+        self._parents = parents
 
-def _pick(source: Source, pattern: str, name: str, from_stage: bool) -> list[Pick]:
-    parts: list[str] = []
-    for part in pattern.split("/"):
-        if part == "..":
-            if not parts and not from_stage:
-                raise BuildFailure(
-                    f"{name} failed: forbidden path outside the build context: {pattern} ()"
-                )
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    cleaned = "/".join(parts)
-    if wildcards.has_wildcards(cleaned):
-        return [
-            Pick(path.rpartition(b"/")[2], _followed(source, path))
-            for path in _matches(source, parts)
-        ]
-    path = resolve(source, os.fsencode(cleaned))
-    entry = source.entry(path)
-    if entry is None:
-        where = "" if from_stage else "file not found in build context or excluded by "
-        where += "" if from_stage else ".dockerignore: "
-        raise BuildFailure(f"{name} failed: {where}stat {cleaned}: file does not exist")
-    return [Pick(os.fsencode(parts[-1]) if parts else b"", entry)]
-
-
-def _followed(source: Source, path: bytes) -> Entry:
-    entry = source.entry(resolve(source, path))
-    if entry is None:
-        raise BuildFailure(
-            f"{os.fsdecode(path)} is a symbolic link to something that is not in the context"
+    def pick(self, pattern: str) -> list[Pick]:
+        """What a source, as written, stands for; raises BuildFailure for nothing at all."""
+        pivot, found, rest = pattern.partition("/./") if self._parents else ("", "", pattern)
+        if not found:
+            pivot, rest = "", pattern
+        start = self._parts(pivot, pattern)
+        parts = self._parts(rest, pattern)
+        wild = wildcards.has_wildcards("/".join([*start, *parts])) or (
+            self._parents and "**" in parts
         )
-    return entry
+        if wild:
+            return self._wild(start, parts)
+        cleaned = "/".join([*start, *parts])
+        path = resolve(self._source, os.fsencode(cleaned))
+        entry = self._source.entry(path)
+        if entry is None:
+            where = "" if self._from_stage else "file not found in build context or excluded by "
+            where += "" if self._from_stage else ".dockerignore: "
+            raise BuildFailure(f"{self._name} failed: {where}stat {cleaned}: file does not exist")
+        last = [*start, *parts][-1:] or [""]
+        if self._parents:
+            base = resolve(self._source, os.fsencode("/".join(start)))
+            return self._taken(os.fsencode(last[0]), entry, self._above(base, parts))
+        return self._taken(os.fsencode(last[0]), entry)
+
+    def _parts(self, text: str, pattern: str) -> list[str]:
+        parts: list[str] = []
+        for part in text.split("/"):
+            if part == "..":
+                if not parts and not self._from_stage:
+                    raise BuildFailure(
+                        f"{self._name} failed: forbidden path outside the build context: "
+                        f"{pattern} ()"
+                    )
+                parts = parts[:-1]
+            elif part not in ("", "."):
+                parts.append(part)
+        return parts
+
+    def _wild(self, start: list[str], parts: list[str]) -> list[Pick]:
+        picks: list[Pick] = []
+        for base in _matches(self._source, [b""], start, self._parents):
+            for path in _matches(self._source, [base], parts, self._parents):
+                name = path.rpartition(b"/")[2]
+                entry = self._source.entry(resolve(self._source, path))
+                if entry is None:
+                    raise BuildFailure(
+                        f"{os.fsdecode(path)} is a symbolic link to something that is not in the "
+                        "context"
+                    )
+                above: tuple[Entry, ...] = ()
+                if self._parents:
+                    inside = os.fsdecode(path)[len(base) :].strip("/")
+                    above = self._above(base, inside.split("/") if inside else [])
+                picks += self._taken(name, entry, above)
+        return picks
+
+    def _above(self, base: bytes, parts: list[str]) -> tuple[Entry, ...]:
+        """The directories that a source below ``base`` lies in."""
+        found: list[Entry] = []
+        path = base
+        for part in parts[:-1]:
+            path = join(path, os.fsencode(part))
+            entry = self._source.entry(resolve(self._source, path))
+            if entry is not None and entry.kind is Kind.DIRECTORY:
+                found.append(entry)
+        return tuple(found)
+
+    def _taken(self, name: bytes, entry: Entry, parents: tuple[Entry, ...] = ()) -> list[Pick]:
+        below: tuple[Entry, ...] = ()
+        if entry.kind is Kind.DIRECTORY:
+            below = tuple(self._walk(entry))
+        elif self._ignore and self._ignore.excludes(os.fsdecode(name)):
+            return []
+        return [Pick(name, entry, self._source, below, parents, self._from_stage, self._unpack)]
+
+    def _walk(self, directory: Entry) -> Iterator[Entry]:
+        if not self._ignore:
+            yield from walk(self._source, directory)
+            return
+        skip = len(directory.path) + 1 if directory.path else 0
+        pending = [(directory, self._ignore.root)]
+        while pending:
+            here, above = pending.pop()
+            for entry in self._source.children(here.path):
+                shown = os.fsdecode(entry.path[skip:])
+                out, state = self._ignore.check(shown, above)
+                if not out:
+                    yield entry
+                if entry.kind is Kind.DIRECTORY and (
+                    not out or self._ignore.may_hold_exceptions(shown)
+                ):
+                    pending.append((entry, state))
 
 
-def _matches(source: Source, parts: list[str]) -> list[bytes]:
+def _matches(source: Source, found: list[bytes], parts: list[str], deep: bool) -> list[bytes]:
     """What a pattern matches, one component after the other; directories that are symlinks are
-    not looked into."""
-    found = [b""]
+    not looked into. With ``deep``, ``**`` stands for any number of directories."""
     for part in parts:
         below: list[bytes] = []
-        if not wildcards.has_wildcards(part):
+        if deep and part == "**":
+            for directory in found:
+                below.append(directory)
+                entry = source.entry(directory)
+                if entry is not None and entry.kind is Kind.DIRECTORY:
+                    below += [each.path for each in walk(source, entry)]
+        elif not wildcards.has_wildcards(part):
             for directory in found:
                 path = join(directory, os.fsencode(part.replace("\\", "")))
                 if source.entry(path) is not None:
@@ -142,7 +237,7 @@ def _matches(source: Source, parts: list[str]) -> list[bytes]:
                     if expression.fullmatch(os.fsdecode(entry.path.rpartition(b"/")[2]))
                 ]
         found = below
-    return sorted(found)
+    return sorted(set(found))
 
 
 def walk(source: Source, directory: Entry) -> Iterator[Entry]:
@@ -153,15 +248,9 @@ def walk(source: Source, directory: Entry) -> Iterator[Entry]:
             yield from walk(source, entry)
 
 
-def picked_files(source: Source, picks: Iterable[Pick]) -> list[Entry]:
+def picked_files(picks: Iterable[Pick]) -> list[Entry]:
     """Every entry that the picks bring, in the order in which they are copied."""
-    entries: list[Entry] = []
-    for each in picks:
-        if each.entry.kind is Kind.DIRECTORY:
-            entries += walk(source, each.entry)
-        else:
-            entries.append(each.entry)
-    return entries
+    return [entry for each in picks for entry in (*each.parents, *each.files)]
 
 
 def destination(working_directory: str, text: str) -> Destination:
@@ -180,29 +269,21 @@ def destination(working_directory: str, text: str) -> Destination:
 class Placement:
     """What one COPY or ADD writes. Use once."""
 
-    def __init__(
-        self,
-        source: Source,
-        image: Tree,
-        writer: LayerWriter,
-        ownership: Ownership,
-        *,
-        keep_owners: bool,
-    ) -> None:
-        self._source = source
+    def __init__(self, image: Tree, writer: LayerWriter, attributes: Attributes) -> None:
         self._image = image
         self._writer = writer
-        self._ownership = ownership
-        self._keep_owners = keep_owners
+        self._attributes = attributes
         self._new: dict[bytes, Entry] = {}
         """What is there by this COPY, written already or not."""
-        self._planned: dict[bytes, Entry] = {}
+        self._planned: dict[bytes, tuple[Entry, Pick | None]] = {}
         """What is still to be written: the path, and the entry of the source."""
         self._made: set[bytes] = set()
         """Directories that the image does not have, so that nothing is in them but what is new."""
+        self._kept: set[bytes] = set()
+        """Directories of the image that something is put into."""
         self._newest = 0
-        self._copied: list[tuple[Entry, Entry]] = []
-        """Each file of the source, with the entry as it was stored."""
+        self._copied: list[tuple[Source, Entry, Entry]] = []
+        """Each file of a source, with the entry as it was stored."""
 
     def entry(self, path: bytes) -> Entry | None:
         """What is at ``path`` with what is copied so far; as a Tree."""
@@ -215,41 +296,49 @@ class Placement:
         """As a Tree: what the image has."""
         return self._image.children(path)
 
-    def copy(self, picks: list[Pick], where: Destination, *, unpack: bool) -> None:
+    def copy(self, picks: list[Pick], where: Destination) -> None:
         """Write everything. Raises BuildFailure where it does not fit into the image."""
         # What is made on the way is as old as the newest file that it is made for, so that the
         # same files give the same layer on another day.
-        self._newest = max(
-            (entry.mtime_ns for entry in picked_files(self._source, picks)), default=0
-        )
+        self._newest = max((entry.mtime_ns for entry in picked_files(picks)), default=0)
         target = resolve(self, where.path)
         for each in picks:
-            if each.entry.kind is Kind.DIRECTORY:
-                self._plan_directory(each.entry, target)
-            elif not (unpack and self._unpack(each.entry, target)):
-                here = self.entry(target)
-                into = where.is_directory or (here is not None and here.kind is Kind.DIRECTORY)
-                path = join(target, each.name) if into else target
-                self._plan_parents(parent(path))
-                self._plan(path, each.entry)
+            self._plan_pick(each, target, where.is_directory)
         self._write_planned()
+
+    def _plan_pick(self, pick: Pick, target: bytes, is_directory: bool) -> None:
+        if pick.parents:
+            self._plan_parents(target)
+            is_directory = True
+            for above in pick.parents:
+                target = join(target, above.path.rpartition(b"/")[2])
+                if target not in self._new:
+                    self._plan(target, above, pick)
+        if pick.entry.kind is Kind.DIRECTORY:
+            if pick.parents and pick.name:
+                target = join(target, pick.name)
+                self._plan(target, pick.entry, pick)
+            self._plan_parents(target)
+            skip = len(pick.entry.path) + 1 if pick.entry.path else 0
+            for entry in pick.below:
+                self._plan(join(target, entry.path[skip:]), entry, pick)
+        elif not (pick.unpack and self._unpack(pick, target)):
+            here = self.entry(target)
+            into = is_directory or (here is not None and here.kind is Kind.DIRECTORY)
+            path = join(target, pick.name) if into else target
+            self._plan_parents(parent(path))
+            self._plan(path, pick.entry, pick)
 
     def verify(self) -> None:
         """Once the layer is finished: what was copied is what was found.
 
         The digests that were not known before are known then. Raises BuildFailure.
         """
-        for origin, stored in self._copied:
+        for source, origin, stored in self._copied:
             if origin.digest and origin.digest != stored.digest:
                 raise changed_meanwhile(origin)
             origin.digest = stored.digest
-            self._source.learn(origin)
-
-    def _plan_directory(self, directory: Entry, target: bytes) -> None:
-        self._plan_parents(target)
-        skip = len(directory.path) + 1 if directory.path else 0
-        for entry in walk(self._source, directory):
-            self._plan(join(target, entry.path[skip:]), entry)
+            source.learn(origin)
 
     def _plan_parents(self, path: bytes) -> None:
         """Make sure that ``path`` is a directory."""
@@ -258,11 +347,12 @@ class Placement:
             self._plan_parents(parent(path))
             self._made.add(path)
             made = Entry(path, Kind.DIRECTORY, _NEW_DIRECTORY, mtime_ns=self._newest)
-            self._new[path] = self._planned[path] = made
+            self._new[path] = made
+            self._planned[path] = (made, None)
         elif here.kind is not Kind.DIRECTORY:
             raise BuildFailure(f"cannot copy to non-directory: /{os.fsdecode(path)}")
 
-    def _plan(self, path: bytes, origin: Entry) -> None:
+    def _plan(self, path: bytes, origin: Entry, pick: Pick) -> None:
         here = self.entry(path)
         if here is not None:
             if origin.kind is Kind.DIRECTORY:
@@ -272,28 +362,48 @@ class Placement:
                 raise BuildFailure(f"cannot replace to directory /{os.fsdecode(path)} with file")
         elif origin.kind is Kind.DIRECTORY:
             self._made.add(path)
-        self._new[path] = self._planned[path] = origin
+        self._new[path] = origin
+        self._planned[path] = (origin, pick)
 
     def _write_planned(self) -> None:
         """In the order of a layer's tar, so that it is hashed as it is written."""
+        for path in list(self._planned):
+            self._keep_above(path)
         for path in sorted(self._planned, key=order_key):
-            origin = self._planned[path]
-            if origin.kind is Kind.FILE:
-                with self._source.opened(origin) as content:
-                    stored = self._writer.add(self._owned(path, origin), content)
-                self._copied.append((origin, stored))
+            origin, pick = self._planned[path]
+            if pick is not None and origin.kind is Kind.FILE:
+                with pick.source.opened(origin) as content:
+                    stored = self._writer.add(self._owned(path, origin, pick), content)
+                self._copied.append((pick.source, origin, stored))
             else:
-                self._writer.add(self._owned(path, origin))
+                self._writer.add(self._owned(path, origin, pick))
         self._planned.clear()
 
-    def _owned(self, path: bytes, origin: Entry) -> Entry:
-        uid, gid, mode = origin.uid, origin.gid, origin.mode
-        if self._ownership.owner is not None:
-            uid, gid = self._ownership.owner
-        elif not self._keep_owners:
+    def _keep_above(self, path: bytes) -> None:
+        """Let the layer say what the directories above ``path`` are that the image has: they are
+        then the same whatever storage driver the layer is written with."""
+        while path := parent(path):
+            if path in self._new or path in self._kept:
+                return
+            entry = self._image.entry(path)
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                return
+            self._kept.add(path)
+            self._planned[path] = (entry, None)
+
+    def _owned(self, path: bytes, origin: Entry, pick: Pick | None) -> Entry:
+        if path in self._kept:
+            return origin
+        uid, gid, mode, mtime = origin.uid, origin.gid, origin.mode, origin.mtime_ns
+        attributes = self._attributes
+        if attributes.owner is not None:
+            uid, gid = attributes.owner
+        elif pick is None or not pick.keep_owners:
             uid = gid = 0
-        if self._ownership.mode is not None and origin.kind is not Kind.SYMLINK:
-            mode = self._ownership.mode
+        if attributes.mode is not None and origin.kind is not Kind.SYMLINK:
+            mode = attributes.mode.of(mode, directory=origin.kind is Kind.DIRECTORY)
+        if attributes.latest is not None and mtime > attributes.latest:
+            mtime = attributes.latest
         # Not dataclasses.replace, which takes ten times as long.
         return Entry(
             path,
@@ -301,23 +411,24 @@ class Placement:
             mode,
             uid,
             gid,
-            origin.mtime_ns,
+            mtime,
             origin.size,
             origin.target,
             origin.device,
             origin.xattrs,
         )
 
-    def _unpack(self, origin: Entry, target: bytes) -> bool:
+    def _unpack(self, pick: Pick, target: bytes) -> bool:
         """Unpack a tar into ``target``; False if the file is none."""
-        if origin.kind is not Kind.FILE:
+        if pick.entry.kind is not Kind.FILE:
             return False
-        with self._source.opened(origin) as content:
+        with pick.source.opened(pick.entry) as content:
             stream = decompressed(_as_stream(content))
             beginning = read_up_to(stream, 512)
             if not _is_tar(beginning):
                 return False
             self._plan_parents(target)
+            self._keep_above(join(target, b"x"))
             self._write_planned()
             reader = TarReader(_Blocks(beginning, stream))
             while (member := reader.next()) is not None:
@@ -334,11 +445,16 @@ class Placement:
             entry.target = join(target, _inside(entry.target))
         entry.path = join(target, name)
         entry.digest = b""
-        if self._ownership.owner is not None:
-            entry.uid, entry.gid = self._ownership.owner
+        if self._attributes.owner is not None:
+            entry.uid, entry.gid = self._attributes.owner
+        if self._attributes.latest is not None:
+            entry.mtime_ns = min(entry.mtime_ns, self._attributes.latest)
         content = None
         if entry.kind is Kind.FILE:
             content = cast(BinaryIO, io.BufferedReader(_Content(member, reader), _BLOCK))
+        self._keep_above(entry.path)
+        for path in sorted(self._planned, key=order_key):
+            self._writer.add(self._planned.pop(path)[0])
         self._writer.add(entry, content)
         self._new[entry.path] = entry
 

@@ -2,10 +2,10 @@
 
 They are made, and checked, by :mod:`tiffin.build.stages`.
 
-Variables are replaced in: ADD, COPY, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR and
-ARG, and, from the arguments above the first FROM alone, in FROM. Not in RUN, CMD, ENTRYPOINT,
-SHELL and HEALTHCHECK (a shell does that), nor in ONBUILD (the triggered instruction does) and
-MAINTAINER.
+Variables are replaced in: ADD, COPY (also in their heredocs), ``RUN --mount``, ENV, EXPOSE, LABEL,
+STOPSIGNAL, USER, VOLUME, WORKDIR and ARG, and, from the arguments above the first FROM alone, in
+FROM. Not in RUN, CMD, ENTRYPOINT, SHELL and HEALTHCHECK (a shell does that), nor in ONBUILD (the
+triggered instruction does) and MAINTAINER.
 
 Source: the Dockerfile reference.
 """
@@ -16,10 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from tiffin.build.parser import error_at
-from tiffin.build.substitution import substitute, substitute_words
+from tiffin.build.mounts import RunMount
+from tiffin.build.parser import Heredoc, error_at, heredoc_of
+from tiffin.build.substitution import substitute, substitute_text, substitute_words
 
 Pair = tuple[str, str]
+
+SCRIPTS = "/dev/pipes/"
+"""Where a script with a ``#!`` line is found in the container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,10 @@ class Instruction:
     name: ClassVar[str]
     flags: ClassVar[tuple[str, ...]] = ()
     """The flags that it takes."""
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Those of them that may stand without a value."""
+    repeated: ClassVar[tuple[str, ...]] = ()
+    """Those of them that may be given several times."""
     later_flags: ClassVar[tuple[str, ...]] = ()
     """Flags that exist, and that tiffin does not support yet."""
 
@@ -78,7 +86,45 @@ class Run(ShellOrExec):
     """A command whose changes to the file system become a layer."""
 
     name = "RUN"
-    later_flags = ("mount", "network", "security", "device")
+    flags: ClassVar[tuple[str, ...]] = ("mount", "network", "security")
+    repeated: ClassVar[tuple[str, ...]] = ("mount",)
+    later_flags: ClassVar[tuple[str, ...]] = ("device",)
+    mounts: tuple[RunMount, ...] = ()
+    network: str = ""
+    """``default``, ``none``, ``host``, or empty for what the build says."""
+    security: str = ""
+    """``sandbox``, ``insecure``, or empty."""
+    heredocs: tuple[Heredoc, ...] = ()
+
+    def substituted(self, variables: Mapping[str, str], escape: str = "\\") -> Self:
+        if not self.mounts:
+            return self
+        return replace(
+            self, mounts=tuple(mount.substituted(variables, escape) for mount in self.mounts)
+        )
+
+    @property
+    def script(self) -> Heredoc | None:
+        """The heredoc that is the whole command: ``RUN <<EOF``."""
+        if not self.heredocs or not self.shell or heredoc_of(self.command[0]) is None:
+            return None
+        return self.heredocs[0]
+
+    @property
+    def program(self) -> str:
+        """The file to put into the container and run, for a script with a ``#!`` line."""
+        script = self.script
+        return script.text if script is not None and script.text.startswith("#!") else ""
+
+    def resolved(self, shell: Iterable[str]) -> list[str]:
+        if not self.heredocs:
+            return ShellOrExec.resolved(self, shell)
+        script = self.script
+        if script is None:
+            # The shell reads the texts itself, so they go with the command.
+            texts = (f"\n{each.content}{each.name}" for each in self.heredocs)
+            return [*shell, "".join([self.command[0], *texts])]
+        return [*shell, SCRIPTS + script.name if self.program else script.text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +252,22 @@ class Copy(Instruction):
     """Files of the context, of another stage or of an image, copied into the stage."""
 
     name = "COPY"
-    flags: ClassVar[tuple[str, ...]] = ("from", "chown", "chmod")
-    later_flags: ClassVar[tuple[str, ...]] = ("link", "exclude", "parents")
+    flags: ClassVar[tuple[str, ...]] = ("from", "chown", "chmod", "link", "exclude", "parents")
+    switches: ClassVar[tuple[str, ...]] = ("link", "parents")
+    repeated: ClassVar[tuple[str, ...]] = ("exclude",)
     sources: tuple[str, ...] = ()
     destination: str = ""
     source_stage: str = ""
-    """A stage's name or number, or an image; empty for the build context."""
+    """A stage's name or number, a named context, or an image; empty for the build context."""
     chown: str = ""
     chmod: str = ""
+    link: bool = False
+    """Whether it takes no notice of what is in the image already."""
+    excludes: tuple[str, ...] = ()
+    parents: bool = False
+    """Whether sources keep the directories that they are written with."""
+    heredocs: tuple[Heredoc, ...] = ()
+    """Files whose text is in the Dockerfile."""
 
     def substituted(self, variables: Mapping[str, str], escape: str = "\\") -> Self:
         return replace(
@@ -222,16 +276,32 @@ class Copy(Instruction):
             destination=substitute(self.destination, variables, escape),
             chown=substitute(self.chown, variables, escape),
             chmod=substitute(self.chmod, variables, escape),
+            excludes=tuple(substitute(each, variables, escape) for each in self.excludes),
+            heredocs=tuple(
+                replace(each, content=substitute_text(each.text, variables), chomp=False)
+                if each.expand
+                else each
+                for each in self.heredocs
+            ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Add(Copy):
-    """As COPY, and local tar archives are unpacked."""
+    """As COPY, and local tar archives are unpacked, URLs and git repositories fetched."""
 
     name = "ADD"
-    flags = ("chown", "chmod")
-    later_flags = ("link", "exclude", "keep-git-dir", "checksum", "unpack")
+    flags = ("chown", "chmod", "link", "exclude", "keep-git-dir", "checksum", "unpack")
+    switches = ("link", "keep-git-dir", "unpack")
+    keep_git_dir: bool = False
+    checksum: str = ""
+    unpack: bool | None = None
+    """Whether archives are unpacked; None: local ones."""
+
+    def substituted(self, variables: Mapping[str, str], escape: str = "\\") -> Self:
+        # Not super(): a class with slots is another one than the one that its methods know.
+        added = Copy.substituted(self, variables, escape)
+        return replace(added, checksum=substitute(self.checksum, variables, escape))
 
 
 @dataclass(frozen=True, slots=True)

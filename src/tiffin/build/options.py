@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,29 +12,32 @@ from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.image.reference import Reference
 
 NETWORK_MODES = ("default", "none", "host")
+ENTITLEMENTS = ("network.host", "security.insecure")
+
+MOST_JOBS = 64
 
 _REFUSED = {
+    "pull": "--pull: pull the base image before the build",
+    "outputs": "--output by the API: the image is stored; export it from there",
     "remote": "a remote context: clone or download it, and build the folder",
-    "pull": "--pull: there is no registry client yet; load or import the base image",
-    "squash": "--squash: copy what counts into a last stage with COPY --from",
-    "cachefrom": "--cache-from",
-    "extrahosts": "--add-host",
-    "memory": "--memory",
-    "memswap": "--memory-swap",
-    "cpushares": "--cpu-shares",
-    "cpusetcpus": "--cpuset-cpus",
-    "cpusetmems": "--cpuset-mems",
-    "cpuperiod": "--cpu-period",
-    "cpuquota": "--cpu-quota",
-    "shmsize": "--shm-size",
-    "ulimits": "--ulimit",
     "cgroupparent": "--cgroup-parent",
     "securityopt": "--security-opt",
     "isolation": "--isolation",
-    "outputs": "--output",
     "session": "a BuildKit session: set DOCKER_BUILDKIT=0",
 }
 """Parameters of the API that tiffin has no support for, and what to say of each."""
+
+_NOTHING = ("", "0", "false", "False", "null", "[]", "{}", "default")
+
+_LIMITS = {
+    "memory": "Memory",
+    "memswap": "MemorySwap",
+    "cpushares": "CpuShares",
+    "cpuperiod": "CpuPeriod",
+    "cpuquota": "CpuQuota",
+    "shmsize": "ShmSize",
+}
+_PLACES = {"cpusetcpus": "CpusetCpus", "cpusetmems": "CpusetMems"}
 
 
 @dataclass(slots=True)
@@ -53,9 +57,36 @@ class BuildOptions:
     quiet: bool = False
     remove: bool = True
     """Accepted: a step's container never outlives its step."""
+    squash: bool = False
+    no_cache_filter: Sequence[str] = ()
+    """Stages, by name, of which nothing is taken from the cache."""
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    """Named contexts: a folder's path, or ``docker-image://`` and an image."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    ssh: Mapping[str, str] = field(default_factory=dict)
+    """The host's paths of agents' sockets, by id."""
+    host: Mapping[str, Any] = field(default_factory=dict)
+    """What RUN gets of Docker's ``HostConfig``: limits, hosts, ulimits."""
+    allow: Sequence[str] = ()
+    """``network.host``, ``security.insecure``."""
+    jobs: int = 0
+    """How many stages work at once; 0: as many as the machine has processors, at least 2."""
+    debug: str = ""
+    """``plain`` or ``tty`` if the container of a command that fails stays, its program a shell
+    without or with a terminal."""
+    why: bool = False
+    """Whether more is said of why steps did not come from the cache."""
+    events: bool = False
+    """Whether events are sent along with the messages (:mod:`tiffin.build.progress`)."""
+    cache_from: Sequence[str] = ()
+    """Folders with an exported cache."""
+    cache_to: str = ""
+    """The folder to export the cache to."""
 
     def __post_init__(self) -> None:
         self.network_mode = self.network_mode or "default"
+        for name in ("no_cache_filter", "allow", "cache_from"):
+            setattr(self, name, tuple(getattr(self, name)))
         if self.network_mode not in NETWORK_MODES:
             raise Unsupported(
                 f"network mode {self.network_mode!r} is not supported for builds yet: "
@@ -63,6 +94,17 @@ class BuildOptions:
             )
         for tag in self.tags:
             Reference.parse(tag)
+        self.jobs = min(self.jobs or max(2, os.cpu_count() or 2), MOST_JOBS)
+        if self.jobs < 0:
+            raise InvalidParameter(f"--jobs must be a positive number, not {self.jobs}")
+        if self.debug not in ("", "plain", "tty"):
+            raise InvalidParameter(f"debug must be plain or tty, not {self.debug!r}")
+        self.contexts = {name.lower(): where for name, where in self.contexts.items()}
+        for entitlement in self.allow:
+            if entitlement not in ENTITLEMENTS:
+                raise InvalidParameter(
+                    f"invalid entitlement {entitlement!r}: one of {', '.join(ENTITLEMENTS)}"
+                )
 
     @classmethod
     def from_query(cls, query: Mapping[str, Sequence[str]]) -> BuildOptions:
@@ -77,7 +119,7 @@ class BuildOptions:
             return values[-1]
 
         for name, what in _REFUSED.items():
-            if last(name) not in ("", "0", "false", "False", "null", "[]", "{}", "default"):
+            if last(name) not in _NOTHING:
                 raise Unsupported(f"{what} is not supported by tiffin's builder yet ({name})")
         if last("version") == "2":
             raise Unsupported(
@@ -98,7 +140,71 @@ class BuildOptions:
             network_mode=last("networkmode") or "default",
             quiet=_true(last("q")),
             remove=_true(last("rm") or "1"),
+            squash=_true(last("squash")),
+            no_cache_filter=_list(last("nocachefilter"), "nocachefilter"),
+            contexts=_plain(_strings(last("contexts"), "contexts", optional=False)),
+            ssh=_plain(_strings(last("ssh"), "ssh", optional=False)),
+            host=_host(query, last),
+            allow=_list(last("allow"), "allow"),
+            jobs=_number(last("jobs"), "jobs"),
+            debug=last("debug"),
+            why=_true(last("why")),
+            events=_true(last("events")),
+            cache_from=_cache_from(last("cachefrom")),
+            cache_to=last("cacheto"),
         )
+
+
+def _host(query: Mapping[str, Sequence[str]], last: Callable[[str], str]) -> dict[str, Any]:
+    host: dict[str, Any] = {}
+    for name, key in _LIMITS.items():
+        if number := _number(last(name), name):
+            host[key] = number
+    for name, key in _PLACES.items():
+        if last(name):
+            host[key] = last(name)
+    if hosts := [each for text in query.get("extrahosts", ()) for each in text.split(",") if each]:
+        host["ExtraHosts"] = hosts
+    if last("ulimits") not in _NOTHING:
+        host["Ulimits"] = _json(last("ulimits"), "ulimits", list)
+    return host
+
+
+def _cache_from(text: str) -> list[str]:
+    """Images, as Docker's clients name them, teach this builder nothing it does not know: its
+    cache has the steps of every image that it built. Folders are named ``local:PATH``."""
+    found = _list(text, "cachefrom")
+    return [each.removeprefix("local:") for each in found if each.startswith("local:")]
+
+
+def _number(text: str, name: str) -> int:
+    try:
+        return int(text or "0")
+    except ValueError:
+        raise InvalidParameter(f"{name} must be a number, not {text!r}") from None
+
+
+def _json(text: str, name: str, kind: type[Any]) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise InvalidParameter(f"{name} must be JSON: a {kind.__name__}")
+    return value
+
+
+def _list(text: str, name: str) -> list[str]:
+    if text in _NOTHING:
+        return []
+    members = _json(text, name, list)
+    if not all(isinstance(each, str) for each in members):
+        raise InvalidParameter(f"{name} must be a JSON list of strings")
+    return list(members)
+
+
+def _plain(members: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value or "" for name, value in members.items()}
 
 
 def _true(text: str) -> bool:

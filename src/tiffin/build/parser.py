@@ -9,26 +9,55 @@ goes on in the next line. Comment lines and empty lines within such a chain are 
 latter with a warning). Blanks at the start of a line don't count, except on continuation lines.
 The directives ``# syntax=``, ``# escape=`` and ``# check=`` count only above everything else.
 
-Source: the Dockerfile reference ("Format", "Parser directives").
+RUN, COPY and ADD (also triggered by ONBUILD) may hold *heredocs*: words like ``<<EOF``, whose text
+is in the following lines, up to one that is ``EOF`` alone. ``<<-EOF`` lets tabs at the start of
+those lines fall away; quotes around the name say that nothing in the text is replaced. Several
+words take their texts one after the other.
+
+Source: the Dockerfile reference ("Format", "Parser directives", "Here-Documents").
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tiffin.errors import InvalidParameter, Unsupported
 
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
 _DIRECTIVES = ("syntax", "escape", "check")
 _BLANK = re.compile(r"[\t\v\f\r ]+")
-_HEREDOC = re.compile(r"\d*<<-?\s*(?:[A-Za-z_]\w*|'[^']+'|\"[^\"]+\")")
+
+_HEREDOC = re.compile(r"(\d*)<<(-?)([^<]+)")
+_LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
 
 _JSON_OR_TEXT = ("CMD", "ENTRYPOINT", "RUN", "SHELL")
 _JSON_OR_WORDS = ("ADD", "COPY", "VOLUME")
 _WORDS = ("EXPOSE", "FROM")
 _PAIRS = ("ENV", "LABEL")
+_HEREDOCS = ("RUN", "COPY", "ADD")
+
+
+@dataclass(frozen=True, slots=True)
+class Heredoc:
+    """A text in the Dockerfile itself."""
+
+    name: str
+    """What ends it; for a COPY also the file's name."""
+    content: str = ""
+    """The lines as written, each with its newline."""
+    expand: bool = True
+    """Whether variables in it are replaced: the name was written without quotes."""
+    chomp: bool = False
+    """Whether tabs at the start of lines fall away (``<<-``)."""
+    descriptor: str = ""
+    """The digits in front of ``<<``."""
+
+    @property
+    def text(self) -> str:
+        """The content as it is used."""
+        return _LEADING_TABS.sub("", self.content) if self.chomp else self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +80,12 @@ class Node:
     last_line: int
     child: Node | None = None
     """What an ONBUILD triggers."""
+    heredocs: tuple[Heredoc, ...] = ()
+    """In the order of their words; an ONBUILD has them too, not only its trigger."""
+    is_legacy: bool = False
+    """Whether an ENV or LABEL has the old form, ``name value``."""
+    has_gaps: bool = False
+    """Whether there are empty lines in its chain of lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +96,8 @@ class Dockerfile:
     escape: str = "\\"
     directives: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    """The file's lines, without their ends."""
 
 
 def error_at(line: int, problem: str) -> InvalidParameter:
@@ -74,7 +111,7 @@ def unsupported_at(line: int, problem: str) -> Unsupported:
 
 
 def parse(content: bytes | str) -> Dockerfile:
-    """Take a Dockerfile apart; raises InvalidParameter with the line, Unsupported for heredocs."""
+    """Take a Dockerfile apart; raises InvalidParameter with the line."""
     if isinstance(content, bytes):
         content = content.decode("utf-8", "surrogateescape")
     reader = _Lines(content.removeprefix("\ufeff").split("\n"))
@@ -84,15 +121,63 @@ def parse(content: bytes | str) -> Dockerfile:
     escape = directives.get("escape", "\\")
     nodes: list[Node] = []
     warnings: list[str] = []
-    for text, line, last_line, gaps in reader.instructions(escape):
-        node = _node(text, line, last_line, escape)
-        _refuse_heredoc(node)
-        nodes.append(node)
+    while (found := reader.instruction(escape)) is not None:
+        text, line, gaps = found
+        node = _node(text, line, reader.position, escape)
+        heredocs = [reader.heredoc(word, line) for word in _heredoc_words(node)]
+        if heredocs:
+            node = _with_heredocs(node, tuple(heredocs), reader.position)
         if gaps:
+            node = replace(node, has_gaps=True)
             warnings.append(f"Empty continuation line found in: {text}")
+        nodes.append(node)
     if not nodes:
         raise error_at(max(1, len(reader.lines)), "file with no instructions")
-    return Dockerfile(tuple(nodes), escape, directives, tuple(warnings))
+    return Dockerfile(tuple(nodes), escape, directives, tuple(warnings), tuple(reader.lines))
+
+
+def heredoc_of(word: str) -> Heredoc | None:
+    """The heredoc that a word begins, still without its content; None if it is no such word."""
+    match = _HEREDOC.fullmatch(word)
+    if match is None:
+        return None
+    descriptor, chomp, name = match.groups()
+    bare = name.strip()
+    plain = "".join(_words_unquoted(bare))
+    if not plain or any(character.isspace() for character in plain):
+        return None
+    return Heredoc(plain, "", plain == bare, bool(chomp), descriptor)
+
+
+def _words_unquoted(text: str) -> list[str]:
+    """The text's characters without quotes and escapes; nothing if a quote has no end."""
+    found: list[str] = []
+    quote = ""
+    characters = iter(text)
+    for character in characters:
+        if character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote = character
+        elif character == "\\" and quote != "'":
+            found.append(next(characters, ""))
+        else:
+            found.append(character)
+    return [] if quote else found
+
+
+def _heredoc_words(node: Node) -> list[Heredoc]:
+    inner = node.child if node.child is not None else node
+    if inner.name.upper() not in _HEREDOCS or "<<" not in node.text:
+        return []
+    # Always as a shell reads words: a heredoc is the shell's, whatever escapes lines here.
+    found = (heredoc_of(word) for word in _words(node.text, "\\"))
+    return [each for each in found if each is not None]
+
+
+def _with_heredocs(node: Node, heredocs: tuple[Heredoc, ...], last_line: int) -> Node:
+    child = node.child and replace(node.child, heredocs=heredocs, last_line=last_line)
+    return replace(node, heredocs=heredocs, last_line=last_line, child=child)
 
 
 class _Lines:
@@ -118,11 +203,10 @@ class _Lines:
             self.position = number
         return found
 
-    def instructions(self, escape: str) -> list[tuple[str, int, int, bool]]:
-        """Each instruction's joined text, first and last line, and whether lines were empty."""
+    def instruction(self, escape: str) -> tuple[str, int, bool] | None:
+        """The next instruction's joined text, its first line, and whether lines were empty."""
         mark = re.escape(escape)
         goes_on = re.compile(rf"(?:(?<=[^{mark}])|^){mark}[ \t]*$")
-        found: list[tuple[str, int, int, bool]] = []
         while self.position < len(self.lines):
             first = self.position + 1
             line = self.lines[self.position].lstrip()
@@ -144,8 +228,19 @@ class _Lines:
             pieces.append(line)
             text = "".join(pieces)
             if text.strip():
-                found.append((text, first, self.position, gaps))
-        return found
+                return text, first, gaps
+        return None
+
+    def heredoc(self, started: Heredoc, line: int) -> Heredoc:
+        """The heredoc with its content, which is in the lines that come next."""
+        content: list[str] = []
+        while self.position < len(self.lines):
+            text = self.lines[self.position]
+            self.position += 1
+            if (text.lstrip("\t") if started.chomp else text) == started.name:
+                return replace(started, content="".join(content))
+            content.append(f"{text}\n")
+        raise error_at(line, f"unterminated heredoc: no line is {started.name} alone")
 
 
 def _node(text: str, line: int, last_line: int, escape: str) -> Node:
@@ -155,7 +250,7 @@ def _node(text: str, line: int, last_line: int, escape: str) -> Node:
     rest = rest.strip()
     kind = name.upper()
     child: Node | None = None
-    is_json = False
+    is_json = is_legacy = False
     arguments: tuple[str, ...]
     try:
         if kind == "ONBUILD":
@@ -163,6 +258,8 @@ def _node(text: str, line: int, last_line: int, escape: str) -> Node:
             arguments = (rest,) if rest else ()
         elif kind in _PAIRS:
             arguments = _pairs(rest, kind, escape)
+            words = _words(rest, escape)
+            is_legacy = bool(words) and "=" not in words[0]
         elif kind == "ARG":
             arguments = tuple(_words(rest, escape))
         elif kind in _WORDS:
@@ -177,7 +274,17 @@ def _node(text: str, line: int, last_line: int, escape: str) -> Node:
             arguments = (rest,) if rest else ()
     except ValueError as error:
         raise error_at(line, str(error)) from None
-    return Node(name, tuple(flags), arguments, is_json, text.strip(), line, last_line, child)
+    return Node(
+        name,
+        tuple(flags),
+        arguments,
+        is_json,
+        text.strip(),
+        line,
+        last_line,
+        child,
+        is_legacy=is_legacy,
+    )
 
 
 def _flags(rest: str, escape: str) -> tuple[list[str], str]:
@@ -276,15 +383,3 @@ def _json_or(rest: str, *, words: bool) -> tuple[tuple[str, ...], bool]:
     if not rest:
         return (), False
     return (tuple(_BLANK.split(rest)) if words else (rest,)), False
-
-
-def _refuse_heredoc(node: Node) -> None:
-    inner = node.child if node.child is not None else node
-    if inner.name.upper() not in ("RUN", "COPY", "ADD") or inner.is_json or "<<" not in inner.text:
-        return
-    if any(_HEREDOC.fullmatch(word) for word in _words(inner.text, "\\")):
-        raise unsupported_at(
-            node.line,
-            f"heredocs (<<EOF) in {inner.name.upper()} are not supported yet: "
-            "put the text into a file and COPY it, or chain the commands with &&",
-        )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from tiffin.build import remote
 from tiffin.build.instructions import (
     Add,
     Arg,
@@ -36,7 +37,8 @@ from tiffin.build.instructions import (
     Volume,
     Workdir,
 )
-from tiffin.build.parser import Dockerfile, Node, error_at, parse, unsupported_at
+from tiffin.build.mounts import parse_mount
+from tiffin.build.parser import Dockerfile, Node, error_at, heredoc_of, parse, unsupported_at
 from tiffin.build.substitution import quoted
 from tiffin.build.suggestion import nearest
 from tiffin.errors import InvalidParameter
@@ -124,27 +126,51 @@ class _Wrong(Exception):
     """What is wrong with an instruction; the line is added by who knows it."""
 
 
-def _flags_of(node: Node, kind: type[Instruction]) -> dict[str, str]:
-    flags: dict[str, str] = {}
-    for flag in node.flags:
-        name, sign, value = flag.partition("=")
-        bare = name[2:]
-        if bare in kind.later_flags:
-            supported = ", ".join(f"--{each}" for each in kind.flags) or "none"
-            raise unsupported_at(
-                node.line,
-                f"{kind.name} {name} is not supported yet (flags of {kind.name} that are: "
-                f"{supported})",
-            )
-        if bare not in kind.flags:
-            hint = nearest(bare, [*kind.flags, *kind.later_flags])
-            raise _Wrong(f"unknown flag: {name}{hint}")
-        if bare in flags:
-            raise _Wrong(f"duplicate flag specified: {name}")
-        if not sign:
-            raise _Wrong(f"missing a value on flag: {name}")
-        flags[bare] = value
-    return flags
+class _Flags:
+    """The flags of one instruction, checked against those that it takes."""
+
+    def __init__(self, node: Node, kind: type[Instruction]) -> None:
+        self._kind = kind
+        self._given: dict[str, list[str]] = {}
+        for flag in node.flags:
+            name, sign, value = flag.partition("=")
+            bare = name[2:]
+            if bare in kind.later_flags:
+                supported = ", ".join(f"--{each}" for each in kind.flags) or "none"
+                raise unsupported_at(
+                    node.line,
+                    f"{kind.name} {name} is not supported yet (flags of {kind.name} that are: "
+                    f"{supported})",
+                )
+            if bare not in kind.flags:
+                hint = nearest(bare, [*kind.flags, *kind.later_flags])
+                raise _Wrong(f"unknown flag: {name}{hint}")
+            if bare in self._given and bare not in kind.repeated:
+                raise _Wrong(f"duplicate flag specified: {name}")
+            if not sign and bare not in kind.switches:
+                raise _Wrong(f"missing a value on flag: {name}")
+            self._given.setdefault(bare, []).append(value if sign else "true")
+
+    def get(self, name: str) -> str:
+        """A flag's value; empty if it was not given."""
+        return self._given.get(name, [""])[0]
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """All values of a flag."""
+        return tuple(self._given.get(name, ()))
+
+    def on(self, name: str) -> bool | None:
+        """Whether a switch is on; None if it was not given."""
+        value = self.get(name)
+        if not value:
+            return None
+        if value.lower() not in ("true", "false"):
+            raise _Wrong(f"expecting boolean value for flag --{name}, not: {value}")
+        return value.lower() == "true"
+
+
+def _flags_of(node: Node, kind: type[Instruction]) -> _Flags:
+    return _Flags(node, kind)
 
 
 def _one(node: Node) -> str:
@@ -172,17 +198,43 @@ def _from(node: Node) -> Instruction:
     elif len(words) != 1:
         raise _Wrong("FROM requires either one or three arguments")
     flags = _flags_of(node, From)
-    return From(node.text, node.line, words[0], stage, flags.get("platform", ""))
+    return From(node.text, node.line, words[0], stage, flags.get("platform"))
 
 
 def _command(kind: type[ShellOrExec]) -> Callable[[Node], Instruction]:
     def make(node: Node) -> Instruction:
         _flags_of(node, kind)
-        if kind is Run and not node.arguments:
-            raise _Wrong("RUN requires at least one argument")
         return kind(node.text, node.line, node.arguments, not node.is_json)
 
     return make
+
+
+def _run(node: Node) -> Instruction:
+    flags = _flags_of(node, Run)
+    if not node.arguments:
+        raise _Wrong("RUN requires at least one argument")
+    try:
+        mounts = tuple(parse_mount(text) for text in flags.all("mount"))
+    except InvalidParameter as error:
+        raise _Wrong(error.message) from None
+    network, security = flags.get("network"), flags.get("security")
+    for flag, value, known in (
+        ("network", network, ("default", "none", "host")),
+        ("security", security, ("sandbox", "insecure")),
+    ):
+        if value and value not in known:
+            hint = nearest(value, known)
+            raise _Wrong(f"--{flag}={value} is not valid: one of {', '.join(known)}{hint}")
+    return Run(
+        node.text,
+        node.line,
+        node.arguments,
+        not node.is_json,
+        mounts,
+        network,
+        security,
+        () if node.is_json else node.heredocs,
+    )
 
 
 def _shell(node: Node) -> Instruction:
@@ -249,31 +301,50 @@ def _copy(kind: type[Copy]) -> Callable[[Node], Instruction]:
             )
         flags = _flags_of(node, kind)
         *sources, destination = node.arguments
-        for source in sources:
-            _refuse_remote(kind, source, node.line)
-        return kind(
+        if not node.is_json:
+            if heredoc_of(destination) is not None:
+                raise _Wrong(f"{kind.name} cannot accept a heredoc as a destination")
+            sources = [each for each in sources if heredoc_of(each) is None]
+        if kind is Copy:
+            for source in sources:
+                if remote.is_url(source):
+                    raise _Wrong("source can't be a URL for COPY")
+                if remote.is_git(source):
+                    raise _Wrong("source can't be a git ref for COPY")
+        copied = kind(
             node.text,
             node.line,
             tuple(sources),
             destination,
-            flags.get("from", ""),
-            flags.get("chown", ""),
-            flags.get("chmod", ""),
+            flags.get("from"),
+            flags.get("chown"),
+            flags.get("chmod"),
+            bool(flags.on("link")),
+            flags.all("exclude"),
+            bool(flags.on("parents")),
+            () if node.is_json else node.heredocs,
         )
+        if isinstance(copied, Add):
+            copied = replace(
+                copied,
+                keep_git_dir=bool(flags.on("keep-git-dir")),
+                checksum=flags.get("checksum"),
+                unpack=flags.on("unpack"),
+            )
+            _check_checksum(copied)
+        return copied
 
     return make
 
 
-def _refuse_remote(kind: type[Copy], source: str, line: int) -> None:
-    remote = source.startswith(("http://", "https://"))
-    if kind is Copy and remote:
-        raise _Wrong("source can't be a URL for COPY")
-    if remote or source.startswith(("git@", "git://")):
-        raise unsupported_at(
-            line,
-            f"ADD of a remote source ({source}) is not supported yet: download it in a RUN, or "
-            "put it into the build context",
-        )
+def _check_checksum(added: Add) -> None:
+    if not added.checksum:
+        return
+    if len(added.sources) != 1 or added.heredocs:
+        raise _Wrong("checksum can't be specified for multiple sources")
+    source = added.sources[0]
+    if "$" not in source and not remote.is_url(source) and not remote.is_git(source):
+        raise _Wrong("checksum requires HTTP(S) or Git sources")
 
 
 def _stop_signal(node: Node) -> Instruction:
@@ -292,7 +363,7 @@ def _healthcheck(node: Node) -> Instruction:
         raise _Wrong(f"Unknown type {quoted(kind.upper())} in HEALTHCHECK (try CMD)")
     if not command:
         raise _Wrong("Missing command after HEALTHCHECK CMD")
-    retries = flags.get("retries", "") or "0"
+    retries = flags.get("retries") or "0"
     try:
         tries = int(retries)
     except ValueError:
@@ -303,10 +374,10 @@ def _healthcheck(node: Node) -> Instruction:
         node.text,
         node.line,
         ("CMD" if node.is_json else "CMD-SHELL", *command),
-        interval=_interval("interval", flags.get("interval", "")),
-        timeout=_interval("timeout", flags.get("timeout", "")),
-        start_period=_interval("start-period", flags.get("start-period", "")),
-        start_interval=_interval("start-interval", flags.get("start-interval", "")),
+        interval=_interval("interval", flags.get("interval")),
+        timeout=_interval("timeout", flags.get("timeout")),
+        start_period=_interval("start-period", flags.get("start-period")),
+        start_interval=_interval("start-interval", flags.get("start-interval")),
         retries=tries,
     )
 
@@ -346,7 +417,8 @@ def _onbuild(node: Node) -> Instruction:
         raise _Wrong(f"{trigger} isn't allowed as an ONBUILD trigger")
     if node.child is not None:
         typed(node.child)  # an error in the trigger is an error here, where its line is known
-    return OnBuild(node.text, node.line, expression)
+    texts = (f"\n{each.content}{each.name}" for each in node.heredocs)
+    return OnBuild(node.text, node.line, "".join([expression, *texts]))
 
 
 def _maintainer(node: Node) -> Instruction:
@@ -367,7 +439,7 @@ _MAKERS: dict[str, Callable[[Node], Instruction]] = {
     "LABEL": _pairs(Label),
     "MAINTAINER": _maintainer,
     "ONBUILD": _onbuild,
-    "RUN": _command(Run),
+    "RUN": _run,
     "SHELL": _shell,
     "STOPSIGNAL": _stop_signal,
     "USER": _user,

@@ -48,6 +48,14 @@ def substitute_words(text: str, variables: Mapping[str, str], escape: str = "\\"
     return _Scanner(text, variables, escape).run()[1]
 
 
+def substitute_text(text: str, variables: Mapping[str, str]) -> str:
+    """A heredoc's text with its variables replaced; quotes mean nothing, a backslash hides the
+    character after it. Raises InvalidParameter."""
+    if "$" not in text and "\\" not in text:
+        return text
+    return _Scanner(text, variables, "\\", quotes=False).run()[0]
+
+
 class _Words:
     """Splits what is fed to it at blanks; quoted text is fed as one piece."""
 
@@ -73,7 +81,10 @@ class _Words:
 
 
 class _Scanner:
-    def __init__(self, source: str, variables: Mapping[str, str], escape: str) -> None:
+    def __init__(
+        self, source: str, variables: Mapping[str, str], escape: str, *, quotes: bool = True
+    ) -> None:
+        self._quotes = quotes
         self._source = source
         self._position = 0
         self._variables = variables
@@ -107,10 +118,10 @@ class _Scanner:
             if character == "$":
                 value = self._variable(keep_escapes)
                 words.split(value)
-            elif character == "'":
+            elif character == "'" and self._quotes:
                 value = self._single_quotes()
                 words.whole(value)
-            elif character == '"':
+            elif character == '"' and self._quotes:
                 value = self._double_quotes(keep_escapes)
                 words.whole(value)
             elif character == self._escape:
@@ -184,7 +195,7 @@ class _Scanner:
         value = self._variables.get(name)
         operator = self._next()
         if operator == "}":
-            return value or ""
+            return self._variables.get(name, "")
         if operator == "/":
             return self._replace(value or "")
         empty_is_unset = operator == ":"

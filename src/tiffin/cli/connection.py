@@ -228,6 +228,19 @@ class Stream:
         head = bytes(self._buffer[self._start : self._start + 12])
         return len(head) == 12 and head[9:10] in (b"4", b"5")
 
+    def ask(self, message: bytes, *, bodiless: bool) -> Response:
+        """Sends a whole request and reads the answer's headers; raises Unreachable, and closes the
+        connection, where the daemon ends it."""
+        try:
+            self.socket.sendall(message)
+            return self.answer(bodiless=bodiless)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self.close()
+            raise Unreachable("The daemon closed the connection without an answer") from error
+        except BaseException:
+            self.close()
+            raise
+
     def answer(self, *, bodiless: bool = False) -> Response:
         """Reads the status line and the headers; ``bodiless`` for an answer to HEAD."""
         while True:
@@ -285,16 +298,14 @@ class Client:
         message = head.encode("latin-1") + b"\r\n" + data
         stream = self._take()
         try:
-            stream.socket.sendall(message)
-            response = stream.answer(bodiless=method == "HEAD")
-        except (BrokenPipeError, ConnectionResetError, Unreachable):
-            stream.close()
-            if not stream.used:
+            response = stream.ask(message, bodiless=method == "HEAD")
+        except Unreachable:
+            if not stream.used and method not in ("GET", "HEAD"):
                 raise
-            # The daemon had closed a connection that was idle for long: ask again on a new one.
+            # The daemon had closed a connection that was idle for long, or it was killed in the
+            # moment of the question: ask again on a new one.
             stream = Stream(self._endpoint.connect(start=self._start))
-            stream.socket.sendall(message)
-            response = stream.answer(bodiless=method == "HEAD")
+            response = stream.ask(message, bodiless=method == "HEAD")
         return self._checked(stream, response)
 
     def _head(self, method: str, where: str, headers: Mapping[str, str] | None, json: bool) -> str:

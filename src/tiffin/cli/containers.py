@@ -211,6 +211,7 @@ def update(call: Invocation) -> int:
 
 
 _UPDATES = {
+    "blkio-weight": "BlkioWeight",
     "cpu-period": "CpuPeriod",
     "cpu-quota": "CpuQuota",
     "cpu-shares": "CpuShares",
@@ -315,6 +316,7 @@ UPDATE = Command(
     "Change the limits of containers",
     _MANY,
     (
+        Flag("blkio-weight", INT, "Share of block I/O (10 to 1000)"),
         Flag("cpu-period", INT, "Period of the CPU quota in microseconds"),
         Flag("cpu-quota", INT, "CPU time in each period in microseconds"),
         Flag("cpu-shares", INT, "Share of the CPUs, relative to others", short="c"),

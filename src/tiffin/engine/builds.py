@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+import secrets as tokens
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiffin.build import builder
 from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
-from tiffin.build.cache import BuildCache
+from tiffin.build.cache import MOUNT, BuildCache, Record
+from tiffin.build.changes import environment
+from tiffin.build.check import Report, check
 from tiffin.build.context import BuildContext, from_folder, from_stream
 from tiffin.build.digests import DigestCache
+from tiffin.build.export import write_tree
+from tiffin.build.folders import CacheFolders
 from tiffin.build.options import BuildOptions
+from tiffin.build.parser import parse
+from tiffin.build.tree import EmptyTree
+from tiffin.build.turns import Turns
+from tiffin.build.verification import difference
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
-from tiffin.engine.images import Images
+from tiffin.engine.container import Container
+from tiffin.engine.images import Image, Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.loans import Lender
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
+from tiffin.engine.roster import Roster
 from tiffin.engine.steps import Steps
-from tiffin.errors import NotFound
+from tiffin.errors import NotFound, TiffinError
 from tiffin.image.config import ImageConfig
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
@@ -28,6 +43,9 @@ from tiffin.store.database import Database
 __all__ = ["BuildOptions", "Builds"]
 
 JSON = dict[str, Any]
+
+_SECRETS_KEPT = 64
+"""Sets of secrets that wait for their builds; the oldest one goes when there are more."""
 
 
 class Builds:
@@ -40,31 +58,73 @@ class Builds:
         images: Images,
         layers: LayerStore,
         lifecycle: Lifecycle,
+        roster: Roster,
+        registries: Registries,
     ) -> None:
         self.database = database
         self.layers = layers
+        self.turns = Turns()
         self._root = root
         self._images = images
-        self._steps = Steps(root, layers, lifecycle)
+        self._roster = roster
+        self._registries = registries
         self._cache = BuildCache(database)
+        self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
+        mark = hashlib.sha256(os.fsencode(root.path)).hexdigest()[:8]
+        lender = Lender(layers, self._folders, root.work, mark)
+        self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
         self._digests = DigestCache()
+        self._secrets: dict[str, dict[str, bytes]] = {}
+        self._folders.sweep()
+        lender.sweep()
+
+    @property
+    def work(self) -> Path:
+        """Where temporary files go."""
+        return self._root.work
+
+    def folder(self, path: str) -> BuildContext:
+        """A folder as a named context."""
+        return from_folder(Path(path), self._digests, content=b"FROM scratch")
+
+    def _keep_container(self, container: Container, step: RunStep) -> None:
+        """Make the container of a failed step an ordinary one, whose program is a shell."""
+        assert step.keep is not None
+        image = self._images.add(step.keep, step.top)
+        config = container.spec.config
+        shell = step.keep.shell or ("/bin/sh",)
+        config["Cmd"], config["Entrypoint"] = list(shell[:1]), None
+        config["Env"] = step.env
+        config["Tty"] = step.terminal
+        config["OpenStdin"] = config["StdinOnce"] = True
+        config["AttachStdin"] = config["AttachStdout"] = config["AttachStderr"] = True
+        container.image = image.id
+        container.name = f"build-{container.id[:12]}"
+        container.spec.image_name = image.id
+        self._roster.add(container)
 
     # -- the builder's backend
 
     def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image that is here."""
+        """The configuration of a base image, which is pulled if it is not here."""
         try:
             image = self._images.find(reference)
-        except NotFound as error:
-            raise NotFound(
-                f"No such image: {reference}: tiffin can't ask a registry yet; bring it in with "
-                "load or import, or make one with image pack"
-            ) from error
+        except NotFound:
+            image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:
             self.layers.keep(image.top)
         return image.config
+
+    def _pull(self, reference: str, platform: str) -> Image:
+        try:
+            return self._registries.pull(reference, platform=platform)[0].image
+        except TiffinError as error:
+            raise type(error)(
+                f"No such image: {reference}: {error.message}; an image can also come from load, "
+                "import or image pack"
+            ) from error
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
         """Run a RUN."""
@@ -95,6 +155,103 @@ class Builds:
                 self, options, opened, send or (lambda message: None), cancelled=cancelled
             )
 
+    def keep_secrets(self, secrets: Mapping[str, bytes]) -> str:
+        """Keep secrets, in memory, for the one build that names the identifier given back."""
+        identifier = tokens.token_hex(16)
+        self._secrets[identifier] = dict(secrets)
+        while len(self._secrets) > _SECRETS_KEPT:
+            self._secrets.pop(next(iter(self._secrets)))
+        return identifier
+
+    def take_secrets(self, identifier: str) -> dict[str, bytes]:
+        """What :meth:`keep_secrets` kept; it is kept no longer. Raises NotFound."""
+        try:
+            return self._secrets.pop(identifier)
+        except KeyError:
+            raise NotFound(f"no secrets {identifier}: they are kept for one build only") from None
+
+    def check(
+        self, options: BuildOptions, context: BinaryIO | str | os.PathLike[str]
+    ) -> tuple[Report, str]:
+        """What is questionable in a Dockerfile, and as text. Raises InvalidParameter."""
+        with self._context(options, context) as opened:
+            file = parse(opened.dockerfile)
+            report = check(
+                file,
+                ignore=opened.ignore,
+                environment=self._base_environment,
+                build_args=options.build_args,
+            )
+            name = opened.dockerfile_name
+            shown = "\n\n".join(each.shown(name, file.lines) for each in report.findings)
+            return report, shown
+
+    def _base_environment(self, name: str) -> dict[str, str] | None:
+        try:
+            return environment(self._images.find(name).config)
+        except TiffinError:
+            return None  # nothing is said of what is not known
+
+    def why(self, reference: str, step: str) -> list[JSON]:
+        """Why steps of an image were made anew when they were: each step with its number among the
+        image's history, its text and its reason.
+
+        ``step`` is a number, a part of a step's text, or empty for all. Raises NotFound.
+        """
+        image = self._images.find(reference)
+        found: list[JSON] = []
+        for number, entry in enumerate(image.config.history, 1):
+            if step and step != str(number) and (step.isdecimal() or step not in entry.created_by):
+                continue
+            found.append(
+                {
+                    "Step": number,
+                    "Text": entry.created_by,
+                    "Why": self._reason(image.config, number),
+                }
+            )
+        if not found:
+            raise NotFound(f"{reference} has no step {step!r} (history has them all)")
+        return found
+
+    def _reason(self, config: ImageConfig, number: int) -> str | None:
+        """Why a step was made; empty if nothing like it was cached, None if that is not known."""
+        wanted = config.history[:number]
+        for record in self._cache.steps(wanted[-1].created_by):
+            if not record.config:
+                continue
+            after = ImageConfig.parse(record.config)
+            if after.history == wanted:
+                return self._cache.reason(record.key)
+        return None
+
+    def verify(
+        self,
+        options: BuildOptions,
+        context: BinaryIO | str | os.PathLike[str],
+        first: str,
+        *,
+        cancelled: Cancelled = lambda: False,
+    ) -> str:
+        """Build once more, without the cache; what differs first from the image ``first``.
+
+        Empty if the two are the same, byte for byte. Raises as :meth:`build`.
+        """
+        again = replace(options, tags=(), no_cache=True, quiet=True)
+        second = self.build(again, context, cancelled=cancelled)
+        if second == first:
+            return ""
+        return difference(
+            self._images.find(first).config,
+            self._images.find(second).config,
+            self.layers.lower,
+        )
+
+    def rootfs(self, reference: str, output: BinaryIO) -> None:
+        """Write the files of an image as one tar, in order, without what containers add."""
+        top = self._images.find(reference).top
+        write_tree(self.layers.lower(top) if top else EmptyTree(), output)
+
     def _context(
         self, options: BuildOptions, context: BinaryIO | str | os.PathLike[str]
     ) -> BuildContext:
@@ -105,11 +262,12 @@ class Builds:
 
     def cache(self) -> list[JSON]:
         """Docker's view of the build cache's records."""
+        self._folders.measure()
         return [
             {
-                "ID": record.key.removeprefix("sha256:")[:25],
+                "ID": _identifier(record),
                 "Parents": [record.parent.removeprefix("sha256:")[:25]] if record.parent else None,
-                "Type": "regular",
+                "Type": record.type,
                 "Description": record.step,
                 "InUse": record.in_use,
                 "Shared": record.in_use,
@@ -129,16 +287,47 @@ class Builds:
     ) -> JSON:
         """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` stay."""
         filters = filters or {}
-        filtering.check(filters, {"until", "unused-for"})
+        self._folders.measure()
+        filtering.check(
+            filters, {"until", "unused-for", "id", "type", "description", "inuse", "shared"}
+        )
         until = filters.get("until") or filters.get("unused-for")
         before = self.layers.total_size()
         removed = self._cache.prune(
             everything=all,
             unused_since=timestamps.parse(until[0]) if until else None,
             keep_bytes=keep_bytes,
+            spared=self._folders.in_use(),
+            wanted=lambda record: _fits(record, filters),
         )
+        freed = self._folders.removed(removed)
         self._images.collect()
         return {
-            "CachesDeleted": [record.key.removeprefix("sha256:")[:25] for record in removed],
-            "SpaceReclaimed": max(0, before - self.layers.total_size()),
+            "CachesDeleted": [_identifier(record) for record in removed],
+            "SpaceReclaimed": max(0, before - self.layers.total_size()) + freed,
         }
+
+
+def _identifier(record: Record) -> str:
+    return record.key.removeprefix("sha256:").removeprefix(MOUNT)[:25]
+
+
+def _fits(record: Record, filters: filtering.Filters) -> bool:
+    """Whether a record is what all filters name."""
+
+    def fits(name: str, value: str) -> bool:
+        match name:
+            case "id":
+                return _identifier(record).startswith(value)
+            case "type":
+                return record.type == value
+            case "description":
+                return value in record.step
+            case _:
+                return record.in_use == (value.lower() in ("", "1", "true"))
+
+    return all(
+        any(fits(name, value) for value in filters[name])
+        for name in ("id", "type", "description", "inuse", "shared")
+        if name in filters
+    )

@@ -8,8 +8,8 @@ Of a running one the layer is copied while its processes are frozen.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from tiffin.engine import isolation, timestamps
@@ -20,6 +20,7 @@ from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.layer.space import room_set_aside, space_needed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database
 
@@ -110,37 +111,25 @@ class Commits:
         with container.lock:
             if container.removing or container.removed:
                 raise Conflict(f"container {container.id} is being removed: it can't be committed")
-            if container.running:
-                with self._frozen(container) if pause else _nothing():
-                    top = self._layers.commit_copy(container.snapshot, container.top)
-            else:
-                top = self._move(container)
-        stack = self._layers.chain(top.chain_id)
+            running, top = container.running, container.top
+            layer = None if running else self._move(container)
+        if layer is None:
+            # Not under the lock: ends, this container's too, must be noticed meanwhile.
+            with self._lifecycle.frozen(container) if pause else nullcontext():
+                layer = self._layers.commit_copy(container.snapshot, top)
+        stack = self._layers.chain(layer.chain_id)
         return stack[len(self._layers.chain(container.base)) if container.base else 0 :]
 
     def _move(self, container: Container) -> Layer:
-        layer = self._layers.commit(container.snapshot, container.top)
+        # Once its files are moved, the container must get a layer again.
+        root = self._layers.root
+        with space_needed(root, "the container's new layer"), room_set_aside(root / "work"):
+            layer = self._layers.commit(container.snapshot, container.top)
         container.frozen, container.size = layer.chain_id, None
         self._layers.prepare(
             container.snapshot, layer.chain_id, mountpoints=True, purpose="container"
         )
         return layer
-
-    @contextmanager
-    def _frozen(self, container: Container) -> Iterator[None]:
-        if container.state.status == "paused":
-            yield
-            return
-        self._lifecycle.pause(container)
-        try:
-            yield
-        finally:
-            self._lifecycle.unpause(container)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _image_part(config: JSON) -> JSON:

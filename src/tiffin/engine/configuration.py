@@ -14,9 +14,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import sandboxes, security
+from tiffin.engine import health, limits, logdrivers, sandboxes, security
 from tiffin.errors import InvalidParameter, Unsupported
-from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
+from tiffin.runtime import foreign
+from tiffin.runtime.settings import READONLY_PATHS
 
 JSON = dict[str, Any]
 
@@ -24,19 +25,22 @@ JSON = dict[str, Any]
 _ACTED_ON = frozenset(
     """Binds ContainerIDFile LogConfig NetworkMode AutoRemove VolumesFrom CapAdd CapDrop Dns
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
-    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime CpuShares Memory
-    CpuPeriod CpuQuota CpusetCpus CpusetMems MemoryReservation MemorySwap NanoCpus Init
-    PidsLimit Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices Annotations PortBindings PublishAllPorts Links VolumeDriver""".split()
+    VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
+    Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
+    Devices DeviceCgroupRules UsernsMode StorageOpt Annotations PortBindings
+    PublishAllPorts Links""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "MemorySwappiness": (-1,),
     "Isolation": ("default",),
-    "UsernsMode": ("host",),
     "Cgroup": (),
 }
-_CONFIG_REFUSED: Mapping[str, str] = {"Healthcheck": "health checks"}
+NATIVE = "native"
+"""The runtime that is this engine's own."""
+REMAPPED = ("private", "remap")
+"""Modes of ``--userns`` that give a container a user namespace of its own."""
+_DEVICE_RULE = re.compile(r"[acb] (\d+|\*):(\d+|\*) [rwm]{1,3}")
+_CONFIG_REFUSED: Mapping[str, str] = {}
 
 
 def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
@@ -86,19 +90,15 @@ def _host_defaults() -> JSON:
         "SecurityOpt": None,
         "UTSMode": "",
         "ShmSize": 64 * 1024 * 1024,
-        "Runtime": "native",
+        "Runtime": NATIVE,
     }
 
 
 def _check_config(config: JSON) -> None:
     for key, what in _CONFIG_REFUSED.items():
-        value = config.get(key)
-        if (
-            value and value.get("Test") not in (None, [], ["NONE"])
-            if key == "Healthcheck"
-            else value
-        ):
+        if config.get(key):
             raise Unsupported(f"{key}: {what} can't be used yet")
+    health.validate(config.get("Healthcheck"))
     directory = config.get("WorkingDir") or ""
     if directory and not directory.startswith("/"):
         raise InvalidParameter(
@@ -111,49 +111,50 @@ def _check_config(config: JSON) -> None:
 
 def _check_host(host: JSON) -> None:
     for key, value in host.items():
-        if key in _ACTED_ON or not value or value in _NEUTRAL.get(key, ()):
+        if key in _ACTED_ON or key in limits.FIELDS or not value or value in _NEUTRAL.get(key, ()):
             continue
         if isinstance(value, dict) and not any(value.values()):
             continue
         raise Unsupported(f"HostConfig.{key} can't be used yet (it was {value!r})")
     if not host.get("ShmSize"):
         host["ShmSize"] = 64 * 1024 * 1024
-    restart = (host.get("RestartPolicy") or {}).get("Name") or "no"
-    if restart != "no":
-        raise Unsupported(f"the restart policy '{restart}' can't be used yet: leave it out")
-    host["RestartPolicy"] = {"Name": "no", "MaximumRetryCount": 0}
-    log = host.get("LogConfig") or {}
-    if log.get("Type", "") not in ("", "json-file", "none", "local"):
-        raise InvalidParameter(
-            f'error looking up logging plugin {log["Type"]}: plugin "{log["Type"]}" not found: '
-            "json-file, local and none are there"
-        )
-    host["LogConfig"] = {"Type": log.get("Type") or "json-file", "Config": log.get("Config") or {}}
-    for option in host["LogConfig"]["Config"]:
-        if option not in ("max-size", "max-file"):
-            raise Unsupported(f"the log option '{option}' can't be used yet: max-size, max-file")
-    if host.get("Runtime") not in (None, "", "native", "runc"):
+    host["RestartPolicy"] = restart_policy(host.get("RestartPolicy"))
+    if host.get("AutoRemove") and host["RestartPolicy"]["Name"] != "no":
+        raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
+    host["LogConfig"] = logdrivers.check(host.get("LogConfig") or {})
+    host["Runtime"] = host.get("Runtime") or NATIVE
+    if host["Runtime"] != NATIVE and foreign.find(host["Runtime"]) is None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
-    host["Runtime"] = "native"
     _check_modes(host)
+    _check_users(host)
+    for rule in host.get("DeviceCgroupRules") or []:
+        if not _DEVICE_RULE.fullmatch(rule):
+            raise InvalidParameter(f"invalid device cgroup rule format: '{rule}'")
+    if not -1000 <= (host.get("OomScoreAdj") or 0) <= 1000:
+        raise InvalidParameter(
+            f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]"
+        )
     security.check(host)
-    if host.get("NanoCpus") and (host.get("CpuQuota") or host.get("CpuPeriod")):
-        raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
-    memory = host.get("Memory") or 0
-    if 0 < memory < 6 * 1024 * 1024:
-        raise InvalidParameter("Minimum memory limit allowed is 6MB")
-    swap = host.get("MemorySwap") or 0
-    if swap > 0 and memory == 0:
+
+
+def restart_policy(policy: Mapping[str, Any] | None) -> JSON:
+    """A restart policy, checked. Raises InvalidParameter, in Docker's words."""
+    name = (policy or {}).get("Name") or "no"
+    count = (policy or {}).get("MaximumRetryCount") or 0
+    if name not in ("no", "always", "unless-stopped", "on-failure"):
         raise InvalidParameter(
-            "You should always set the Memory limit when using Memoryswap limit, see usage"
+            f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', "
+            "'on-failure', or 'unless-stopped'"
         )
-    if memory and not swap:
-        # Docker's default: as much swap as memory.
-        host["MemorySwap"] = 2 * memory
-    if 0 < swap < memory:
+    if name != "on-failure" and count:
+        negative = " and cannot be negative" if count < 0 else ""
         raise InvalidParameter(
-            "Minimum memoryswap limit should be larger than memory limit, see usage"
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'"
+            f"{negative}"
         )
+    if count < 0:
+        raise InvalidParameter("invalid restart policy: maximum retry count cannot be negative")
+    return {"Name": name, "MaximumRetryCount": count}
 
 
 def _check_modes(host: JSON) -> None:
@@ -162,35 +163,46 @@ def _check_modes(host: JSON) -> None:
     for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
         host[key] = host.get(key) or default
     privileged = bool(host.get("Privileged"))
-    for key, paths in (("MaskedPaths", MASKED_PATHS), ("ReadonlyPaths", READONLY_PATHS)):
+    for key, paths in (("MaskedPaths", security.masked_paths()), ("ReadonlyPaths", READONLY_PATHS)):
         if host.get(key) is None:
             host[key] = None if privileged else list(paths)
-    for key, allowed in (
-        ("IpcMode", ("", "private", "shareable", "host", "none")),
-        ("PidMode", ("", "host")),
-        ("UTSMode", ("", "host")),
-        ("CgroupnsMode", ("", "private", "host")),
+    for key, what, allowed in (
+        ("IpcMode", "IPC", ("", "private", "shareable", "host", "none")),
+        ("PidMode", "PID", ("", "host")),
+        ("UTSMode", "UTS", ("", "host")),
+        ("CgroupnsMode", "cgroup NS", ("", "private", "host")),
+        ("UsernsMode", "user NS", ("", "host", *REMAPPED)),
     ):
-        value = host.get(key) or ""
-        if value not in allowed:
-            if not value.startswith("container:"):
-                raise InvalidParameter(f"invalid {_MODE_NAMES[key]} mode: {value}")
-            raise Unsupported(f"HostConfig.{key} '{value}' can't be used yet")
+        mode = host.get(key) or ""
+        joins = key in ("IpcMode", "PidMode") and mode.startswith("container:")
+        if joins and not mode.partition(":")[2]:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
+        if mode not in allowed and not joins:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
 
 
-_MODE_NAMES = {"IpcMode": "IPC", "PidMode": "PID", "UTSMode": "UTS", "CgroupnsMode": "cgroup NS"}
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
-    if text == "-1":
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+def _check_users(host: JSON) -> None:
+    """What belongs to the host can't be shared with a user namespace of the container's own."""
+    if host.get("UsernsMode") not in REMAPPED:
+        return
+    if host.get("Privileged"):
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces. You must run the container in "
+            "the host namespace when running privileged mode"
+        )
+    if host["NetworkMode"] == "host":
+        raise InvalidParameter(
+            "cannot share the host's network namespace when user namespaces are enabled"
+        )
+    if host.get("PidMode") == "host":
+        raise InvalidParameter(
+            "cannot share the host PID namespace when user namespaces are enabled"
+        )
+    for key in ("IpcMode", "UTSMode", "PidMode"):
+        if host.get(key) == "host" or (host.get(key) or "").startswith("container:"):
+            raise InvalidParameter(
+                f"HostConfig.{key} '{host[key]}' can't be used with a user namespace of its own"
+            )
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
@@ -210,8 +222,6 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Env"] = own + [
         variable for variable in image.get("Env") or [] if variable.partition("=")[0] not in named
     ]
-    # A name without "=" asks for the variable to be taken away.
-    merged["Env"] = [variable for variable in merged["Env"] if "=" in variable]
     entrypoint, command = config.get("Entrypoint"), config.get("Cmd")
     if entrypoint is None:
         if not command:
@@ -222,6 +232,10 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Entrypoint"], merged["Cmd"] = entrypoint, command
     if not (entrypoint or command):
         raise InvalidParameter("no command specified")
+    check = health.merge(config.get("Healthcheck"), image.get("Healthcheck"))
+    merged.pop("Healthcheck", None)
+    if check:
+        merged["Healthcheck"] = check
     if merged["WorkingDir"]:
         merged["WorkingDir"] = posixpath.normpath(merged["WorkingDir"])
     for key, default in (

@@ -33,11 +33,30 @@ class Spec(msgspec.Struct):
     platform: str = "linux"
 
 
+class Probe(msgspec.Struct):
+    """One health check that was made."""
+
+    start: int
+    end: int
+    exit_code: int
+    output: str
+
+
+class Health(msgspec.Struct):
+    """What the health checks have said."""
+
+    status: str = "starting"
+    """starting, healthy, unhealthy."""
+    streak: int = 0
+    """Failures in a row."""
+    log: list[Probe] = []
+
+
 class State(msgspec.Struct):
     """What has happened to a container."""
 
     status: str = "created"
-    """created, running, paused, exited, dead."""
+    """created, running, paused, restarting (it ended and will be started again), exited, dead."""
     pid: int = 0
     exit_code: int = 0
     error: str = ""
@@ -45,8 +64,17 @@ class State(msgspec.Struct):
     started: int = 0
     """Nanoseconds since the epoch; 0 if never."""
     finished: int = 0
+    id_base: int = 0
+    """Where its user namespace's IDs begin outside; 0 if it has none of its own."""
     runs: int = 0
     """How often it was started: tells one run's end from another's."""
+    restarts: int = 0
+    """How often its restart policy has started it since somebody did."""
+    stopped_by_hand: bool = False
+    """Whether it was told to end: then its restart policy lets it rest."""
+    boot: str = ""
+    """The boot of the machine that it was last started in."""
+    health: Health | None = None
 
 
 class Container:
@@ -78,6 +106,12 @@ class Container:
         self.removed = False
         self.removing = False
         self.execs: set[str] = set()
+        self.backoff = 0.0
+        """Seconds that the last restart waited."""
+        self.spared = False
+        """Whether ``--rm`` lets it be: it is being restarted by hand."""
+        self.last_end = (0 if self.running else state.runs, state.exit_code)
+        """The number of the last run that ended, and its exit code."""
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
 
@@ -136,6 +170,11 @@ class Container:
         return self.state.status in ("running", "paused")
 
     @property
+    def active(self) -> bool:
+        """Whether it runs, or will be started again by itself: what Docker calls running."""
+        return self.state.status in ("running", "paused", "restarting")
+
+    @property
     def top(self) -> str | None:
         """The chain ID of the layers under the writable snapshot."""
         return self.frozen or self.base
@@ -152,10 +191,14 @@ class Container:
 
     @property
     def log_path(self) -> str | None:
-        """Where its log lies, relative to its folder; None if nothing is logged."""
-        if self.spec.host["LogConfig"]["Type"] == "none":
+        """Where its log lies, relative to its folder; None if nothing is kept here."""
+        log = self.spec.host["LogConfig"]
+        kind = log["Type"]
+        if kind == "json-file":
+            return f"{self.id}-json.log"
+        if kind == "none" or (log["Config"].get("cache-disabled") == "true" and kind != "local"):
             return None
-        return f"{self.id}-json.log"
+        return "local-logs/container.log"
 
     @property
     def labels(self) -> dict[str, str]:

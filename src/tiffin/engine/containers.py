@@ -14,16 +14,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from signal import SIGKILL
 from typing import Any, BinaryIO
 
 from tiffin.engine import (
     configuration,
     files,
+    health,
     inspection,
-    isolation,
+    limits,
     logs,
     mountpoints,
     security,
+    statistics,
     timestamps,
 )
 from tiffin.engine import filters as filtering
@@ -32,16 +35,20 @@ from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.events import Events
 from tiffin.engine.execs import Execs
 from tiffin.engine.images import Images
-from tiffin.engine.lifecycle import ANONYMOUS, Lifecycle, Waiter, parse_signal
+from tiffin.engine.lifecycle import ANONYMOUS, Lifecycle
 from tiffin.engine.mountpoints import MountPoint
-from tiffin.engine.names import check_name, random_name
+from tiffin.engine.names import check_name, numbered_name, random_name
+from tiffin.engine.probes import HealthChecks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.signals import parse_signal
 from tiffin.engine.streams import frame
 from tiffin.engine.trees import Trees, open_in, read_file
 from tiffin.engine.volumes import Volumes
+from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.compression import decompressed
+from tiffin.layer.space import space_needed
 from tiffin.layer.store import LayerStore
 from tiffin.linux import accounts
 from tiffin.linux.cgroups import Hierarchy
@@ -57,6 +64,9 @@ _FILTERS = {
     "publish", "expose", "since", "status", "volume",
 }  # fmt: skip
 _STATUSES = {"created", "running", "paused", "restarting", "removing", "exited", "dead"}
+
+
+_KILL_SECONDS = 10.0
 
 
 class Containers:
@@ -84,6 +94,9 @@ class Containers:
         self._trees = trees
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
+        lifecycle.dropped = self._execs.forget
+        self._health = HealthChecks(database, lifecycle, self._execs, events)
+        self.close = self._health.close
         self.commit = Commits(database, roster, images, layers, lifecycle, events).commit
         self.exec_create = self._execs.create
         self.exec_start = self._execs.start
@@ -104,6 +117,8 @@ class Containers:
         InvalidParameter, Unsupported.
         """
         config, host, networks = configuration.normalise(body)
+        self._check_storage(host)
+        warnings = limits.check(host)
         if name:
             name = check_name(name)
         if config.get("StopSignal"):
@@ -124,7 +139,7 @@ class Containers:
             self._lifecycle.sandboxes.settle(spec)
             container = Container(
                 container_id,
-                name or self._free_name(),
+                name or random_name(),
                 image.id,
                 image.top,
                 f"c{container_id[:40]}",
@@ -134,17 +149,20 @@ class Containers:
                 size=0,
             )
             # Checked again when the row is written; here so that nothing is made in vain.
-            if self._roster.name_taken(container.name):
+            if name and self._roster.name_taken(name):
                 self._roster.add(container)
-            self._prepare(container)
+            with space_needed(self._root.path, "the container's files"):
+                self._prepare(container, None if name else numbered_name)
         self._events.publish("container", "create", container.id, **container.attributes())
-        return {"Id": container.id, "Warnings": security.warnings(host)}
+        return {"Id": container.id, "Warnings": [*warnings, *security.warnings(host)]}
 
-    def _free_name(self) -> str:
-        name = random_name()
-        while self._roster.name_taken(name):
-            name = f"{random_name()}{secrets.randbelow(100)}"
-        return name
+    def _check_storage(self, host: JSON) -> None:
+        if host.get("StorageOpt"):
+            options = ", ".join(f"{key}={value}" for key, value in host["StorageOpt"].items())
+            raise Unsupported(
+                f"--storage-opt {options} is not supported by the storage driver "
+                f"'{self._layers.driver.name}': leave it out"
+            )
 
     def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
@@ -162,7 +180,7 @@ class Containers:
                 points.append(copy)
         return points
 
-    def _prepare(self, container: Container) -> None:
+    def _prepare(self, container: Container, another_name: Callable[[], str] | None) -> None:
         folder = self._root.container(container.id)
         made: Names = []
         try:
@@ -184,7 +202,7 @@ class Containers:
                     os.makedirs(point.source, exist_ok=True) if not os.path.lexists(
                         point.source
                     ) else None
-            self._roster.add(container)
+            self._roster.add(container, another_name)
         except BaseException:
             self._layers.remove_snapshot(container.snapshot)
             if folder.exists():
@@ -244,6 +262,8 @@ class Containers:
         wanted = set(filters.get("status", ()))
         if wanted - _STATUSES:
             raise InvalidParameter(f"invalid filter 'status={', '.join(wanted - _STATUSES)}'")
+        for value in set(filters.get("health", ())) - set(health.STATUSES):
+            raise InvalidParameter(f"Unrecognised filter value for health: {value}")
         everything = all or limit > 0 or bool(wanted) or "exited" in filters
         bounds = {
             key: self._roster.get(filters[key][0]).created
@@ -255,7 +275,7 @@ class Containers:
         names: dict[str, str | None] = {}
         for container in reversed(self._roster.all()):
             if (
-                (everything or container.running)
+                (everything or container.active)
                 and (not wanted or container.state.status in wanted)
                 and ("before" not in bounds or container.created < bounds["before"])
                 and ("since" not in bounds or container.created > bounds["since"])
@@ -308,6 +328,7 @@ class Containers:
                 not exited
                 or (container.state.status == "exited" and str(container.state.exit_code) in exited)
             )
+            and (not filters.get("health") or health.status(container) in filters["health"])
             and (not volumes or bool(targets & set(volumes)))
             and (
                 not filters.get("network")
@@ -349,6 +370,10 @@ class Containers:
 
     def _running(self, reference: str) -> Container:
         container = self._roster.get(reference)
+        if container.state.status == "restarting":
+            raise Conflict(
+                f"Container {container.id} is restarting, wait until the container is running"
+            )
         if not container.running:
             raise Conflict(f"container {container.id} is not running")
         return container
@@ -362,17 +387,11 @@ class Containers:
             for change in self._layers.changes(container.snapshot, container.base, container.frozen)
         ]
 
-    def stats(self, reference: str) -> JSON:
-        """One reading of a container's resources, as ``stats --no-stream`` has it."""
+    def stats(self, reference: str, earlier: JSON | None = None) -> JSON:
+        """A reading of what a container uses of the machine, after an ``earlier`` one if given."""
         container = self._roster.get(reference)
-        reading: JSON = {
-            "name": f"/{container.name}",
-            "id": container.id,
-            "read": timestamps.rfc3339(time.time_ns()),
-        }
-        if container.running:
-            reading.update(Hierarchy.detect().statistics(self._lifecycle.cgroup(container)))
-        return reading
+        group = self._lifecycle.cgroup(container)
+        return statistics.after(earlier, statistics.reading(container, Hierarchy.detect(), group))
 
     # -- life -------------------------------------------------------------------------------
 
@@ -392,18 +411,27 @@ class Containers:
     ) -> None:
         """Stop if it runs, then start."""
         container = self._roster.get(reference)
+        container.spared = True
         try:
-            self.stop(container.id, timeout, signal)
-        except NotModified:
-            pass
-        self._lifecycle.start(container)
+            try:
+                self.stop(container.id, timeout, signal)
+            except NotModified:
+                pass
+            self._lifecycle.start(container)
+        finally:
+            container.spared = False
         self._events.publish("container", "restart", container.id, **container.attributes())
 
     def kill(self, reference: str, signal: str = "SIGKILL") -> None:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
         number = parse_signal(signal or "SIGKILL")
         try:
-            self._lifecycle.kill(self._roster.get(reference), number)
+            container = self._roster.get(reference)
+            waiter = Waiter(container, "not-running")
+            self._lifecycle.kill(container, number)
+            if number == SIGKILL:
+                # As in Docker, it is over when the answer comes.
+                waiter.result(_KILL_SECONDS)
         except (Conflict, NotFound) as error:
             raise type(error)(f"cannot kill container: {reference}: {error.message}") from error
 
@@ -437,7 +465,6 @@ class Containers:
             raise Unsupported("links can't be used yet: --link")
         container = self._roster.get(reference)
         self._lifecycle.remove(container, force=force, volumes=volumes)
-        self._execs.forget(container)
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""
@@ -459,28 +486,35 @@ class Containers:
                 return None
 
     def update(self, reference: str, body: JSON) -> JSON:
-        """Change limits; ``{"Warnings"}``. Raises Unsupported for what can't be changed yet."""
+        """Change limits and the restart policy; ``{"Warnings"}``.
+
+        Raises InvalidParameter, Conflict (the kernel refuses, or it makes no sense together).
+        """
         container = self._roster.get(reference)
-        changed = {key: value for key, value in body.items() if value}
-        restart = (changed.pop("RestartPolicy", None) or {}).get("Name") or "no"
-        if restart != "no":
-            raise Unsupported(f"the restart policy '{restart}' can't be used yet")
-        known = {
-            "CpuShares", "Memory", "CpuPeriod", "CpuQuota", "CpusetCpus", "CpusetMems",
-            "MemoryReservation", "MemorySwap", "NanoCpus", "PidsLimit",
-        }  # fmt: skip
-        if changed.keys() - known:
-            raise Unsupported(f"{', '.join(changed.keys() - known)} can't be updated yet")
+        policy = configuration.restart_policy(body.get("RestartPolicy"))
         with container.lock:
-            host = {**container.spec.host, **changed}
-            if container.running:
-                Hierarchy.detect().limit(
-                    self._lifecycle.cgroup(container), isolation.resources(host).as_dict()
+            if container.removed or container.removing:
+                raise Conflict(
+                    f"Cannot update container {container.id}: Container is marked for removal and "
+                    'cannot be "update".'
                 )
-            container.spec.host = host
+            before = container.spec.host
+            after, warnings = limits.updated(before, body)
+            if policy["Name"] != "no" or (body.get("RestartPolicy") or {}).get("Name"):
+                if container.auto_remove and policy["Name"] != "no":
+                    raise InvalidParameter(
+                        "Restart policy cannot be updated because AutoRemove is enabled for the "
+                        "container"
+                    )
+                after["RestartPolicy"] = policy
+            if container.running:
+                group = self._lifecycle.cgroup(container)
+                what = f"Cannot update container {container.id}"
+                limits.apply(Hierarchy.detect(), group, before, after, what)
+            container.spec.host = after
             container.save_spec(self._database)
         self._events.publish("container", "update", container.id, **container.attributes())
-        return {"Warnings": []}
+        return {"Warnings": warnings}
 
     def prune(self, filters: filtering.Filters | None = None) -> JSON:
         """Remove every container that doesn't run."""
@@ -490,7 +524,7 @@ class Containers:
         removed, space = [], 0
         for container in self._roster.all():
             if (
-                container.running
+                container.active
                 or (until is not None and container.created > until)
                 or not filtering.labels(filters, container.labels)
                 or (filters.get("label!") and filtering.labels(filters, container.labels, "label!"))
@@ -566,6 +600,7 @@ class Containers:
         until: str | None = None,
         tail: str | int | None = None,
         timestamps: bool = False,
+        details: bool = False,
         follow: bool = False,
         cancelled: Callable[[], bool] | None = None,
     ) -> tuple[bool, Iterator[tuple[str, bytes]]]:
@@ -577,7 +612,17 @@ class Containers:
             raise Unsupported("configured logging driver does not support reading")
         path = self._root.container(container.id) / container.log_path
         return container.tty, logs_reader(
-            container, str(path), stdout, stderr, since, until, tail, timestamps, follow, cancelled
+            container,
+            str(path),
+            stdout,
+            stderr,
+            since,
+            until,
+            tail,
+            timestamps,
+            details,
+            follow,
+            cancelled,
         )
 
     # -- files ------------------------------------------------------------------------------
@@ -602,7 +647,8 @@ class Containers:
         copy_uid_gid: bool = False,
     ) -> None:
         """Unpack a tar into a folder of a container."""
-        with self._tree(reference, path) as (container, root):
+        written = space_needed(self._root.path, f"all that goes to {path}", "a part of it is there")
+        with written, self._tree(reference, path) as (container, root):
             if container.spec.host.get("ReadonlyRootfs") and not _on_a_mount(container, path):
                 raise InvalidParameter("container rootfs is marked read-only")
             with container.lock:
@@ -621,7 +667,7 @@ class Containers:
                 path,
                 decompressed(tar),
                 no_overwrite=no_overwrite,
-                owner=owner if copy_uid_gid else None,
+                owner=owner if copy_uid_gid and container.spec.config.get("User") else None,
             )
         self._events.publish("container", "extract-to-dir", container.id, **container.attributes())
 
@@ -668,6 +714,7 @@ def logs_reader(
     until: str | None,
     tail: str | int | None,
     with_timestamps: bool,
+    details: bool,
     follow: bool,
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, bytes]]:
@@ -675,8 +722,11 @@ def logs_reader(
     # Docker takes what is no number for "all".
     lines = int(tail) if tail is not None and str(tail).isdigit() else None
 
+    run = container.state.runs
+
     def ended() -> bool:
-        return not container.running or (cancelled is not None and cancelled())
+        over = not container.running or container.state.runs != run
+        return over or (cancelled is not None and cancelled())
 
     return logs.read_logs(
         path,
@@ -686,6 +736,7 @@ def logs_reader(
         until=timestamps.parse(until) if until and until != "0" else None,
         tail=lines,
         timestamps=with_timestamps,
+        details=details,
         follow=follow,
         ended=ended,
     )

@@ -7,9 +7,9 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from tiffin.engine.networks import Networks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.sandboxes import Sandboxes
+from tiffin.engine.spools import Spools
 from tiffin.engine.streams import demultiplex
 from tiffin.engine.system import System
 from tiffin.engine.trees import Trees
@@ -32,6 +33,7 @@ from tiffin.store.database import Database
 
 if TYPE_CHECKING:
     from tiffin.engine.builds import Builds
+    from tiffin.engine.registries import Registries
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,12 @@ class Engine:
             self.events = Events()
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
-            self.images = Images(self._database, self._root, self._layers, self.events)
+            self._spools = Spools(self._root.path / "ingest")
+            self.images = Images(
+                self._database, self._root, self._layers, self.events, self._spools
+            )
+            self._registries: Registries | None = None
+            self._loading = threading.Lock()
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
@@ -118,6 +125,8 @@ class Engine:
                 point.chain for one in roster.all() for point in one.spec.mounts if point.chain
             }
             self._roster = roster
+            self._builds: Builds | None = None
+            self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
             self._sandboxes.resume()
@@ -126,12 +135,41 @@ class Engine:
             self._root.release()
             raise
 
-    @cached_property
+    @property
     def builds(self) -> Builds:
         """The verbs on builds; loaded when they are first used, since they are half of the code."""
         from tiffin.engine.builds import Builds
 
-        return Builds(self._database, self._root, self.images, self._layers, self._lifecycle)
+        # One for all threads: builds at the same time know of each other through it.
+        with self._builds_lock:
+            if self._builds is None:
+                self._builds = Builds(
+                    self._database,
+                    self._root,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self._roster,
+                    self.registries,
+                )
+            return self._builds
+
+    @property
+    def registries(self) -> Registries:
+        """The verbs on registries; loaded when they are first used."""
+        from tiffin.engine.registries import Registries
+
+        with self._loading:
+            if self._registries is None:
+                self._registries = Registries(
+                    self._database,
+                    self._root,
+                    self._layers,
+                    self.images,
+                    self.events,
+                    self._spools,
+                )
+            return self._registries
 
     @property
     def root(self) -> Root:
@@ -151,11 +189,12 @@ class Engine:
                 shutil.rmtree(entry.path)
         self.volumes.sweep()
         self.images.collect()
+        self._spools.sweep()
 
     @property
     def busy(self) -> bool:
-        """Whether a container runs."""
-        return any(container.running for container in self._roster.all())
+        """Whether a container runs, or is about to be restarted."""
+        return any(container.active for container in self._roster.all())
 
     def run(
         self,
@@ -219,6 +258,7 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the root; containers go on running under the keeper."""
+        self.containers.close()
         self._lifecycle.close()
         self._fabric.shutdown(idle=not self.busy)
         self._database.close()
@@ -238,7 +278,6 @@ class Engine:
 
 def _converse(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
     """Send everything and read everything at once, since either side may be waiting."""
-    import threading
 
     def send() -> None:
         try:

@@ -1,14 +1,17 @@
 """Execs: further processes in a running container.
 
 An exec lives in memory only: it belongs to a connection or to a container's run, and Docker too
-forgets it when its container is gone.
+forgets it some time after its end, or when its container is gone.
 """
 
 from __future__ import annotations
 
+import collections
 import secrets
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +27,8 @@ JSON = dict[str, Any]
 
 _EVENT_SECONDS = 5.0
 """How long to wait for the keeper's word of an exec whose process is gone."""
+_KEPT_SECONDS = 300.0
+"""How long an exec that has ended can still be asked for."""
 
 
 @dataclass(slots=True)
@@ -37,6 +42,9 @@ class Exec:
     started: bool = False
     exit_code: int | None = None
     pid: int = 0
+    output: str = ""
+    """What it wrote, if that was to be captured."""
+    on_end: Callable[[Exec], None] | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     starting: threading.Lock = field(default_factory=threading.Lock)
     """Held until the keeper has said what became of the start."""
@@ -50,17 +58,25 @@ class Execs:
         self._lifecycle = lifecycle
         self._events = events
         self._execs: dict[str, Exec] = {}
+        self._over: collections.deque[tuple[float, str]] = collections.deque()
         lifecycle.exec_ended = self._ended
 
     def create(self, reference: str, body: JSON) -> JSON:
         """Prepare an exec; raises NotFound, Conflict where the container does not run."""
         container = self._roster.get(reference)
+        # Go reads the names of members without regard to case, and docker-py writes this one small.
+        body.setdefault("DetachKeys", body.pop("detachKeys", ""))
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
             raise Conflict(f"Container {reference} is paused, unpause the container before exec")
+        if container.state.status == "restarting":
+            raise Conflict(
+                f"Container {container.id} is restarting, wait until the container is running"
+            )
         if not container.running:
             raise Conflict(f"container {container.id} is not running")
+        self._sweep()
         exec_id = secrets.token_hex(32)
         self._execs[exec_id] = Exec(exec_id, container, body)
         container.execs.add(exec_id)
@@ -72,6 +88,11 @@ class Execs:
             **container.attributes(),
         )
         return {"Id": exec_id}
+
+    def _sweep(self) -> None:
+        """Forget those that ended long ago."""
+        while self._over and self._over[0][0] < time.monotonic() - _KEPT_SECONDS:
+            self._execs.pop(self._over.popleft()[1], None)
 
     def get(self, exec_id: str) -> Exec:
         """The exec of an ID; raises NotFound."""
@@ -89,8 +110,11 @@ class Execs:
         tty: bool | None = None,
         initial: bytes = b"",
         size: tuple[int, int] | None = None,
+        capture: int = 0,
     ) -> None:
         """Start an exec; with ``connection`` the keeper speaks on a duplicate of it from here on.
+
+        With ``capture``, so many bytes of its output are kept for its end.
 
         Raises StartFailure where the program can't be run, Conflict where it was started before.
         """
@@ -102,7 +126,10 @@ class Execs:
             if not container.running:
                 raise Conflict(f"container {container.id} is not running")
             one.started = True
-        terminal = bool(body.get("Tty")) if tty is None else tty
+        # The exec has a terminal if it was made with one. What is said at its start is how its
+        # output comes: framed, unless it says that there is a terminal.
+        terminal = bool(body.get("Tty"))
+        framed = not (terminal if tty is None else tty)
         config = container.spec.config
         env = isolation.environment(container)
         named = {variable.partition("=")[0] for variable in body.get("Env") or []}
@@ -128,7 +155,7 @@ class Execs:
                     "stdin": bool(body.get("AttachStdin")),
                     "stdout": bool(body.get("AttachStdout")),
                     "stderr": bool(body.get("AttachStderr")),
-                    "multiplexed": not terminal,
+                    "multiplexed": framed,
                     "detach_keys": body.get("DetachKeys") or None,
                     "initial": initial,
                 },
@@ -144,6 +171,7 @@ class Execs:
                     stdin=bool(body.get("AttachStdin")) and attachment is not None,
                     attachment=attachment,
                     size=size or body.get("ConsoleSize") or None,
+                    capture=capture,
                 )
                 one.pid = answer["pid"]
         except BaseException as error:
@@ -153,6 +181,7 @@ class Execs:
                 one.exit_code = 126
             one.ended.set()
             container.execs.discard(exec_id)
+            self._over.append((time.monotonic(), exec_id))
             raise
         self._events.publish(
             "container",
@@ -162,11 +191,25 @@ class Execs:
             **container.attributes(),
         )
 
+    def capture(self, exec_id: str, limit: int, on_end: Callable[[Exec], None]) -> None:
+        """Start a prepared exec without a client; ``on_end`` gets it once it has ended.
+
+        Up to ``limit`` bytes of its output are in its ``output`` then, and it is forgotten.
+        Raises as :meth:`start`.
+        """
+        self.get(exec_id).on_end = on_end
+        try:
+            self.start(exec_id, detach=True, tty=False, capture=limit)
+        except BaseException:
+            del self._execs[exec_id]
+            raise
+
     def _ended(self, event: JSON) -> None:
         one = self._execs.get(event["id"])
         if one is None:
             return
         one.exit_code, one.running = event["code"], False
+        one.output = event.get("output", "")
         one.container.execs.discard(one.id)
         one.ended.set()
         self._events.publish(
@@ -177,13 +220,18 @@ class Execs:
             exitCode=str(one.exit_code),
             **one.container.attributes(),
         )
+        if one.on_end is not None:
+            self._execs.pop(one.id, None)
+            one.on_end(one)
+        else:
+            self._over.append((time.monotonic(), one.id))
 
     def inspect(self, exec_id: str) -> JSON:
         """Docker's view of an exec."""
         one = self.get(exec_id)
         with one.starting:
             pass
-        if one.running and _is_over(one.pid):
+        if one.running and is_over(one.pid):
             # A client asks for the exit code as soon as its stream ends; the keeper's word of it
             # may still be on the way.
             one.ended.wait(_EVENT_SECONDS)
@@ -241,7 +289,7 @@ def _told(body: JSON) -> str:
     return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
-def _is_over(pid: int) -> bool:
+def is_over(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

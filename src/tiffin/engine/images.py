@@ -13,20 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
+from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
-from tiffin.image import archive
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
+
+if TYPE_CHECKING:
+    from tiffin.image.archive import SavedLayer
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -53,11 +56,19 @@ Loaded = list[Image]
 class Images:
     """The images of a root."""
 
-    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        events: Events,
+        spools: Spools,
+    ) -> None:
         self._database = database
         self._root = root
         self._layers = layers
         self._events = events
+        self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
         self._collecting = threading.Lock()
         self.mounted: Callable[[], set[str]] = set
@@ -97,6 +108,9 @@ class Images:
             name = None
         else:
             name = Reference.parse(reference).with_default_tag()
+            if name.digest is not None:
+                # The digest says which one it is; a tag beside it is for people.
+                name = name.without_tag()
             row = self._database.one(
                 "SELECT images.* FROM tags JOIN images ON images.id = tags.image "
                 "WHERE tags.name = ?",
@@ -228,7 +242,7 @@ class Images:
                     continue
             created = image.config.created_ns
             if (
-                (dangling is not None and dangling == bool(names.get(image.id)))
+                (dangling is not None and dangling == any(map(_is_tag, names.get(image.id, ()))))
                 or not filtering.labels(filters, image.config.labels)
                 or ("before" in bounds and created >= bounds["before"])
                 or ("since" in bounds and created <= bounds["since"])
@@ -272,7 +286,7 @@ class Images:
             "Id": image.id,
             "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
             "RepoDigests": [tag.familiar for tag in tags if tag.digest],
-            "Parent": "",
+            "Parent": self._parent(image),
             "Comment": config.history[-1].comment if config.history else "",
             "Created": config.created or timestamps.ZERO,
             "DockerVersion": config.to_document().get("docker_version", ""),
@@ -288,6 +302,19 @@ class Images:
         if config.variant:
             view["Variant"] = config.variant
         return view
+
+    def _parent(self, image: Image) -> str:
+        """The ID of the image that a commit made this one from, if it is there: it has all the
+        layers but the last, and the same history up to there."""
+        if image.top is None:
+            return ""
+        below = self._layers.get(image.top).parent
+        steps = image.config.history
+        for row in self._database.all("SELECT * FROM images WHERE top IS ?", (below,)):
+            other = self._image(row)
+            if other.config.history == steps[:-1]:
+                return other.id
+        return ""
 
     def history(self, reference: str) -> Rows:
         """What made the image, the newest step first."""
@@ -321,9 +348,11 @@ class Images:
         image, name = self._find(reference)
         tags = self.tags(image.id)
         done: Rows = []
-        if name is not None and len(tags) > 1:
-            self._untag(image, [name], done)
-            return done
+        if name is not None:
+            going = _with_digests(name, tags)
+            if len(going) < len(tags):
+                self._untag(image, going, done)
+                return done
         users = self._database.all(
             "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
         )
@@ -403,7 +432,7 @@ class Images:
             image = self._image(row)
             tags = self.tags(image.id)
             if (
-                (tags and only_dangling)
+                (only_dangling and any(map(_is_tag, tags)))
                 or (until is not None and image.config.created_ns > until)
                 or not filtering.labels(filters, image.config.labels)
                 or (
@@ -418,6 +447,8 @@ class Images:
                 # It came into use, or went, meanwhile.
                 continue
         space = max(0, before - self._layers.total_size())
+        # Images that came in half go too.
+        space += self._spools.sweep(0)
         self._events.publish("image", "prune", "", reclaimed=str(space))
         return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
@@ -447,10 +478,13 @@ class Images:
 
         Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
         """
+        # Loaded when somebody loads or saves, as the start of the daemon is waited for.
+        from tiffin.image.archive import read_archive
+
         say = progress or (lambda message: None)
         loaded = []
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            for one in archive.read_archive(
+            for one in read_archive(
                 file, self._ingest, known=self._layers.known, spool=self._root.work
             ):
                 names = [Reference.parse(name) for name in one.names]
@@ -471,6 +505,8 @@ class Images:
 
         Raises NotFound before the first byte is written.
         """
+        from tiffin.image.archive import SavedImage, write_archive
+
         found: dict[str, tuple[Image, list[Reference]]] = {}
         with self._layers.lease():
             for reference in references:
@@ -480,10 +516,10 @@ class Images:
                     names.append(Reference.parse(name))
                 elif ":" not in reference and not _is_hex(reference):
                     names += [Reference.parse(tag) for tag in self.tags(image.id)]
-            archive.write_archive(
+            write_archive(
                 output,
                 [
-                    archive.SavedImage(
+                    SavedImage(
                         image.config,
                         [name.familiar for name in names],
                         [self._saved(layer) for layer in self._stack(image)],
@@ -497,8 +533,10 @@ class Images:
     def _stack(self, image: Image) -> Layers:
         return self._layers.chain(image.top) if image.top else []
 
-    def _saved(self, layer: Layer) -> archive.SavedLayer:
-        return archive.SavedLayer(
+    def _saved(self, layer: Layer) -> SavedLayer:
+        from tiffin.image.archive import SavedLayer
+
+        return SavedLayer(
             layer.diff_id,
             layer.tar_size,
             lambda output: self._layers.write_tar(layer, output),
@@ -545,6 +583,22 @@ class Images:
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
+
+
+def _is_tag(name: str) -> bool:
+    """Whether a canonical name is a tag's; an image that only digests name is dangling."""
+    return "@" not in name
+
+
+def _with_digests(name: str, names: Sequence[str]) -> list[str]:
+    """A name that goes, and with the last tag of a repository its digests."""
+    gone = Reference.parse(name)
+    if gone.digest is not None:
+        return [name]
+    same = [one for one in names if Reference.parse(one).name == gone.name]
+    if any(_is_tag(one) for one in same if one != name):
+        return [name]
+    return [name, *(one for one in same if one != name)]
 
 
 def _is_hex(text: str) -> bool:

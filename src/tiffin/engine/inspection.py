@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import timestamps
+from tiffin.engine import health, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.sandboxes import Sandboxes
@@ -55,8 +55,14 @@ def status_text(container: Container, now: float | None = None) -> str:
     if state.status == "created":
         return "Created"
     if container.running:
-        paused = " (Paused)" if state.status == "paused" else ""
-        return f"Up {human_duration(now - state.started / 1e9)}{paused}"
+        said = {"starting": "health: starting"}.get(health.status(container), "")
+        said = said or (state.health.status if state.health else "")
+        note = "Paused" if state.status == "paused" else said
+        up = f"Up {human_duration(now - state.started / 1e9)}"
+        return f"{up} ({note})" if note else up
+    if state.status == "restarting":
+        ago = human_duration(now - state.finished / 1e9)
+        return f"Restarting ({state.exit_code}) {ago} ago"
     if state.status == "dead":
         return "Dead"
     finished = state.finished or container.created
@@ -124,11 +130,11 @@ def summary(
 def state_view(container: Container) -> JSON:
     """The ``State`` object."""
     state = container.state
-    return {
+    view: JSON = {
         "Status": state.status,
-        "Running": container.running,
+        "Running": container.active,
         "Paused": state.status == "paused",
-        "Restarting": False,
+        "Restarting": state.status == "restarting",
         "OOMKilled": state.oom_killed,
         "Dead": state.status == "dead",
         "Pid": state.pid,
@@ -137,6 +143,9 @@ def state_view(container: Container) -> JSON:
         "StartedAt": timestamps.rfc3339(state.started),
         "FinishedAt": timestamps.rfc3339(state.finished),
     }
+    if state.health is not None:
+        view["Health"] = health.view(state.health)
+    return view
 
 
 def inspect(
@@ -160,9 +169,9 @@ def inspect(
         "ResolvConfPath": str(files / "resolv.conf"),
         "HostnamePath": str(files / "hostname"),
         "HostsPath": str(files / "hosts"),
-        "LogPath": str(folder / log) if log else "",
+        "LogPath": str(folder / log) if log and "/" not in log else "",
         "Name": f"/{container.name}",
-        "RestartCount": 0,
+        "RestartCount": container.state.restarts,
         "Driver": driver,
         "Platform": container.spec.platform,
         "MountLabel": "",

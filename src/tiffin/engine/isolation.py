@@ -8,24 +8,22 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import security
+from tiffin.engine import configuration, limits, security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
-from tiffin.errors import InvalidParameter
+from tiffin.errors import Conflict, InvalidParameter
 from tiffin.linux import capabilities
 from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
-    MASKED_PATHS,
     READONLY_PATHS,
     ContainerSettings,
     Device,
     ProcessSettings,
-    Resources,
 )
 from tiffin.runtime.settings import MountPoint as RuntimeMount
 from tiffin.storage.driver import Mount
@@ -83,10 +81,49 @@ def environment(container: Container) -> list[str]:
     defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
-    return [default for default in defaults if default.partition("=")[0] not in named] + variables
+    defaults = [default for default in defaults if default.partition("=")[0] not in named]
+    # A name without "=" asks for the variable to be taken away.
+    return defaults + [variable for variable in variables if "=" in variable]
 
 
-def namespaces(container: Container, network: str | None = None) -> dict[str, str | None]:
+ID_COUNT = 65536
+"""How many IDs a user namespace has."""
+_ID_SLOTS = range(16384, 65535)
+"""Which multiples of ID_COUNT they may begin at: above what hosts hand out themselves."""
+
+Peer = Callable[[str], Container]
+"""Finds another container, which must run, by its name or ID. Raises NotFound, Conflict."""
+
+
+def free_id_base(container_id: str, taken: Collection[int]) -> int:
+    """Where the IDs of a container's user namespace begin: a range that no other one has."""
+    start = int(container_id[:8], 16)
+    for offset in range(len(_ID_SLOTS)):
+        base = _ID_SLOTS[(start + offset) % len(_ID_SLOTS)] * ID_COUNT
+        if base not in taken:
+            return base
+    raise Conflict("no range of IDs is left for a user namespace")
+
+
+def _donor(mode: str, peer: Peer) -> Container | None:
+    """The container of a mode ``container:NAME``."""
+    kind, _, name = mode.partition(":")
+    return peer(name) if kind == "container" else None
+
+
+def _ipc_donor(container: Container, peer: Peer) -> Container | None:
+    other = _donor(container.spec.host.get("IpcMode") or "", peer)
+    if other is not None and other.spec.host.get("IpcMode") not in ("shareable", "host"):
+        raise Conflict(
+            f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use "
+            "IpcMode:shareable for the donor container)"
+        )
+    return other
+
+
+def namespaces(
+    container: Container, peer: Peer, network: str | None = None
+) -> dict[str, str | None]:
     """Which namespaces are the container's own; a type that's missing is the host's.
 
     ``network`` is the path of the network namespace to join, None for a new and empty one.
@@ -101,6 +138,12 @@ def namespaces(container: Container, network: str | None = None) -> dict[str, st
         result["ipc"] = None
     if host.get("UTSMode") != "host":
         result["uts"] = None
+    for kind, other in (
+        ("pid", _donor(host.get("PidMode") or "", peer)),
+        ("ipc", _ipc_donor(container, peer)),
+    ):
+        if other is not None:
+            result[kind] = f"/proc/{other.state.pid}/ns/{kind}"
     # As in Docker, a privileged container sees the host's cgroups unless it asks not to.
     if host.get("CgroupnsMode") != "host":
         result["cgroup"] = None
@@ -126,6 +169,9 @@ def _runtime_mount(point: MountPoint, tree: Mount | None) -> RuntimeMount:
     else:
         options.append("rro" if point.recursive and point.readonly_recursive else "ro")
     options.append(point.propagation or "rprivate")
+    if point.kind == "volume":
+        # What is in a volume has the IDs that containers see, whatever those are outside.
+        options.append("idmap")
     return RuntimeMount("bind", point.source, point.target, tuple(options), below=point.subpath)
 
 
@@ -162,25 +208,8 @@ def process_settings(
             for limit in host.get("Ulimits") or []
         ],
         oom_score_adj=host.get("OomScoreAdj") or None,
-    )
-
-
-def resources(host: dict[str, Any]) -> Resources:
-    """The limits that a container's cgroup gets, zeros and Nones meaning none."""
-    quota, period = host.get("CpuQuota") or 0, host.get("CpuPeriod") or 0
-    if host.get("NanoCpus"):
-        period = 100_000
-        quota = host["NanoCpus"] * period // 1_000_000_000
-    return Resources(
-        memory=host.get("Memory") or 0,
-        memory_swap=host.get("MemorySwap") or 0,
-        memory_reservation=host.get("MemoryReservation") or 0,
-        cpu_shares=host.get("CpuShares") or 0,
-        cpu_quota=quota,
-        cpu_period=period,
-        cpuset_cpus=host.get("CpusetCpus") or "",
-        cpuset_mems=host.get("CpusetMems") or "",
-        pids_limit=host.get("PidsLimit") or 0,
+        remapped=(container.state.id_base,) * 2 if container.state.id_base else None,
+        apparmor=security.apparmor_profile(host),
     )
 
 
@@ -190,6 +219,7 @@ def container_settings(
     rootfs: list[Mount],
     cgroup: str,
     filters: Filters,
+    peer: Peer,
     network: str | None = None,
     variables: Sequence[str] = (),
     trees: Mapping[str, Mount] | None = None,
@@ -198,7 +228,7 @@ def container_settings(
 
     ``folder`` has ``hosts``, ``hostname`` and ``resolv.conf`` in it; ``network`` is the path of
     the network namespace to join; ``variables`` come before the container's own environment.
-    ``filters`` makes and keeps seccomp filters;
+    ``filters`` makes and keeps seccomp filters; ``peer`` finds the containers that this one joins;
     ``trees`` are what mounts the images among its mount points, by target.
     """
     config, host = container.spec.config, container.spec.host
@@ -210,8 +240,14 @@ def container_settings(
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in covered:
             mounts.append(
-                RuntimeMount("bind", str(folder / name), f"/etc/{name}", ("rbind", "rprivate"))
+                RuntimeMount(
+                    "bind", str(folder / name), f"/etc/{name}", ("rbind", "rprivate", "idmap")
+                )
             )
+    base = container.state.id_base
+    foreign = host.get("Runtime") != configuration.NATIVE
+    filtered, profile = security.profile_of(host)
+    donor = _ipc_donor(container, peer)
     masked, readonly = host.get("MaskedPaths"), host.get("ReadonlyPaths")
     return ContainerSettings(
         id=container.id,
@@ -229,7 +265,8 @@ def container_settings(
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),
         mounts=mounts,
-        namespaces=namespaces(container, network),
+        namespaces=namespaces(container, peer, network),
+        id_map=(base, ID_COUNT) if base else None,
         devices=[
             node
             for device in host.get("Devices") or []
@@ -239,13 +276,18 @@ def container_settings(
                 device.get("CgroupPermissions") or "rwm",
             )
         ],
+        device_rules=list(host.get("DeviceCgroupRules") or []),
         privileged=privileged,
-        masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),
+        masked_paths=[]
+        if privileged
+        else list(security.masked_paths() if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
-        resources=resources(host),
-        shm_size=host.get("ShmSize") or 64 * 1024 * 1024,
+        resources=limits.resources(host),
+        shm_size=0 if host.get("IpcMode") == "none" else host.get("ShmSize") or 64 * 1024 * 1024,
+        shm_from=None if donor is None else f"/proc/{donor.state.pid}/ns/mnt",
         cgroup=cgroup,
+        seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),
     )
 

@@ -1,6 +1,7 @@
 """The life of a container after its creation: start, signals, its end, removal.
 
 The keeper tells ends through :meth:`Lifecycle.keeper_event`, in order, on a thread of its own.
+After an end the container's restart policy is asked (:mod:`tiffin.engine.restarts`).
 Whoever changes a container's state holds ``container.lock``. What takes long after an end
 (measuring the layer, ``--rm``) is done by a worker thread, so that ends are noticed at once.
 
@@ -10,6 +11,7 @@ asks the keeper what became of each such container.
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import signal
@@ -17,20 +19,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, isolation
+from tiffin.engine import configuration, health, isolation, logdrivers, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
+from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.sandboxes import Sandboxes
+from tiffin.engine.signals import parse_signal
 from tiffin.engine.volumes import Volumes
-from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, TiffinError
+from tiffin.engine.waiting import Waiter
+from tiffin.errors import Conflict, NotFound, NotModified, TiffinError
 from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.runtime import native
+from tiffin.runtime import foreign, native, oci
 from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
@@ -38,46 +44,6 @@ JSON = dict[str, Any]
 
 UNKNOWN_EXIT = 255
 """The exit code that a container gets whose end nobody saw; ``State.Error`` says so."""
-
-WAIT_CONDITIONS = ("not-running", "next-exit", "removed")
-
-
-class Waiter:
-    """Someone who waits for a container; made before the thing that is waited for can happen."""
-
-    def __init__(self, container: Container, condition: str) -> None:
-        if condition not in WAIT_CONDITIONS:
-            raise InvalidParameter(f'invalid condition: "{condition}"')
-        self._container = container
-        self._condition = condition
-        # Which run's end "next-exit" waits for: the present one, or the next.
-        self._run = container.state.runs + (0 if container.running else 1)
-
-    def _answer(self) -> JSON | None:
-        container = self._container
-        state = container.state
-        done = container.removed
-        if self._condition == "not-running":
-            done = done or not container.running
-        elif self._condition == "next-exit":
-            done = done or state.runs > self._run
-            done = done or (state.runs == self._run and not container.running)
-        if not done:
-            return None
-        return {"StatusCode": state.exit_code, "Error": None}
-
-    def result(self, timeout: float | None = None) -> JSON | None:
-        """The answer of ``wait``, or None if it did not happen within ``timeout`` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._container.changed:
-            while True:
-                answer = self._answer()
-                if answer is not None:
-                    return answer
-                rest = None if deadline is None else deadline - time.monotonic()
-                if rest is not None and rest <= 0:
-                    return None
-                self._container.changed.wait(rest)
 
 
 class Lifecycle:
@@ -112,10 +78,16 @@ class Lifecycle:
         self.collect: Callable[[], object] = lambda: None
         """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
+        self._restarts = Restarts(self._start_again)
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.look: Callable[[Container], None] = lambda container: None
+        """Called after each change between running and not running, the container's lock held."""
         self.exec_ended: Callable[[JSON], None] = lambda event: None
+        self.dropped: Callable[[Container], None] = lambda container: None
 
     def close(self) -> None:
         """Finish the work that ends have left, and let go of the keeper."""
+        self._restarts.close()
         self._jobs.put(None)
         self._worker.join()
         self.keeper.close()
@@ -136,9 +108,28 @@ class Lifecycle:
                 raise Conflict(f"container {container.id} is marked for removal, it can't start")
             if container.state.status == "paused":
                 raise Conflict("cannot start a paused container, try unpause instead")
-            if container.running:
+            if container.active:
                 raise NotModified(f"container {container.id} is running already")
+            container.state.restarts = 0
+            container.backoff = 0.0
             self._start_locked(container)
+        self._tell_volumes(container, "mount")
+        self._events.publish("container", "start", container.id, **container.attributes())
+
+    def _start_again(self, container: Container) -> None:
+        """What a restart policy wants, in its time."""
+        with container.lock:
+            if container.state.status != "restarting" or container.removing or container.removed:
+                return
+            container.state.restarts += 1
+            try:
+                self._start_locked(container)
+            except TiffinError:
+                # The state says why; nobody is there to be told.
+                container.state.status = "exited"
+                container.save_state(self._database)
+                self._jobs.put(container)
+                return
         self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
 
@@ -157,8 +148,11 @@ class Lifecycle:
         state.exit_code, state.error, state.oom_killed = 0, "", False
         state.finished = 0
         state.runs += 1
+        state.stopped_by_hand, state.boot = False, self._boot
+        health.at_start(container)
         container.size = None
         container.save_state(self._database)
+        self.look(container)
 
     def launch(self, container: Container) -> JSON:
         """Have the keeper start a container's first process: ``{"pid", "started"}``.
@@ -187,12 +181,17 @@ class Lifecycle:
     def _launch(self, container: Container, network: str | None) -> JSON:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
+        container.state.id_base = 0
+        if host.get("UsernsMode") in configuration.REMAPPED:
+            taken = {other.state.id_base for other in self._roster.all()}
+            container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
             self.sandboxes.folder(container),
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
+            self._peer,
             network,
             self.sandboxes.link_environment(container),
             {
@@ -201,24 +200,33 @@ class Lifecycle:
                 if point.kind == "image"
             },
         )
-        log = None
-        if container.log_path:
-            options = host["LogConfig"]["Config"]
-            log = {
-                "path": str(folder / container.log_path),
-                "max_size": configuration.parse_size(options.get("max-size") or "-1"),
-                "max_file": int(options.get("max-file") or 1),
+        plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
+        if host["Runtime"] != configuration.NATIVE:
+            foreign.check(host["Runtime"], settings)
+            plan["runtime"] = {
+                "name": host["Runtime"],
+                "path": foreign.find(host["Runtime"]),
+                "config": oci.oci_config(settings),
+                "mountpoint": self._mountpoint,
             }
+        log = logdrivers.keeper_options(container, folder)
         size = host.get("ConsoleSize") or None
         return self.keeper.start(
             container.id,
-            native.plan(settings, self._mountpoint, self._cgroups).dump(),
+            plan,
             log=log,
             terminal=container.tty,
             open_stdin=bool(config.get("OpenStdin")),
             stdin_once=bool(config.get("StdinOnce")),
             size=(size[0], size[1]) if size and any(size) else None,
         )
+
+    def _peer(self, reference: str) -> Container:
+        """A running container that another one joins. Raises NotFound, Conflict."""
+        other = self._roster.get(reference)
+        if not other.running:
+            raise Conflict(f"cannot join a namespace of container {reference}: it is not running")
+        return other
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
@@ -244,10 +252,21 @@ class Lifecycle:
                 self.keeper.forget(event["id"])
             else:
                 self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+        elif kind == "oom":
+            container = self._roster.find(event["id"])
+            if container is not None and container.running:
+                self._out_of_memory(container)
         elif kind == "detached":
             container = self._roster.find(event["id"])
             if container is not None:
                 self._events.publish("container", "detach", container.id, **container.attributes())
+
+    def _out_of_memory(self, container: Container) -> None:
+        with container.lock:
+            if not container.state.oom_killed:
+                container.state.oom_killed = True
+                container.save_state(self._database)
+        self._events.publish("container", "oom", container.id, **container.attributes())
 
     def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
         with container.lock:
@@ -255,25 +274,33 @@ class Lifecycle:
                 return
             self.release(container)
             state = container.state
-            state.status, state.pid, state.finished = "exited", 0, at
+            if oom and not state.oom_killed:
+                self._out_of_memory(container)
             state.exit_code = UNKNOWN_EXIT if code is None else code
-            state.oom_killed = oom
+            again = not container.removing and restarts.wanted(container, state.exit_code)
+            state.status = "restarting" if again else "exited"
+            state.pid, state.finished = 0, at
+            container.last_end = (state.runs, state.exit_code)
             if code is None:
                 state.error = "its exit status is unknown: it ended while nobody watched"
+            health.at_end(container)
             container.save_state(self._database)
+            self.look(container)
             # Before the lock is given up, so that whoever starts it again finds the keeper clean.
             self.keeper.forget(container.id)
-        if oom:
-            self._events.publish("container", "oom", container.id, **container.attributes())
-        self._events.publish(
-            "container",
-            "die",
-            container.id,
-            exitCode=str(state.exit_code),
-            execDuration=str(max(0, (at - state.started) // 10**9)),
-            **container.attributes(),
-        )
-        self._tell_volumes(container, "unmount")
+            self._events.publish(
+                "container",
+                "die",
+                container.id,
+                exitCode=str(state.exit_code),
+                execDuration=str(max(0, (at - state.started) // 10**9)),
+                **container.attributes(),
+            )
+            self._tell_volumes(container, "unmount")
+            if again:
+                ran = max(0, at - state.started)
+                self._restarts.plan(container, restarts.delay(container, ran))
+                return
         self._jobs.put(container)
 
     def _tell_volumes(self, container: Container, action: str) -> None:
@@ -298,9 +325,9 @@ class Lifecycle:
 
     def _after_end(self, container: Container) -> None:
         with container.lock:
-            if container.running or container.removed or container.removing:
+            if container.active or container.removed or container.removing:
                 return
-        if container.auto_remove:
+        if container.auto_remove and not container.spared:
             try:
                 self.remove(container, force=False, volumes=True)
             except (NotFound, Conflict):
@@ -329,8 +356,13 @@ class Lifecycle:
     # -- signals ----------------------------------------------------------------------------
 
     def kill(self, container: Container, signum: int) -> None:
-        """Send a signal to the first process; raises Conflict if the container doesn't run."""
+        """Send a signal to the first process; raises Conflict if the container doesn't run.
+
+        After a signal that is meant to end it, its restart policy lets it rest.
+        """
         with container.lock:
+            if signum in _ENDING or signum == _stop_signal(container):
+                self._let_rest(container)
             if not container.running:
                 raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
@@ -338,21 +370,31 @@ class Lifecycle:
             "container", "kill", container.id, signal=str(signum), **container.attributes()
         )
 
+    def _let_rest(self, container: Container) -> None:
+        """Don't restart it when it ends, or now. Its lock must be held."""
+        state = container.state
+        if not container.active:
+            return
+        if state.status == "restarting":
+            self._restarts.cancel(container)
+            state.status = "exited"
+            self._jobs.put(container)
+        state.stopped_by_hand = True
+        container.save_state(self._database)
+
     def stop(self, container: Container, timeout: float | None, signum: int | None) -> None:
         """Ask to end by the stop signal, and kill after ``timeout`` seconds (negative: never)."""
-        if not container.running:
-            raise NotModified(f"container {container.id} is not running")
-        config = container.spec.config
+        with container.lock:
+            if not container.active:
+                raise NotModified(f"container {container.id} is not running")
+            self._let_rest(container)
+            waiter = Waiter(container, "not-running")
         if timeout is None:
-            given = config.get("StopTimeout")
+            given = container.spec.config.get("StopTimeout")
             timeout = 10 if given is None else given
-        waiter = Waiter(container, "not-running")
         if container.state.status == "paused":
             self.unpause(container)
-        for number, patience in (
-            (signum or parse_signal(config.get("StopSignal") or "SIGTERM"), timeout),
-            (signal.SIGKILL, None),
-        ):
+        for number, patience in ((signum or _stop_signal(container), timeout), (9, None)):
             try:
                 self.kill(container, number)
             except (Conflict, NotFound):
@@ -372,6 +414,7 @@ class Lifecycle:
             self._cgroups.freeze(self.cgroup(container))
             container.state.status = "paused"
             container.save_state(self._database)
+            self.look(container)
         self._events.publish("container", "pause", container.id, **container.attributes())
 
     def unpause(self, container: Container) -> None:
@@ -382,7 +425,26 @@ class Lifecycle:
             self._cgroups.thaw(self.cgroup(container))
             container.state.status = "running"
             container.save_state(self._database)
+            self.look(container)
         self._events.publish("container", "unpause", container.id, **container.attributes())
+
+    @contextmanager
+    def frozen(self, container: Container) -> Iterator[None]:
+        """Inside the block a running container is paused, but its row does not say so: should this
+        process be killed, the next one lets it go on."""
+        with container.lock:
+            ours = container.state.status == "running"
+            if ours:
+                self._cgroups.freeze(self.cgroup(container))
+                container.state.status = "paused"
+        try:
+            yield
+        finally:
+            with container.lock:
+                # It may have been unpaused by hand, or killed, meanwhile.
+                if ours and container.state.status == "paused":
+                    self._cgroups.thaw(self.cgroup(container))
+                    container.state.status = "running"
 
     # -- removal ----------------------------------------------------------------------------
 
@@ -393,12 +455,16 @@ class Lifecycle:
                 raise NotFound(f"No such container: {container.id}")
             if container.removing:
                 raise Conflict(f"removal of container {container.id} is already in progress")
-            if container.running and not force:
+            if container.active and not force:
                 raise Conflict(
                     f'cannot remove container "{container.name}": container is '
                     f"{container.state.status}: stop the container before removing or force remove"
                 )
             container.removing = True
+            self._restarts.cancel(container)
+            if container.state.status == "restarting":
+                container.state.status = "exited"
+                container.save_state(self._database)
         try:
             if container.running:
                 self._kill_and_wait(container)
@@ -417,6 +483,7 @@ class Lifecycle:
         with container.changed:
             container.removed = True
             container.changed.notify_all()
+        self.dropped(container)
         self._events.publish("container", "destroy", container.id, **container.attributes())
         if volumes:
             for point in container.spec.mounts:
@@ -430,7 +497,13 @@ class Lifecycle:
     def discard(self, container: Container) -> None:
         """Remove what a container without a row has left on the disk."""
         self._layers.remove_snapshot(container.snapshot)
-        shutil.rmtree(self._root.container(container.id), ignore_errors=False, onerror=_gone)
+        # Moved first: an old log may just be being compressed, and must find no folder to write to.
+        doomed = self._root.work / f"removed-{container.id}"
+        try:
+            os.rename(self._root.container(container.id), doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=False, onerror=_gone)
 
     def _kill_and_wait(self, container: Container) -> None:
         waiter = Waiter(container, "not-running")
@@ -456,8 +529,16 @@ class Lifecycle:
             for container_id in running:
                 self._ended(self._roster.get(container_id), None, time.time_ns(), False)
         for container in self._roster.all():
-            if not container.running and container.auto_remove and container.state.runs:
-                self._jobs.put(container)
+            with container.lock:
+                if restarts.wanted_after_boot(container, self._boot):
+                    container.state.status = "restarting"
+                    container.save_state(self._database)
+                if container.state.status == "restarting":
+                    self._restarts.plan(container, restarts.delay(container, 0))
+                elif container.running:
+                    self.look(container)
+                elif container.auto_remove and container.state.runs:
+                    self._jobs.put(container)
 
     def _reconcile_one(self, entry: JSON) -> None:
         container = self._roster.find(entry["id"])
@@ -475,11 +556,24 @@ class Lifecycle:
                 state.status, state.started, state.finished = "running", entry["started"], 0
                 state.exit_code, state.error = 0, ""
                 state.runs += 1
+                state.boot = self._boot
+                health.at_start(container)
                 container.size = None
             state.pid = entry["pid"]
             container.save_state(self._database)
+            if state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
+                # See `frozen`.
+                self._cgroups.thaw(self.cgroup(container))
         if entry["status"] == "exited":
             self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
+
+
+_ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT)
+"""Who sends one of these does not want the container to come back by itself."""
+
+
+def _stop_signal(container: Container) -> int:
+    return parse_signal(container.spec.config.get("StopSignal") or "SIGTERM")
 
 
 ANONYMOUS = "anonymous"
@@ -489,23 +583,3 @@ ANONYMOUS = "anonymous"
 def _gone(function: Any, path: str, info: Any) -> None:
     if not isinstance(info[1], FileNotFoundError):
         raise info[1]
-
-
-def parse_signal(text: str | int) -> int:
-    """A signal's number from its number or name, with ``SIG`` or without; InvalidParameter else."""
-    name = str(text).upper()
-    if name.isdigit():
-        number = int(name)
-        if 0 < number < signal.NSIG:
-            return number
-    else:
-        full = name if name.startswith("SIG") else f"SIG{name}"
-        if full in signal.Signals.__members__:
-            return int(signal.Signals[full])
-        for base, start, sign in (
-            ("SIGRTMIN+", signal.SIGRTMIN, 1),
-            ("SIGRTMAX-", signal.SIGRTMAX, -1),
-        ):
-            if full.startswith(base) and full[len(base) :].isdigit():
-                return int(start) + sign * int(full[len(base) :])
-    raise InvalidParameter(f"invalid signal: {text}")

@@ -1,18 +1,21 @@
 """Reading containers' logs, which the keeper writes (:mod:`tiffin.keeper.logfile`).
 
-A log is ``NAME`` and the older files ``NAME.1``, ``NAME.2``, …; here they are one sequence of
-records. The end of it is found without reading the rest, and so is a time, by halving: records are
-in the order of time. A reader that follows hears of changes by inotify, and goes from file to file
-as the log is rotated.
+A log is ``NAME`` and the older files ``NAME.1``, ``NAME.2``, …, which may be compressed
+(``NAME.2.gz``); here they are one sequence of records. The end of it is found without reading the
+rest, and so is a time, by halving: records are in the order of time. A reader that follows hears of
+changes by inotify, and goes from file to file as the log is rotated.
 """
 
 from __future__ import annotations
 
 import datetime
+import gzip
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import msgspec
 
@@ -32,6 +35,7 @@ class _Record(msgspec.Struct):
     log: str
     stream: str
     time: str = ""
+    attrs: dict[str, str] = {}
 
 
 _decode = msgspec.json.Decoder(_Record).decode
@@ -47,17 +51,19 @@ def read_logs(
     until: int | None = None,
     tail: int | None = None,
     timestamps: bool = False,
+    details: bool = False,
     follow: bool = False,
     ended: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[str, bytes]]:
     """The records of a log: (``stdout`` or ``stderr``, bytes), each a line or a part of a long one.
 
     ``since`` and ``until`` are nanoseconds of the clock, both included; ``tail`` is the number of
-    last records to begin with; ``timestamps`` puts the time in front of each line. With ``follow``
+    last records to begin with; ``timestamps`` puts the time in front of each line, and ``details``
+    what the log's options added to it. With ``follow``
     it goes on until ``ended()`` is true and everything is read. A log that does not exist is empty.
     """
     wanted = {name for name, want in (("stdout", stdout), ("stderr", stderr)) if want}
-    picker = _Picker(wanted, _text(since), _text(until), timestamps)
+    picker = _Picker(wanted, _text(since), _text(until), timestamps, details)
     path = os.fspath(path)
     if not follow:
         files = _open_all(path)
@@ -114,18 +120,25 @@ class _Picker:
     """Chooses and shapes records."""
 
     def __init__(
-        self, wanted: set[str], since: str | None, until: str | None, timestamps: bool
+        self,
+        wanted: set[str],
+        since: str | None,
+        until: str | None,
+        timestamps: bool,
+        details: bool,
     ) -> None:
         self._wanted = wanted
         self.since = since
         self._until = until
         self._timestamps = timestamps
+        self._details = details
         self._within: set[str] = set()
         self.over = False
 
     def pick(self, file: _File) -> Iterator[tuple[str, bytes]]:
         """The records from the file's position on; the position moves along."""
-        plain = self.since is None and self._until is None and not self._timestamps
+        shaped = self._timestamps or self._details
+        plain = self.since is None and self._until is None and not shaped
         while not self.over and (block := file.read_lines()):
             for record in _records(block):
                 stream = record.stream
@@ -142,10 +155,13 @@ class _Picker:
                 if stream not in self._wanted:
                     continue
                 text = record.log
-                if self._timestamps:
+                if shaped:
                     # A long line is several records, but one line.
                     if stream not in self._within:
-                        text = f"{stamp} {text}"
+                        if self._details:
+                            text = f"{_attributes(record.attrs)} {text}"
+                        if self._timestamps:
+                            text = f"{stamp} {text}"
                     if text.endswith("\n"):
                         self._within.discard(stream)
                     else:
@@ -157,8 +173,14 @@ class _File:
     """An open log file and a position in it, which is the start of a record."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.inode = os.fstat(self._fd).st_ino
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            packed = os.open(f"{path}.gz", os.O_RDONLY | os.O_CLOEXEC)
+            self.inode = os.fstat(packed).st_ino
+            self._fd, self.origin = _unpacked(packed)
+        else:
+            self.inode = self.origin = os.fstat(self._fd).st_ino
         self.position = 0
 
     @property
@@ -230,6 +252,26 @@ class _File:
         os.close(self._fd)
 
 
+def _unpacked(packed: int) -> tuple[int, int]:
+    """A descriptor of what is compressed in ``packed``, which is closed, and the inode number that
+    the file had before."""
+    output = os.memfd_create("log", os.MFD_CLOEXEC)
+    name = b""
+    with open(packed, "rb") as file, open(output, "wb", closefd=False) as plain:
+        head = file.read(64)
+        if len(head) > 10 and head[3] & 8:
+            name = head[10:].partition(b"\0")[0]
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file) as content:
+            shutil.copyfileobj(content, plain)
+    return output, int(name) if name.isdigit() else 0
+
+
+def _attributes(attrs: dict[str, str]) -> str:
+    """What the log's options added to a line, as ``--details`` shows it."""
+    return ",".join(f"{quote_plus(key)}={quote_plus(attrs[key])}" for key in sorted(attrs))
+
+
 def _open_all(path: str) -> list[_File]:
     """All files of a log, the oldest first."""
     while True:
@@ -257,9 +299,10 @@ def _open_newer(path: str, files: list[_File]) -> list[_File]:
     if files and _inode(path) in (files[-1].inode, None):
         return []
     newer = _open_all(path)
-    known = [file.inode for file in newer]
+    # The number can't be another file's while this one is open, but an older file may have had it.
+    known = [file.origin for file in newer]
     if files and files[-1].inode in known:
-        at = known.index(files[-1].inode) + 1
+        at = len(known) - known[::-1].index(files[-1].inode)
         for file in newer[:at]:
             file.close()
         newer = newer[at:]

@@ -360,6 +360,9 @@ class Sandboxes:
             hosts = hosts_text(name, domain, addresses, extra, self._links(container))
         (folder / "hosts").write_text(hosts)
         self._write_resolv_conf(container, folder / "resolv.conf", joined)
+        for file in ("hostname", "hosts", "resolv.conf"):
+            # Whatever this process's umask: every user in the container reads them.
+            (folder / file).chmod(0o644)
 
     def _write_resolv_conf(
         self, container: Container, path: Path, joined: list[tuple[Network, Endpoint]]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.engine import isolation, security, timestamps
+from tiffin.engine import isolation, logdrivers, security, timestamps
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -18,6 +18,8 @@ from tiffin.engine.roster import Roster
 from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.runtime import foreign
+from tiffin.storage import drivers
 from tiffin.store.database import Database
 from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
 
@@ -93,7 +95,8 @@ class System:
         count = self._database.one("SELECT count(*) AS images FROM images")
         hierarchy = Hierarchy.detect()
         controllers = hierarchy.available
-        support = self._layers.driver.probe(self._layers.driver.home)
+        driver = self._layers.driver
+        support = drivers.probe(type(driver), driver.home)
         return {
             "ID": f"tiffin-{self._identity}",
             "Containers": len(states),
@@ -103,7 +106,11 @@ class System:
             "Images": count["images"] if count else 0,
             "Driver": self._layers.driver.name,
             "DriverStatus": [list(row) for row in support.features],
-            "Plugins": {"Volume": ["local"], "Network": ["host", "null"], "Log": ["json-file"]},
+            "Plugins": {
+                "Volume": ["local"],
+                "Network": ["host", "null"],
+                "Log": list(logdrivers.NAMES),
+            },
             "MemoryLimit": "memory" in controllers,
             "SwapLimit": "memory" in controllers,
             "CpuCfsPeriod": "cpu" in controllers,
@@ -114,7 +121,7 @@ class System:
             "IPv4Forwarding": True,
             "Debug": False,
             "NFd": len(os.listdir("/proc/self/fd")),
-            "OomKillDisable": False,
+            "OomKillDisable": hierarchy.version != "2",
             "NGoroutines": 0,
             "SystemTime": timestamps.rfc3339(time.time_ns()),
             "LoggingDriver": "json-file",
@@ -150,7 +157,10 @@ class System:
             "Labels": [],
             "ExperimentalBuild": False,
             "ServerVersion": __version__,
-            "Runtimes": {"native": {"path": sys.executable}},
+            "Runtimes": {
+                "native": {"path": sys.executable},
+                **{name: {"path": path} for name in foreign.NAMES if (path := foreign.find(name))},
+            },
             "DefaultRuntime": "native",
             "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "Error": ""},
             "LiveRestoreEnabled": True,

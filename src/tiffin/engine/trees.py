@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from tiffin.linux import mounts as mounting
 from tiffin.linux import syscalls
 from tiffin.linux.mounttree import detached_tree, root_of
 from tiffin.storage.driver import Mount
+
+_END_SECONDS = 5.0
+"""How long to wait for the keeper's word of a container whose process is gone."""
 
 
 class Trees:
@@ -60,9 +64,8 @@ class Trees:
         Of a running container it is what its own processes see; with ``volumes`` false, and of a
         stopped one, the layers alone or with the volumes and binds mounted in their places.
         """
-        if container.running:
-            fd = _living(container, volumes)
-        else:
+        fd = _living(container, volumes) if container.running else None
+        if fd is None:
             fd = self._mounted(
                 self._layers.mounts(container.snapshot),
                 (lambda place: _mount_volumes(container, place)) if volumes else None,
@@ -73,13 +76,19 @@ class Trees:
             os.close(fd)
 
 
-def _living(container: Container, volumes: bool) -> int:
+def _living(container: Container, volumes: bool) -> int | None:
+    """The root of a running container; None if it has ended meanwhile."""
     pid = container.state.pid
     try:
         if volumes:
             return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return root_of(pid)
     except (FileNotFoundError, ProcessLookupError) as error:
+        # Its process is gone; the keeper's word of it is on the way. Until then nobody may mount
+        # the same layers a second time.
+        with container.changed:
+            if container.changed.wait_for(lambda: not container.running, _END_SECONDS):
+                return None
         raise TiffinError(
             f"container {container.id} ended while its files were opened: try again"
         ) from error
@@ -91,10 +100,7 @@ def _mount_volumes(container: Container, place: str) -> None:
         for point in container.spec.mounts:
             if point.kind in ("tmpfs", "image") or not os.path.exists(point.source):
                 continue
-            try:
-                target = open_in(root, os.fsencode(point.target), os.O_PATH)
-            except NotFound:
-                continue
+            target = _mount_point(root, point.target, os.path.isdir(point.source))
             try:
                 with _source(point) as source:
                     place_of_target = f"/proc/self/fd/{target}"
@@ -122,6 +128,30 @@ def _source(point: MountPoint) -> Iterator[str]:
         yield f"/proc/self/fd/{found}"
     finally:
         os.close(found)
+
+
+def _mount_point(root: int, path: str, directory: bool) -> int:
+    """Open where something is mounted; it is made where it is missing, as a start would."""
+    try:
+        return open_in(root, os.fsencode(path), os.O_PATH)
+    except NotFound:
+        pass
+    above, name = posixpath.split(path)
+    parent = _mount_point(root, above, True)
+    try:
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o644, dir_fd=parent))
+    except FileExistsError:
+        # A dangling symlink, which a start refuses too.
+        raise InvalidParameter(
+            f"{path} is a symlink that leads nowhere: nothing can be mounted"
+        ) from None
+    finally:
+        os.close(parent)
+    return open_in(root, os.fsencode(path), os.O_PATH)
 
 
 def open_in(root: int, path: bytes, flags: int, mode: int = 0) -> int:

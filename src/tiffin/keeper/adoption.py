@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import select
-import sys
+
+from tiffin.keeper.loop import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def find_states(root: str) -> list[tuple[str, dict[str, Any]]]:
             remove_folder(directory)
             continue
         except ValueError as error:
-            print(f"{directory}/state.json cannot be read: {error}", file=sys.stderr)
+            say(f"{directory}/state.json cannot be read: {error}")
             continue
         found.append((directory, state))
     return found

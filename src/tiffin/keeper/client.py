@@ -9,6 +9,7 @@ Events come one after the other, in order, in a thread of the client's own:
 - ``{"event": "exited", "id", "exec": bool, "code": int | None, "at": ns, "oom": bool}``. All output
   is in the log and with the attached clients before it. For a container it is repeated to each
   client that connects until :meth:`KeeperClient.forget`, so a listener must not mind it twice.
+- ``{"event": "oom", "id"}``: the kernel killed a process in it for want of memory.
 - ``{"event": "detached", "id", "exec": bool}``: an attached client typed its detach keys.
 - ``{"event": "adopted", "id", "pid", "started"}``: a new keeper found the container alive.
 - ``{"event": "lost"}``: the keeper died. Exec'd processes are reported as exited, code None.
@@ -43,6 +44,10 @@ Event = dict[str, Any]
 _Fds = list[int]
 _READY_FD = 3
 _TRIES = 4
+_PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Seconds between the attempts to have a keeper again after one has died."""
+_DIED = "it ended while starting"
+_START_TRIES = 5
 _ONLY_ONCE = ("start", "exec", "signal")
 """Requests that must not be repeated when it is unknown whether a keeper that died did them."""
 
@@ -96,9 +101,12 @@ class KeeperClient:
     ) -> dict[str, Any]:
         """Start a container; ``{"pid", "started", "warnings"}`` (nanoseconds of the clock).
 
-        ``log`` is ``{"path", "max_size": int | None, "max_file": int, "attrs": dict}`` (only the
-        path is required); ``size`` is (rows, columns) of the terminal. An earlier exit of the same
-        container is forgotten. Raises StartFailure; Conflict if it runs.
+        ``log`` is ``{"path": str | None, "max_size": int | None, "max_file": int, "compress": bool,
+        "attrs": dict, "forward": dict}`` (only the path is required; ``forward`` is
+        :class:`tiffin.keeper.forwarding.Forwarder`'s); ``size`` is (rows, columns) of the terminal.
+        An earlier exit of the same container is forgotten.
+
+        Raises StartFailure; Conflict if it runs.
         """
         answer = self._ask(
             "start",
@@ -122,10 +130,12 @@ class KeeperClient:
         stdin: bool = False,
         attachment: tuple[int | socket.socket, dict[str, Any]] | None = None,
         size: tuple[int, int] | None = None,
+        capture: int = 0,
     ) -> dict[str, Any]:
         """Start a process in a running container; ``{"pid", "started", "warnings"}``.
 
         ``attachment`` is a client's connection and the keyword arguments of :meth:`attach`.
+        With ``capture`` the event of its end has so many bytes of its output as ``output``.
         Raises StartFailure; NotFound if the container does not run.
         """
         fds, options = [], None
@@ -144,6 +154,7 @@ class KeeperClient:
                 open_stdin=stdin,
                 attachment=options,
                 size=size,
+                capture=capture,
             )
         except errors.TiffinError:
             with self._kept_lock:
@@ -278,6 +289,7 @@ class KeeperClient:
             self._teller.start()
         deadline = time.monotonic() + START_SECONDS
         problem = "it does not answer"
+        failures = 0
         while time.monotonic() < deadline:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -290,6 +302,10 @@ class KeeperClient:
                 if problem == "busy":
                     # Another one is just coming or going.
                     time.sleep(0.01)
+                elif problem == _DIED and failures < _START_TRIES:
+                    # Killed, as the one before it may have been: containers need another.
+                    failures += 1
+                    time.sleep(0.05 * failures)
                 elif problem != "ok":
                     break
                 continue
@@ -366,7 +382,7 @@ class KeeperClient:
             os.waitpid(pid, 0)
         finally:
             os.close(reader)
-        return said.decode(errors="replace").strip() or "it ended while starting"
+        return said.decode(errors="replace").strip() or _DIED
 
     def _receive(self, message: dict[str, Any], fds: _Fds) -> None:
         """What is not an answer to a request; and the descriptors of those that are."""
@@ -408,9 +424,18 @@ class KeeperClient:
                     "oom": False,
                 }
             )
-        # Without a keeper nobody could be told; whoever asks next tries again and is.
-        with contextlib.suppress(errors.Unreachable):
-            self.ensure()
+        # Without a keeper the containers' output is not read. A keeper may be killed while it is
+        # starting, too; in the end, whoever asks next tries again and is told.
+        for pause in _PAUSES:
+            with contextlib.suppress(errors.Unreachable):
+                self.ensure()
+                return
+            if self._gone_for_good():
+                return
+            time.sleep(pause)
+
+    def _gone_for_good(self) -> bool:
+        return self._closed
 
     def _tell(self) -> None:
         while (event := self._events.get()) is not None:

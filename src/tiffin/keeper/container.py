@@ -11,17 +11,17 @@ needs to know, and after the end its exit, until the daemon has taken it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import signal
 import struct
-import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
 from tiffin.keeper.attachment import Attachment
-from tiffin.keeper.loop import Loop, Timer
+from tiffin.keeper.loop import Loop, Timer, say
 from tiffin.keeper.recorder import STREAMS, Recorder
 from tiffin.keeper.stdio import Fifos, Sink, Source
 
@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from tiffin.keeper.forwarding import Forwarder
 
 _TIOCSWINSZ = 0x5414
 _FLUSH_SECONDS = 2.0
@@ -184,20 +186,27 @@ class Process:
 
     def flushed(self, attachment: Attachment) -> None:
         """A client has caught up."""
-        if self._paused and not any(other.behind for other in self.attachments):
-            self._paused = False
-            for source in self._sources:
-                source.resume()
+        self._consider_going_on()
         if self._timer is not None and not any(other.unsent for other in self.attachments):
             self._tell()
 
     def _deliver(self, stream: int, data: bytes) -> None:
         for attachment in list(self.attachments):
             attachment.deliver(stream, data)
-        if not self._paused and any(attachment.behind for attachment in self.attachments):
+        if not self._paused and self._must_wait():
             self._paused = True
             for source in self._sources:
                 source.pause()
+
+    def _must_wait(self) -> bool:
+        """Whether somebody who gets the output is behind."""
+        return any(attachment.behind for attachment in self.attachments)
+
+    def _consider_going_on(self) -> None:
+        if self._paused and not self._must_wait():
+            self._paused = False
+            for source in self._sources:
+                source.resume()
 
     def _settle(self) -> None:
         """All output is known: finish what is made of it, let go of what was needed for it."""
@@ -218,7 +227,7 @@ class Process:
 
 
 class Exec(Process):
-    """An exec'd process of ``container``."""
+    """An exec'd process of ``container``; ``capture`` bytes of its output are kept."""
 
     def __init__(
         self,
@@ -226,13 +235,29 @@ class Exec(Process):
         id: str,
         container: str,
         announce: Callable[[dict[str, Any]], None],
+        capture: int = 0,
     ) -> None:
         super().__init__(loop, id, announce)
         self.container = container
+        self._capture = capture
+        self._captured = b""
 
     def describe(self) -> dict[str, Any]:
         """The row of KeeperClient.list."""
         return {**super().describe(), "container": self.container}
+
+    def exit_event(self) -> dict[str, Any]:
+        """The event of its end, with what was captured."""
+        event = super().exit_event()
+        if self._capture:
+            text = self._captured[: self._capture].decode("utf-8", "replace")
+            event["output"] = text + ("..." if len(self._captured) > self._capture else "")
+        return event
+
+    def _deliver(self, stream: int, data: bytes) -> None:
+        if len(self._captured) <= self._capture:
+            self._captured += data[: self._capture + 1]
+        super()._deliver(stream, data)
 
 
 class Container(Process):
@@ -247,10 +272,12 @@ class Container(Process):
         directory: str,
         announce: Callable[[dict[str, Any]], None],
         settled: Callable[[Container], None],
+        sending: Callable[[Forwarder], None],
     ) -> None:
         super().__init__(loop, id, announce)
         self.directory = directory
         self._settled = settled
+        self._sending = sending
         self.log: dict[str, Any] | None = None
         self.open_stdin = False
         self.cgroup: str | None = None
@@ -258,6 +285,28 @@ class Container(Process):
         self.status = "starting"
         self.process_start = 0
         self.boot = ""
+        self.forwarder: Forwarder | None = None
+        self.oom_fd = -1
+        self.oom_pending = False
+        self._oom_kills = 0
+
+    def out_of_memory(self, kills: int) -> bool:
+        """Take in how many processes the kernel has killed for want of memory; whether that is
+        more than before."""
+        more = kills > self._oom_kills
+        self._oom_kills = kills
+        return more
+
+    def close(self) -> None:
+        """Let go of everything; the process itself is not touched."""
+        super().close()
+        forwarder, self.forwarder = self.forwarder, None
+        if forwarder is not None:
+            forwarder.close()
+        if self.oom_fd >= 0:
+            self._loop.drop(self.oom_fd)
+            os.close(self.oom_fd)
+            self.oom_fd = -1
 
     def prepare(self, *, terminal: bool) -> tuple[int, int, int] | None:
         """Make the folder and the FIFOs; the container's own ends, or None for a terminal."""
@@ -291,21 +340,32 @@ class Container(Process):
         out, err = (fifos.open(name, os.O_RDWR) for name in STREAMS)
         return fifos.open("stdin", os.O_WRONLY) if stdin else -1, (out, err)
 
+    def _must_wait(self) -> bool:
+        return super()._must_wait() or (self.forwarder is not None and self.forwarder.full)
+
     def record(self) -> None:
         """Write a log from now on, if there shall be one; go on with one that is there."""
         if self.log is not None:
-            self._recorder = Recorder(self.directory, self.log)
+            if self.log.get("forward"):
+                from tiffin.keeper.forwarding import Forwarder
+
+                self.forwarder = Forwarder(
+                    self._loop, self.id, self.log["forward"], self._consider_going_on
+                )
+            self._recorder = Recorder(self.directory, self.log, self.forwarder)
             try:
                 self._recorder.recover()
             except OSError as error:
-                print(f"{self.directory}: the log is not recovered: {error}", file=sys.stderr)
+                say(f"{self.directory}: the log is not recovered: {error}")
 
     def save(self) -> None:
-        """Write state.json."""
+        """Write state.json; an OSError leaves the one before."""
         path = f"{self.directory}/state.json"
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(self._state()).encode())
+            text = json.dumps(self._state()).encode()
+            if os.write(fd, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         finally:
             os.close(fd)
         os.rename(f"{path}.new", path)
@@ -320,14 +380,18 @@ class Container(Process):
         return {name: getattr(self, name) for name in _STATE}
 
     def _settle(self) -> None:
+        # It lives on until it has sent what is left.
+        forwarder, self.forwarder = self.forwarder, None
         super()._settle()
+        if forwarder is not None:
+            self._sending(forwarder)
         self.status = "exited"
         self._settled(self)
         try:
             self.save()
         except OSError as error:
             # The exit is told all the same; only another keeper would not know it.
-            print(f"{self.directory}: the exit cannot be recorded: {error}", file=sys.stderr)
+            say(f"{self.directory}: the exit cannot be recorded: {error}")
 
 
 _STATE = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 from tiffin.errors import Conflict, NotFound
@@ -16,12 +15,14 @@ from tiffin.keeper import adoption
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
 from tiffin.keeper.launcher import NativeLauncher
-from tiffin.keeper.loop import IN, Loop, report
+from tiffin.keeper.loop import IN, Loop, report, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from tiffin.keeper.forwarding import Forwarder
 
     Fields = dict[str, Any]
 
@@ -29,6 +30,7 @@ _STATUS_TRIES = 3000
 _STATUS_PAUSE = 0.02
 _REMOVE_TRIES = 250
 _REMOVE_PAUSE = 0.02
+_OOM_PAUSE = 0.05
 
 
 class Containers:
@@ -53,11 +55,12 @@ class Containers:
         self._pending: dict[str, list[Attachment]] = {}
         self._found: list[tuple[str, Fields]] = []
         self._offers: dict[str, list[int]] = {}
+        self._forwarders: set[Forwarder] = set()
 
     @property
     def busy(self) -> bool:
         """Whether anything runs."""
-        return bool(self._by_pid or self._adopted)
+        return bool(self._by_pid or self._adopted or self._forwarders)
 
     def all(self) -> list[Container]:
         """The running containers, and the exited ones that are not forgotten."""
@@ -136,7 +139,36 @@ class Containers:
         for attachment in self._pending.pop(id, []):
             if not attachment.closed:
                 container.attach(attachment)
+        # Once the daemon, which waits for the answer, has it.
+        self._loop.after(0, lambda: self._watch_memory(container))
         return _started(container, launched.warnings)
+
+    def _watch_memory(self, container: Container) -> None:
+        """Hear of it when a container runs out of memory."""
+        if container.running and container.cgroup is not None and container.oom_fd < 0:
+            fd = self._launcher.oom_watch(container.cgroup)
+            if fd >= 0:
+                container.oom_fd = fd
+                self._loop.watch(fd, IN, lambda _: self._out_of_memory(container))
+
+    def _out_of_memory(self, container: Container) -> None:
+        os.read(container.oom_fd, 4096)
+        # On version 1 the kernel tells before it kills.
+        if not self._count_kills(container) and not container.oom_pending:
+            container.oom_pending = True
+            self._loop.after(_OOM_PAUSE, lambda: self._look_again(container))
+
+    def _look_again(self, container: Container) -> None:
+        container.oom_pending = False
+        if container.oom_fd >= 0:
+            self._count_kills(container)
+
+    def _count_kills(self, container: Container) -> bool:
+        """Tell if there are more than before."""
+        more = container.out_of_memory(self._launcher.oom_kills(str(container.cgroup)))
+        if more:
+            self._tell({"event": "oom", "id": container.id})
+        return more
 
     def exec(
         self,
@@ -148,6 +180,7 @@ class Containers:
         stdin: bool,
         attachment: Attachment | None,
         size: tuple[int, int] | None,
+        capture: int = 0,
     ) -> Fields:
         """Start a process in a container. Raises StartFailure, NotFound, Conflict; then the
         attachment is still the caller's."""
@@ -156,11 +189,15 @@ class Containers:
             raise NotFound(f"container {container_id} is not running")
         if id in self._execs:
             raise Conflict(f"exec {id} is running already")
-        process = Exec(self._loop, id, container_id, self._exec_tells)
+        process = Exec(self._loop, id, container_id, self._exec_tells, capture)
         theirs: list[int] = []
         ours = [-1, -1, -1]
         try:
-            if not terminal:
+            if not terminal and capture:
+                theirs.append(_stream(0, False, ours))
+                theirs.append(_stream(1, True, ours))
+                theirs.append(os.dup(theirs[1]))
+            elif not terminal:
                 wanted = (False, False) if attachment is None else attachment.wanted
                 for number, pipe in enumerate((stdin, *wanted)):
                     theirs.append(_stream(number, pipe, ours))
@@ -226,12 +263,19 @@ class Containers:
             process.close()
         for id in list(self._pending):
             self._drop_pending(id)
+        for forwarder in list(self._forwarders):
+            forwarder.close()
         for fds in self._offers.values():
             _close(*fds)
 
     def _new(self, id: str) -> Container:
         directory = f"{self._directory}/{id}"
-        return Container(self._loop, id, directory, self._tell, self._settled)
+        return Container(self._loop, id, directory, self._tell, self._settled, self._sending)
+
+    def _sending(self, forwarder: Forwarder) -> None:
+        """A container has ended, and its log driver has some more to send."""
+        self._forwarders.add(forwarder)
+        forwarder.finish(lambda: self._forwarders.discard(forwarder))
 
     def _remove(self, container: Container) -> None:
         del self._containers[container.id]
@@ -247,10 +291,10 @@ class Containers:
         self._adopted.discard(container.id)
         if container.cgroup is not None:
             try:
-                container.oom = self._launcher.oom_killed(container.cgroup)
+                container.oom = self._launcher.oom_kills(container.cgroup) > 0
                 self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
             except OSError as error:
-                print(f"cgroup {container.cgroup}: {error}", file=sys.stderr)
+                say(f"cgroup {container.cgroup}: {error}")
 
     def _remove_cgroup(self, name: str, tries: int) -> None:
         """Remove it, if need be in several tries: the killed need a moment to be gone."""
@@ -259,7 +303,7 @@ class Containers:
         if tries:
             self._loop.after(_REMOVE_PAUSE, lambda: self._remove_cgroup(name, tries - 1))
         else:
-            print(f"cgroup {name} still has processes", file=sys.stderr)
+            say(f"cgroup {name} still has processes")
 
     def _exec_tells(self, event: Fields) -> None:
         if event["event"] == "exited":
@@ -288,7 +332,7 @@ class Containers:
                 self._adopt_one(directory, state, fds)
             except (OSError, KeyError, TypeError, ValueError):
                 # What can't be taken over must not keep the others from it.
-                print(f"{directory} could not be adopted", file=sys.stderr)
+                say(f"{directory} could not be adopted")
                 report()
         for fds in offers.values():
             _close(*fds)
@@ -325,6 +369,7 @@ class Containers:
             self._adopted_ended(container, _STATUS_TRIES)
         else:
             self._loop.watch(pidfd, IN, lambda _: self._adopted_ended(container, _STATUS_TRIES))
+            self._watch_memory(container)
             self._tell(
                 {
                     "event": "adopted",

@@ -49,11 +49,17 @@ class NativeLauncher:
 
         return enter(pidfd, process, Stdio(fds, size), entrances)
 
-    def oom_killed(self, cgroup: str) -> bool:
-        """Whether the kernel killed something in the group for want of memory."""
+    def oom_watch(self, cgroup: str) -> int:
+        """A descriptor that can be read whenever the group runs out of memory; -1: none."""
         from tiffin.linux.cgroups import Hierarchy
 
-        return Hierarchy.detect().oom_kills(cgroup) > 0
+        return Hierarchy.detect().oom_watch(cgroup)
+
+    def oom_kills(self, cgroup: str) -> int:
+        """How many processes of the group the kernel has killed for want of memory."""
+        from tiffin.linux.cgroups import Hierarchy
+
+        return Hierarchy.detect().oom_kills(cgroup)
 
     def remove(self, cgroup: str) -> bool:
         """Kill what is left in the group and remove it; False if it takes some more time."""

@@ -5,16 +5,23 @@ record is a line of output; a line over 16 KiB becomes several records, and only
 text ends in a newline. Bytes that are no UTF-8 become U+FFFD.
 
 A log that has reached its greatest size is moved to ``NAME.1`` (and that one to ``NAME.2``, up to
-the number of files wanted) before the next record is written.
+the number of files wanted) before the next record is written. If asked for, the files from the
+second one on are compressed (``NAME.2.gz``) by a process of their own; ``NAME.1`` is not, so that
+whoever follows the log still finds the file that he was reading. The file name in a compressed
+file's header is the inode number that it had before.
 
 Source: https://docs.docker.com/engine/logging/drivers/json-file/.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import sys
 import time
+
+from tiffin.linux.syscalls import close_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,10 +114,13 @@ def record_end(raw: bytes, start: int, *, last: bool = False) -> int:
 class LogFile:
     """A log that is written to; it is made with its first record."""
 
-    def __init__(self, path: str, max_size: int | None, max_file: int) -> None:
+    def __init__(
+        self, path: str, max_size: int | None, max_file: int, compress: bool = False
+    ) -> None:
         self._path = path
         self._max_size = max_size
         self._max_file = max_file
+        self._compress = compress
         self._fd = -1
         self.size = 0
         self.inode = 0
@@ -150,18 +160,25 @@ class LogFile:
         """Move the file out of the way and begin a new one. Raises OSError."""
         self.close()
         if self._max_file > 1:
-            last = 1
-            while last < self._max_file - 1 and os.path.exists(f"{self._path}.{last}"):
-                last += 1
-            for number in range(last, 0, -1):
-                newer = f"{self._path}.{number - 1}" if number > 1 else self._path
-                try:
-                    os.rename(newer, f"{self._path}.{number}")
-                except FileNotFoundError:
-                    continue
+            with _Renaming(self._path):
+                self._shift()
+            if self._compress and self._max_file > 2:
+                start_compressing(f"{self._path}.2")
         else:
             os.unlink(self._path)
         self.open()
+
+    def _shift(self) -> None:
+        last = 1
+        while last < self._max_file - 1 and _existing(f"{self._path}.{last}"):
+            last += 1
+        for number in range(last, 0, -1):
+            target = f"{self._path}.{number}"
+            for old in _existing(target):
+                os.unlink(target + old)
+            source = f"{self._path}.{number - 1}" if number > 1 else self._path
+            for suffix in _existing(source):
+                os.rename(source + suffix, target + suffix)
 
     def close(self) -> None:
         """Close the file."""
@@ -170,7 +187,106 @@ class LogFile:
             self._fd = -1
 
 
+class NoLog(LogFile):
+    """A log that is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__("/dev/null", None, 1)
+
+    def open(self) -> None:
+        """Nothing is opened."""
+
+    def write(self, records: bytes) -> None:
+        """Nothing is written."""
+
+    def truncate(self, size: int) -> None:
+        """Nothing is cut off."""
+
+
 def log_from(options: dict[str, Any]) -> LogFile:
     """The log that a daemon's ``log`` options describe."""
-    size = options.get("max_size")
-    return LogFile(str(options["path"]), size, max(1, int(options.get("max_file") or 1)))
+    if options["path"] is None:
+        return NoLog()
+    size, files = options.get("max_size"), max(1, int(options.get("max_file") or 1))
+    return LogFile(str(options["path"]), size, files, bool(options.get("compress")))
+
+
+def _existing(path: str) -> list[str]:
+    """Which of the forms of a file there are: ``""`` plain, ``".gz"`` compressed."""
+    return [suffix for suffix in ("", ".gz") if os.path.exists(path + suffix)]
+
+
+class _Renaming:
+    """Inside the block, nobody else renames the files of the log ``path``."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = os.path.dirname(path) or "."
+
+    def __enter__(self) -> None:
+        self._lock = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+
+def start_compressing(path: str) -> None:
+    """Compress a file in a process of its own, which is reaped like any other child."""
+    try:
+        # Opened here: by the time that the child runs, the file may have another name.
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    if os.fork():
+        os.close(source)
+        return
+    code = 1
+    try:
+        os.dup2(source, 3)
+        close_range(4)
+        os.nice(10)
+        compress(path.rpartition(".")[0], 3)
+        code = 0
+    except OSError as error:
+        print(f"{path} is not compressed: {error}", file=sys.stderr)
+    finally:
+        os._exit(code)
+
+
+def compress(base: str, source: int) -> None:
+    """Put a compressed file in the place of ``source``, one of the older files of the log ``base``,
+    which may be moved meanwhile. Raises OSError."""
+    import zlib
+
+    inode = os.fstat(source).st_ino
+    made = f"{base}.{inode}.tmp"
+    output = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    checksum = size = 0
+    # RFC 1952: magic, deflate, "has a name", no time, no hints, Unix.
+    _write_all(output, b"\x1f\x8b\x08\x08\0\0\0\0\0\x03%d\0" % inode)
+    while data := os.read(source, 1 << 18):
+        checksum, size = zlib.crc32(data, checksum), size + len(data)
+        _write_all(output, packer.compress(data))
+    _write_all(output, packer.flush())
+    _write_all(output, checksum.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little"))
+    with _Renaming(base):
+        number = 1
+        while _existing(f"{base}.{number}"):
+            try:
+                if os.stat(f"{base}.{number}").st_ino == inode:
+                    os.rename(made, f"{base}.{number}.gz")
+                    os.unlink(f"{base}.{number}")
+                    return
+            except FileNotFoundError:
+                # This one is compressed already.
+                pass
+            number += 1
+        # It was too old, and is gone.
+        os.unlink(made)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import select
-import sys
 import time
 
 TYPE_CHECKING = False
@@ -86,11 +86,21 @@ class Loop:
         self._epoll.close()
 
 
+def say(text: str) -> None:
+    """Write a line to the keeper's log."""
+    try:
+        os.write(2, f"{text}\n".encode(errors="replace"))
+    except OSError:
+        # That log lies on the disk of which it may have to tell that it is full; the keeper of
+        # all containers must not end for want of words.
+        pass
+
+
 def report() -> None:
     """Write the exception that is being handled to the keeper's log."""
     import traceback
 
-    traceback.print_exc(file=sys.stderr)
+    say(traceback.format_exc())
 
 
 def _attempt(call: Callable[..., None], *arguments: int) -> bool:

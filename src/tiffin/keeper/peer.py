@@ -5,10 +5,9 @@ from __future__ import annotations
 import collections
 import os
 import socket
-import sys
 
 from tiffin.keeper import protocol
-from tiffin.keeper.loop import GONE, IN, OUT, Loop
+from tiffin.keeper.loop import GONE, IN, OUT, Loop, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Peer:
         self._size += len(data)
         self._flush()
         if self._size > _MOST_UNSENT:
-            print("a daemon does not read what it is told; it is dropped", file=sys.stderr)
+            say("a daemon does not read what it is told; it is dropped")
             self.close()
 
     def close(self) -> None:
@@ -79,7 +78,7 @@ class Peer:
         except BlockingIOError:
             return
         except (OSError, protocol.ProtocolError) as error:
-            print(f"a daemon's connection is dropped: {error}", file=sys.stderr)
+            say(f"a daemon's connection is dropped: {error}")
             messages = None
         if messages is None:
             self.close()

@@ -6,9 +6,9 @@ import ctypes
 import fcntl
 import os
 import resource
-import sys
 
 from tiffin.keeper.launcher import NativeLauncher
+from tiffin.keeper.loop import say
 from tiffin.keeper.server import Server
 from tiffin.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 
@@ -48,7 +48,7 @@ def become_keeper(
         server.run(tell)
     except OSError as error:
         text = f"the keeper of {root} cannot go on: {error}"
-        print(text, file=sys.stderr)
+        say(text)
         try:
             os.write(ready, text.encode())
         except OSError:

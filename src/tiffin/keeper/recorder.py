@@ -12,6 +12,9 @@ shorter than the journal's position was emptied just before a kill, and starts o
 A terminal's output can't be spliced; there, the few microseconds between a read and a write to the
 spool remain.
 
+Where the log driver has a socket, what is recorded is given to a :class:`Forwarder` too, and after
+a kill what was not noted in the journal may be sent twice.
+
 All files are made with the first output, in the container's folder of the keeper:
 ``stdout.spool``, ``stderr.spool``, ``journal``.
 """
@@ -21,13 +24,15 @@ from __future__ import annotations
 import binascii
 import os
 import struct
-import sys
 
 from tiffin.keeper.logfile import Format, log_from, record_end
+from tiffin.keeper.loop import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from tiffin.keeper.forwarding import Forwarder
 
 STREAMS = ("stdout", "stderr")
 _READ = 1 << 16
@@ -50,10 +55,14 @@ class _Stream:
 
 
 class Recorder:
-    """Writes one container's log. ``options`` as in KeeperClient.start."""
+    """Writes one container's log. ``options`` as in KeeperClient.start; ``forwarder`` gets all that
+    is recorded, and stays the caller's."""
 
-    def __init__(self, directory: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: str, options: dict[str, Any], forwarder: Forwarder | None = None
+    ) -> None:
         self._directory = directory
+        self._forwarder = forwarder
         self._log = log_from(options)
         attributes = options.get("attrs")
         self._streams = [_Stream(name, attributes) for name in STREAMS]
@@ -163,6 +172,8 @@ class Recorder:
         raw = stream.carry + data if stream.carry else data
         start = stream.size - len(raw)
         records, used = stream.format.records(raw, last=last)
+        if self._forwarder is not None and used:
+            self._forwarder.take(stream.name, raw[:used])
         done = 0
         try:
             while records:
@@ -212,7 +223,7 @@ class Recorder:
     def _complain(self, error: OSError) -> None:
         if not self._failed:
             self._failed = True
-            print(f"{self._directory}: output is being lost to the log: {error}", file=sys.stderr)
+            say(f"{self._directory}: output is being lost to the log: {error}")
 
 
 def _read_slot(

@@ -172,6 +172,7 @@ class Server:
                 stdin=bool(message["open_stdin"]),
                 attachment=attachment,
                 size=_size(message["size"]),
+                capture=int(message.get("capture") or 0),
             )
         except BaseException:
             if attachment is not None:

@@ -24,6 +24,10 @@ it. *A container's snapshot becomes a layer*: its files must not be lost between
 rows go first, with one in ``moves`` that tells the next start to finish the rename. *Removal*: the
 rows go first, in one transaction, then the files.
 
+Layers of an image that arrive at the same time are *staged*: unpacked into drafts, each by itself,
+and placed on each other at the end. A layer whose files depend on what lies below it can't be: it
+is ingested once that is there.
+
 Rules: one process owns an engine root, so leases, pins and locks are in memory. A layer is made by
 one thread at a time, by diff ID. Locks are taken in the order: diff ID, mount points, database.
 """
@@ -34,7 +38,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +48,7 @@ from tiffin.layer.assemble import write_tar
 from tiffin.layer.capture import capture
 from tiffin.layer.compression import decompressed
 from tiffin.layer.digest import chain_id
+from tiffin.layer.entry import Entry
 from tiffin.layer.index import Index
 from tiffin.layer.layer import Layer
 from tiffin.layer.locks import KeyedLocks
@@ -90,6 +95,54 @@ class LayerStore(Snapshots):
                 return self._ingest(tar, parent, None)
             with self.making.held(diff_id):
                 return self._known(parent, diff_id) or self._ingest(tar, parent, diff_id)
+
+    def shared(self, diff_id: str) -> Layer | None:
+        """A layer whose files can be used on any stack, kept by the leases; else None."""
+        if not self.driver.layered:
+            return None
+        with self.making.held(diff_id), self.database.transaction():
+            row = self.database.one(
+                "SELECT * FROM layers WHERE snapshot = ?", (_shared_key(diff_id),)
+            )
+            if row is None:
+                return None
+            self.pins.made(row["chain_id"])
+            return Layer.of(row)
+
+    def stage(self, tar: BinaryIO, diff_id: str) -> Staged | None:
+        """Unpack a layer before what lies below it is there; :meth:`place` or close it.
+
+        None where that can't be, since its files depend on the layers below, or since the driver
+        keeps whole trees; ``tar`` may then have been read in part. Raises as :meth:`ingest`.
+        """
+        if not self.driver.layered:
+            return None
+        with ExitStack() as stack:
+            draft = stack.enter_context(self._draft(None))
+            try:
+                with self.driver.own_directory(draft.key) as directory:
+                    unpacked = unpack(
+                        decompressed(tar),
+                        directory,
+                        self.driver.whiteouts,
+                        lower=_Unknown(),
+                        expect_diff_id=diff_id,
+                        stash=draft.folder / "stash",
+                    )
+            except _LowerNeededError:
+                return None
+            if unpacked.needs_lower or unpacked.index.implied:
+                return None
+            return Staged(draft, unpacked.index, stack.pop_all())
+        raise AssertionError
+
+    def place(self, staged: Staged, parent: str | None) -> Layer:
+        """Let a staged layer become one of the stack ``parent``; it is used up, also on failure.
+
+        Raises NotFound for ``parent``, StorageFull.
+        """
+        with staged, self._pinned(parent):
+            return self._settle(staged.draft, parent, staged.index, False)
 
     def keep(self, chain_id: str) -> None:
         """Tell the leases of a layer that was found, so that they keep it too."""
@@ -177,7 +230,7 @@ class LayerStore(Snapshots):
         with self.driver.own_directory(key) as directory:
             if self.driver.layered:
                 return capture(directory, self.driver.whiteouts)
-            with self._base_tree(original) as base:
+            with self.base_tree(original) as base:
                 return capture(directory, self.driver.whiteouts, lower_tree=base)
 
     # The steps of a layer's making.
@@ -322,6 +375,42 @@ class LayerStore(Snapshots):
     def sweep(self) -> None:
         """At start-up: finish or remove what a killed process has left."""
         collection.sweep(self)
+
+
+class Staged:
+    """A layer that is unpacked and lies on no stack yet. A context manager: leaving it ends it."""
+
+    def __init__(self, draft: Draft, index: Index, owned: ExitStack) -> None:
+        self.draft = draft
+        self.index = index
+        self._owned = owned
+
+    def close(self) -> None:
+        """Remove what has not become a layer."""
+        self._owned.close()
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _LowerNeededError(Exception):
+    """A layer depends on what lies below it."""
+
+
+class _Unknown:
+    """The stack below a layer that is staged: asking for it ends the staging."""
+
+    def entry(self, path: bytes) -> Entry | None:
+        raise _LowerNeededError
+
+    def children(self, path: bytes) -> list[Entry]:
+        raise _LowerNeededError
+
+    def open(self, path: bytes) -> int:
+        raise _LowerNeededError
 
 
 def _shared_key(diff_id: str) -> str:

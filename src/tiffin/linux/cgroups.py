@@ -21,6 +21,8 @@ import os
 import signal
 import time
 
+from tiffin.linux.cgroup_limits import Row, writes
+
 _V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 
 DEFAULT_DEVICES = (
@@ -166,9 +168,9 @@ class Hierarchy:
     ) -> list[str]:
         """Make the group in every hierarchy, set its limits, and return warnings.
 
-        ``devices`` is the list of what is allowed on version 1 (None: everything). A group that
-        exists is taken over. A limit that the kernel refuses raises OSError, and nothing is left; a
-        controller that is missing gives a warning in Docker's words.
+        ``devices`` is the list of what is allowed, as version 1 writes it (None: everything). A
+        group that exists is taken over. A limit that the kernel refuses raises OSError, and
+        nothing is left; a controller that is missing gives a warning in Docker's words.
         """
         made: list[str] = []
         try:
@@ -193,6 +195,11 @@ class Hierarchy:
                         os.write(fd, rule.encode())
                 finally:
                     os.close(fd)
+            elif devices is not None and self.unified and "devices" not in self.by_name:
+                # Not in a hybrid setup: there it costs a program where files do.
+                from tiffin.linux import device_filter
+
+                device_filter.attach(f"{self.unified}/{name}", devices)
             return self.limit(name, resources) if resources else []
         except OSError:
             for path in reversed(made):
@@ -211,6 +218,9 @@ class Hierarchy:
                 continue
             if "cpuset" in item.names:
                 _inherit_cpuset(path)
+                # Groups made inside start with the same CPUs: to write these into each one would
+                # have the kernel arrange its scheduling anew each time.
+                _write(f"{path}/cgroup.clone_children", "1")
         if item.version == 2:
             _enable_controllers(path)
 
@@ -220,28 +230,52 @@ class Hierarchy:
         Returns warnings about controllers that are missing. Raises OSError when refused.
         """
         warnings: list[str] = []
-        for controller, file, value, what in _writes(resources, self._limits_are_v2):
-            directory = self.unified if self._limits_are_v2 else self.by_name.get(controller)
-            path = f"{directory}/{name}/{file}"
+        for row in writes(resources, self._limits_are_v2):
+            path = self._limit_file(name, row)
+            if path is None:
+                warnings.append(f"Your kernel does not support {row.warning}")
+                continue
+            value = row.values[os.path.basename(path)]
             try:
-                if directory is None:
-                    raise FileNotFoundError(errno.ENOENT, path)
                 _write(path, value)
-            except FileNotFoundError:
-                warnings.append(
-                    f"Your kernel does not support {what} or the cgroup is not mounted. "
-                    "Limitation discarded."
-                )
             except OSError as error:
                 # The memory limit and the memory+swap limit must never cross: raised in the other
                 # order, both fit.
-                if file == "memory.limit_in_bytes" and error.errno == errno.EINVAL:
+                if path.endswith("memory.limit_in_bytes") and error.errno == errno.EINVAL:
                     swap = int(resources.get("memory_swap", 0))
-                    _write(f"{directory}/{name}/memory.memsw.limit_in_bytes", str(swap or -1))
+                    _write(path.replace("limit_in", "memsw.limit_in"), str(swap or -1))
                     _write(path, value)
                 else:
                     raise
         return warnings
+
+    def unsupported(self, resources: dict[str, int | str]) -> dict[str, str]:
+        """The limits that this machine can't set, each with a warning in Docker's words."""
+        found: dict[str, str] = {}
+        for field, value in resources.items():
+            for row in writes({field: value}, self._limits_are_v2):
+                if self._limit_file(self._example(row.controller), row) is None:
+                    found[field] = f"Your kernel does not support {row.warning}"
+        return found
+
+    def _example(self, controller: str) -> str:
+        """Some group below the root of a controller: the root itself lacks some files."""
+        directory = self.unified if self._limits_are_v2 else self.by_name.get(controller)
+        if directory is None:
+            return ""
+        with os.scandir(directory) as entries:
+            return next((entry.name for entry in entries if entry.is_dir()), "")
+
+    def _limit_file(self, name: str, row: Row) -> str | None:
+        """The file that takes a limit, or None if there is none."""
+        directory = self.unified if self._limits_are_v2 else self.by_name.get(row.controller)
+        if directory is None:
+            return None
+        for file in row.values:
+            path = f"{directory}/{name}/{file}"
+            if os.path.exists(path):
+                return path
+        return None
 
     @property
     def _limits_are_v2(self) -> bool:
@@ -335,6 +369,33 @@ class Hierarchy:
             text = _read_or_none(f"{self.unified}/{name}/memory.events")
         return _table(text or "").get("oom_kill", 0)
 
+    def oom_watch(self, name: str) -> int:
+        """A descriptor, which is the caller's, that can be read whenever the group runs out of
+        memory (version 1) or its counts of that change (version 2); -1 where that can't be had.
+
+        On version 1 it can also be read when the group is removed.
+        """
+        if "memory" not in self.by_name:
+            from tiffin.linux.inotify import IN_MODIFY, watch_file
+
+            try:
+                return watch_file(f"{self.unified}/{name}/memory.events", IN_MODIFY)
+            except OSError:
+                return -1
+        directory = f"{self.by_name['memory']}/{name}"
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _write(f"{directory}/cgroup.event_control", f"{event} {control}")
+            finally:
+                os.close(control)
+        except OSError:
+            # A kernel without these, or a container that is gone already.
+            os.close(event)
+            return -1
+        return event
+
     def statistics(self, name: str) -> dict[str, object]:
         """``cpu_stats`` (without ``system_cpu_usage``), ``memory_stats``, ``pids_stats`` and
         ``blkio_stats`` as in the Docker Engine API. Raises FileNotFoundError if it is gone."""
@@ -344,12 +405,15 @@ class Hierarchy:
 
 
 def _inherit_cpuset(path: str) -> None:
-    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's.
+    """A new version 1 cpuset is empty, and an empty one takes no processes: copy the parent's,
+    unless the parent is one that has its own inherited.
 
     The parent's may be empty too, if whoever made it was killed in between.
     """
     parent = os.path.dirname(path)
     for file in ("cpuset.cpus", "cpuset.mems"):
+        if _read(f"{path}/{file}").strip():
+            continue
         value = _read(f"{parent}/{file}").strip()
         if not value:
             _inherit_cpuset(parent)
@@ -393,49 +457,3 @@ def _remove(directory: str) -> bool:
             raise
         return False
     return True
-
-
-def _writes(resources: dict[str, int | str], v2: bool) -> list[tuple[str, str, str, str]]:
-    """The files to write, in order: (controller, file, value, what it is in Docker's words)."""
-
-    def number(field: str) -> int:
-        return int(resources.get(field) or 0)
-
-    rows: list[tuple[str, str, str, str]] = []
-    memory, swap = number("memory"), number("memory_swap")
-    if memory:
-        file = "memory.max" if v2 else "memory.limit_in_bytes"
-        value = "max" if v2 and memory < 0 else str(memory)
-        rows.append(("memory", file, value, "memory limit capabilities"))
-    if swap:
-        if v2:
-            value = "max" if swap < 0 else str(max(0, swap - memory))
-            rows.append(("memory", "memory.swap.max", value, "swap limit capabilities"))
-        else:
-            file = "memory.memsw.limit_in_bytes"
-            rows.append(("memory", file, str(swap), "swap limit capabilities"))
-    if reservation := number("memory_reservation"):
-        file = "memory.low" if v2 else "memory.soft_limit_in_bytes"
-        rows.append(("memory", file, str(reservation), "memory soft limit capabilities"))
-    if shares := number("cpu_shares"):
-        if v2:
-            weight = 1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142
-            rows.append(("cpu", "cpu.weight", str(weight), "CPU shares"))
-        else:
-            rows.append(("cpu", "cpu.shares", str(shares), "CPU shares"))
-    period, quota = number("cpu_period"), number("cpu_quota")
-    if v2:
-        if period or quota:
-            value = f"{quota if quota > 0 else 'max'} {period or 100000}"
-            rows.append(("cpu", "cpu.max", value, "CPU CFS quota"))
-    else:
-        if period:
-            rows.append(("cpu", "cpu.cfs_period_us", str(period), "CPU CFS period"))
-        if quota:
-            rows.append(("cpu", "cpu.cfs_quota_us", str(quota), "CPU CFS quota"))
-    for field, file in (("cpuset_cpus", "cpuset.cpus"), ("cpuset_mems", "cpuset.mems")):
-        if cpuset := resources.get(field):
-            rows.append(("cpuset", file, str(cpuset), "cpuset"))
-    if pids := number("pids_limit"):
-        rows.append(("pids", "pids.max", "max" if pids < 0 else str(pids), "PIDs limit"))
-    return rows

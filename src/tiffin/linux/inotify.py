@@ -71,6 +71,18 @@ class Inotify:
         self.close()
 
 
+def watch_file(path: str, mask: int) -> int:
+    """A descriptor that can be read when ``mask`` happens to one file. Raises OSError."""
+    fd = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if fd < 0:
+        raise _fail("inotify_init1")
+    if int(_libc.inotify_add_watch(fd, os.fsencode(path), mask)) < 0:
+        error = _fail(f"inotify_add_watch({path})")
+        os.close(fd)
+        raise error
+    return fd
+
+
 def _fail(call: str) -> OSError:
     code = ctypes.get_errno()
     return OSError(code, f"{call}: {os.strerror(code)}")

@@ -78,6 +78,10 @@ class ProcessSettings:
     rlimits: list[tuple[str, int, int]] = field(default_factory=list)
     """(name as in ``--ulimit``, soft, hard); -1 is unlimited."""
     oom_score_adj: int | None = None
+    remapped: tuple[int, int] | None = None
+    """The IDs that root has outside of the user namespace that an exec enters."""
+    apparmor: str | None = None
+    """The AppArmor profile to run under, on a host that has them."""
     seccomp: tuple[bytes, int] | None = None
     """A compiled filter (:mod:`tiffin.runtime.seccomp`) and its flags."""
 
@@ -87,7 +91,8 @@ class MountPoint:
     """A volume, bind mount or tmpfs, or the tree of an image (``tree``: what mounts it).
 
     Options of a bind: ``ro``, ``rro`` (also what is mounted below), ``rbind`` (the default) or
-    ``bind``, nosuid, nodev, noexec, and a propagation (rprivate, the default, rslave, …). Options
+    ``bind``, nosuid, nodev, noexec, ``idmap`` (its owners are those inside a user namespace, if the
+    container has one), and a propagation (rprivate, the default, rslave, …). Options
     of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
     """
 
@@ -172,10 +177,22 @@ class Resources:
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids_limit: int = 0
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    blkio_weight: int = 0
+    blkio_weight_device: str = ""
+    """Here and below: lines of ``MAJOR:MINOR NUMBER``; 0 takes a limit away."""
+    device_read_bps: str = ""
+    device_write_bps: str = ""
+    device_read_iops: str = ""
+    device_write_iops: str = ""
 
     def as_dict(self) -> dict[str, int | str]:
         """The fields that are set, as :meth:`tiffin.linux.cgroups.Hierarchy.limit` takes them."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        fields = {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        if self.memory_swappiness is not None:
+            fields["memory_swappiness"] = self.memory_swappiness
+        return fields
 
 
 @dataclass(slots=True)
@@ -202,6 +219,11 @@ class ContainerSettings:
     sysctls: dict[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     shm_size: int = 64 << 20
+    """Of /dev/shm; 0: there is none."""
+    shm_from: str | None = None
+    """The mount namespace (a path) of a container whose /dev/shm is this one's too."""
+    id_map: tuple[int, int] | None = None
+    """A user namespace of its own, where IDs from 0 on are others outside: (first, how many)."""
     seccomp: dict[str, Any] | None = None
     """The resolved profile that the process's filter was made of, for other runtimes."""
     cgroup: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from tiffin.errors import InvalidParameter, Unsupported
@@ -28,7 +29,21 @@ def home(root: Path, name: str) -> Path:
 
 def survey(root: Path) -> list[tuple[str, Support]]:
     """Whether each driver works under this root, in the order of preference."""
-    return [(driver.name, driver.probe(home(root, driver.name))) for driver, _ in DRIVERS]
+    return [(driver.name, probe(driver, home(root, driver.name))) for driver, _ in DRIVERS]
+
+
+def probe(driver: type[StorageDriver], place: Path) -> Support:
+    """Whether a driver works in its folder.
+
+    On a full disk nothing can be tried. A driver that has snapshots there is taken to work then:
+    what it holds must be removable, since that is what makes room.
+    """
+    try:
+        return driver.probe(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Support(_used(place), "no space left on device: the driver could not be tried")
 
 
 def choose(root: Path, name: str | None = None) -> StorageDriver:
@@ -52,7 +67,7 @@ def choose(root: Path, name: str | None = None) -> StorageDriver:
             return _open(driver, root)
     reasons = []
     for driver, _ in DRIVERS:
-        support = driver.probe(home(root, driver.name))
+        support = probe(driver, home(root, driver.name))
         if support.works:
             return driver(home(root, driver.name))
         reasons.append(f"{driver.name}: {support.reason}")
@@ -69,7 +84,7 @@ def _used(place: Path) -> bool:
 
 
 def _open(driver: type[StorageDriver], root: Path) -> StorageDriver:
-    support = driver.probe(home(root, driver.name))
+    support = probe(driver, home(root, driver.name))
     if not support.works:
         raise InvalidParameter(
             f"storage driver {driver.name} does not work under {root}: {support.reason}; "

@@ -25,6 +25,9 @@ _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 # A checkpoint comes at 4 MiB; the rest is for one that can't be made since the disk is full.
 _LOG_ROOM = 6 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
+# The log, and its index (32 KiB for each 4096 pages).
+_SPARE_ROOM = _LOG_ROOM + (256 << 10)
 
 
 class Database:
@@ -35,6 +38,10 @@ class Database:
 
         Raises TiffinError for a schema newer than this code, and for a file that is no database.
         """
+        self._spare = Path(f"{path}-spare")
+        self._spare.unlink(missing_ok=True)
+        # Containers' environments hold secrets. SQLite gives its log the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         # One connection, serialised by the lock below, is faster here than one a thread: all
         # statements are short, and no reader ever sees half a transaction.
         self._connection = sqlite3.connect(
@@ -61,16 +68,7 @@ class Database:
     def _reserve(self) -> None:
         """Give the write-ahead log its room ahead of time, so that removing things works on a disk
         that has become full: SQLite writes over the log's space again after each checkpoint."""
-        try:
-            fd = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.posix_fallocate(fd, 0, _LOG_ROOM)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            # A disk that is full already, or can't reserve: then it is as good as without.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        _allocate(f"{self._path}-wal", _LOG_ROOM)
 
     def _migrate(self) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -139,6 +137,24 @@ class Database:
             return row
 
     def close(self) -> None:
-        """Close the connection; the database is complete on disk without it as well."""
+        """Close the connection; the database is complete on disk without it as well.
+
+        SQLite deletes the log then: its room is kept, as a file, for the next who opens.
+        """
         with self._lock:
             self._connection.close()
+            _allocate(str(self._spare), _SPARE_ROOM)
+
+
+def _allocate(path: str, size: int) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        # A disk that is full already, or can't reserve, or a root that was removed: then it is as
+        # good as without.
+        if error.errno not in _NO_ROOM:
+            raise

@@ -97,7 +97,36 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX build_cache_by_parent ON build_cache (parent);
     """,
-    # 2: networks
+    # registries: what layers and images are called there
+    """
+    CREATE TABLE blobs (                   -- the packed forms of a layer's tar
+        diff_id    TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        size       INTEGER NOT NULL,
+        media_type TEXT NOT NULL,
+        recipe     TEXT,                   -- how the same bytes can be made here, or NULL
+        created    INTEGER NOT NULL,
+        PRIMARY KEY (diff_id, digest)
+    ) STRICT;
+
+    CREATE TABLE blob_places (             -- where a blob was seen
+        digest     TEXT NOT NULL,
+        registry   TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        seen       INTEGER NOT NULL,
+        PRIMARY KEY (digest, registry, repository)
+    ) STRICT;
+
+    CREATE TABLE manifests (               -- what images were pulled or pushed as
+        digest     TEXT NOT NULL,
+        image      TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+        media_type TEXT NOT NULL,
+        content    BLOB NOT NULL,          -- byte for byte
+        created    INTEGER NOT NULL,
+        PRIMARY KEY (image, digest)
+    ) STRICT;
+    """,
+    # networks
     """
     CREATE TABLE networks (
         id        TEXT PRIMARY KEY,        -- 64 hex digits

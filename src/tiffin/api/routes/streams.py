@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, websocket
 from tiffin.api.bodies import WRITE_SIZE, BodyWriter
 from tiffin.api.exchange import Request, Response, encode_json, media_type
 from tiffin.api.routing import Router
-from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
+from tiffin.engine.timestamps import ZERO
+from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
 
 POLL_SECONDS = 2.0
 """How often a wait looks whether its client is still there."""
+_STATS_SECONDS = 1.0
 _FLUSH_SECONDS = 0.005
 """Lines of a followed log that come closer together than this may be sent together."""
 
@@ -68,7 +71,35 @@ class StreamRoutes:
                 response.last_words(text if tty else frame("stderr", text))
 
     def attach_websocket(self, request: Request, response: Response) -> None:
-        raise Unsupported("attaching by WebSocket is not supported yet: use POST …/attach")
+        key = websocket.accept_key(request.headers)
+        engine = self._engine.containers
+        container = engine.inspect(request.names["name"])
+        if container["State"]["Paused"]:
+            raise Conflict(
+                f"Container {container['Id']} is paused, unpause the container before attach"
+            )
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, self._attaching.inside():
+                connection, initial = response.switch("websocket", ("Sec-WebSocket-Accept", key))
+                engine.attach(
+                    container["Id"],
+                    theirs,
+                    stream=query.boolean(request, "stream", True),
+                    logs=query.boolean(request, "logs"),
+                    stdin=query.boolean(request, "stdin"),
+                    stdout=query.boolean(request, "stdout"),
+                    stderr=query.boolean(request, "stderr"),
+                    detach_keys=query.text(request, "detachKeys") or None,
+                    multiplexed=False,
+                )
+            websocket.carry(
+                connection,
+                initial,
+                ours,
+                text=request.version < (1, 28),
+                stopping=request.cancelled,
+            )
 
     def wait(self, request: Request, response: Response) -> None:
         condition = query.text(request, "condition") or "not-running"
@@ -99,30 +130,39 @@ class StreamRoutes:
             until=query.text(request, "until") or None,
             tail=query.text(request, "tail") or None,
             timestamps=query.boolean(request, "timestamps"),
+            details=query.boolean(request, "details"),
             follow=follow,
             cancelled=output.cancelled,
         )
         output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
 
     def stats(self, request: Request, response: Response) -> None:
-        name = request.names["name"]
+        containers, name = self._engine.containers, request.names["name"]
         lasting = query.boolean(request, "stream", True)
-        previous: dict[str, Any] = {}
-        if not lasting and not query.boolean(request, "one-shot"):
+        one_shot = query.boolean(request, "one-shot")
+        if lasting and one_shot:
+            raise InvalidParameter("cannot have stream=true and one-shot=true")
+        earlier = None
+        reading = containers.stats(name)
+        if not lasting and not one_shot and reading["read"] != ZERO:
             # Clients compute percentages from two readings.
-            previous = self._engine.containers.stats(name)
-            time.sleep(1 if previous.get("cpu_stats") else 0)
+            time.sleep(_STATS_SECONDS)
+            earlier = reading
+            reading = containers.stats(name, earlier)
         writer = response.stream("application/json")
-        while True:
-            reading = self._engine.containers.stats(name)
-            reading["preread"] = previous.get("read", "0001-01-01T00:00:00Z")
-            reading["precpu_stats"] = previous.get("cpu_stats", {})
+        writer.write(encode_json(reading) + b"\n")
+        writer.flush()
+        while lasting:
+            time.sleep(_STATS_SECONDS)
+            if request.cancelled():
+                return
+            try:
+                reading = containers.stats(reading["id"], reading)
+            except NotFound:
+                # It was removed; what was said stands.
+                return
             writer.write(encode_json(reading) + b"\n")
             writer.flush()
-            if not lasting or request.cancelled():
-                return
-            previous = reading
-            time.sleep(1)
 
 
 class _LogOutput:

@@ -1,0 +1,1 @@
+"""The benchmark: tiffin and its peers, side by side on one machine."""

@@ -1,0 +1,162 @@
+"""What is put into the engines: images, archives and build contexts, all made on this machine.
+
+They are made once and kept in a folder, since the Debian root takes minutes; each is a method that
+makes what is missing and returns its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+BUSYBOX = Path("/bin/busybox")
+APPLETS = "cat cp dd echo ls mkdir rm sh sleep tar touch true".split()
+SMALL_FILES = 20_000
+LARGE_FILE = 1 << 30
+SUITE = "bookworm"
+PACKAGES = "python3,make,gcc,libc6-dev"
+
+DOCKERFILE = """\
+FROM ubuntu:18.04
+COPY . /app
+RUN make /app
+CMD python /app/app.py
+"""
+
+
+class Materials:
+    """The folder with everything that is put in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The file ``name``; ``make`` writes it under another name first."""
+        path = self._folder / name
+        if not path.exists():
+            unfinished = path.with_name(f".{path.name}")
+            make(unfinished)
+            unfinished.rename(path)
+        return path
+
+    def busybox(self) -> Path:
+        """A tar of one static busybox with links to it."""
+        return self._made("busybox.tar", _busybox)
+
+    def debian(self) -> Path:
+        """A tar of a small Debian with Python, make and gcc."""
+
+        def make(target: Path) -> None:
+            root = self._folder / "debian"
+            if not (root / "usr/bin/gcc").exists():
+                _checked("debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, root)
+            without = ("./var/cache/apt/archives/*.deb", "./var/lib/apt/lists/*", "./dev/*")
+            excluded = [f"--exclude={pattern}" for pattern in without]
+            options = ("--sort=name", "--numeric-owner", "--xattrs", *excluded)
+            _checked("tar", "-C", root, *options, "-cf", target, ".")
+
+        return self._made("debian.tar", make)
+
+    def archive(self) -> Path:
+        """The same as an archive of ``docker save``'s old form, uncompressed, as ``archived:1``.
+
+        Written here and not by an engine, so that it is nobody's own.
+        """
+        return self._made("archive.tar", lambda target: _archive(self.debian(), target))
+
+    def files(self) -> Path:
+        """A folder to mount into containers: one large file, and a tar of many small ones."""
+        folder = self._folder / "files"
+        folder.mkdir(exist_ok=True)
+        self._made("files/large", _large)
+        self._made("files/small.tar", _small)
+        return folder
+
+    def application(self) -> Path:
+        """The build context of the Dockerfile that the README starts with."""
+        folder = self._folder / "application"
+        folder.mkdir(exist_ok=True)
+        (folder / "Dockerfile").write_text(DOCKERFILE)
+        (folder / "app.py").write_text('print("hello")\n')
+        return folder
+
+    def application_tar(self) -> bytes:
+        """The same context as a client sends it."""
+        buffer = io.BytesIO()
+        folder = self.application()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name in sorted(os.listdir(folder)):
+                tar.add(folder / name, name)
+        return buffer.getvalue()
+
+
+def _checked(*words: str | Path) -> None:
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+
+
+def _busybox(target: Path) -> None:
+    with tarfile.open(target, "w") as tar:
+        for name in ("bin", "etc", "root", "tmp"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+        program = tarfile.TarInfo("bin/busybox")
+        content = BUSYBOX.read_bytes()
+        program.size, program.mode = len(content), 0o755
+        tar.addfile(program, io.BytesIO(content))
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        users = b"root:x:0:0:root:/root:/bin/sh\n"
+        passwd = tarfile.TarInfo("etc/passwd")
+        passwd.size = len(users)
+        tar.addfile(passwd, io.BytesIO(users))
+
+
+def _archive(layer: Path, target: Path) -> None:
+    digest = hashlib.sha256()
+    with layer.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "2025-01-01T00:00:00Z",
+        "config": {"Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]},
+        "history": [{"created": "2025-01-01T00:00:00Z", "created_by": "debootstrap"}],
+    }
+    text = json.dumps(config).encode()
+    name = hashlib.sha256(text).hexdigest() + ".json"
+    manifest = [{"Config": name, "RepoTags": ["archived:1"], "Layers": ["layer/layer.tar"]}]
+    with tarfile.open(target, "w") as tar:
+        for path, data in ((name, text), ("manifest.json", json.dumps(manifest).encode())):
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        tar.add(layer, "layer/layer.tar")
+
+
+def _large(target: Path) -> None:
+    with target.open("wb") as file:
+        for _ in range(LARGE_FILE >> 20):
+            file.write(os.urandom(1 << 20))
+
+
+def _small(target: Path) -> None:
+    numbers = random.Random(1)
+    with tarfile.open(target, "w") as tar:
+        for number in range(SMALL_FILES):
+            content = numbers.randbytes(numbers.randrange(3000))
+            file = tarfile.TarInfo(f"folder{number // 200}/file{number}")
+            file.size = len(content)
+            tar.addfile(file, io.BytesIO(content))

@@ -1,0 +1,352 @@
+"""Log drivers: which options each takes, and what the keeper is told of them.
+
+``json-file`` and ``local`` are files; ``journald``, ``syslog`` and ``fluentd`` are sockets that the
+keeper sends to, with a copy kept in a file of the form of ``local``, from which ``logs`` reads,
+unless ``cache-disabled`` is set; ``none`` keeps nothing.
+
+Source: the pages of the drivers in Docker's documentation, "Configure logging drivers".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tiffin.engine.container import Container
+from tiffin.errors import InvalidParameter, StartFailure, Unsupported
+
+JSON = dict[str, Any]
+
+NAMES = ("fluentd", "journald", "json-file", "local", "none", "syslog")
+JOURNAL = "/run/systemd/journal/socket"
+_BUFFER = 1 << 20
+
+_ANY = frozenset({"mode", "max-buffer-size"})
+_INFORMATION = frozenset({"labels", "labels-regex", "env", "env-regex", "tag"})
+_CACHE = frozenset({"cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"})
+_ROTATION = frozenset({"max-size", "max-file", "compress"})
+_OPTIONS = {
+    "json-file": _ANY | _INFORMATION | _ROTATION,
+    "local": _ANY | _ROTATION,
+    "none": frozenset[str](),
+    "journald": _ANY | _INFORMATION | _CACHE,
+    "syslog": _ANY | _INFORMATION | _CACHE | {"syslog-address", "syslog-facility", "syslog-format"},
+    "fluentd": _ANY
+    | _INFORMATION
+    | _CACHE
+    | {"fluentd-address", "fluentd-async", "fluentd-buffer-limit"}
+    | {"fluentd-sub-second-precision"},
+}
+_KNOWN_ELSEWHERE = frozenset(
+    """syslog-tls-ca-cert syslog-tls-cert syslog-tls-key syslog-tls-skip-verify fluentd-retry-wait
+    fluentd-max-retries fluentd-request-ack fluentd-async-reconnect-interval fluentd-write-timeout
+    """.split()
+)
+_FACILITIES = {
+    name: number
+    for number, name in enumerate(
+        "kern user mail daemon auth syslog lpr news uucp cron authpriv ftp".split()
+    )
+} | {f"local{number}": 16 + number for number in range(8)}
+_FORMATS = ("", "rfc3164", "rfc5424", "rfc5424micro")
+_PORTS = {"syslog": 514, "fluentd": 24224}
+
+
+def check(log: Mapping[str, Any]) -> JSON:
+    """A ``LogConfig``, checked and completed. Raises InvalidParameter, Unsupported."""
+    kind = log.get("Type") or "json-file"
+    options = dict(log.get("Config") or {})
+    if kind not in NAMES:
+        raise InvalidParameter(f'error looking up logging plugin {kind}: plugin "{kind}" not found')
+    if kind == "none" and options:
+        raise InvalidParameter("invalid logging opts for driver none")
+    for name in options:
+        if name in _KNOWN_ELSEWHERE and name.startswith(kind):
+            raise Unsupported(f"the log option '{name}' can't be used yet: leave it out")
+        if name not in _OPTIONS[kind]:
+            raise InvalidParameter(f"unknown log opt '{name}' for {kind} log driver")
+    _check_values(kind, options)
+    return {"Type": kind, "Config": options}
+
+
+def _check_values(kind: str, options: Mapping[str, str]) -> None:
+    mode = options.get("mode") or "blocking"
+    if mode not in ("blocking", "non-blocking"):
+        raise InvalidParameter(f"logger: log mode not supported: {mode}")
+    if "max-buffer-size" in options and mode != "non-blocking":
+        raise InvalidParameter(
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'"
+        )
+    for name in ("max-size", "cache-max-size", "max-buffer-size", "fluentd-buffer-limit"):
+        if name in options:
+            parse_size(options[name])
+    for name in ("max-file", "cache-max-file"):
+        if name in options and not (options[name].isdigit() and int(options[name]) > 0):
+            raise InvalidParameter(f"{name} must be a number greater than 0: '{options[name]}'")
+    for name in ("compress", "cache-compress", "cache-disabled", "fluentd-async"):
+        if name in options:
+            _boolean(name, options[name])
+    rotates = int(options.get("max-file") or 1) > 1 and options.get("max-size")
+    if options.get("compress") == "true" and kind == "json-file" and not rotates:
+        raise InvalidParameter(
+            "compress cannot be true when max-file is less than 2 or max-size is not set"
+        )
+    for name in ("labels-regex", "env-regex"):
+        try:
+            re.compile(options.get(name) or "")
+        except re.error as error:
+            raise InvalidParameter(f"{name}: '{options[name]}': {error}") from None
+    _parse_tag(options.get("tag") or "", lambda name: "")
+    if kind == "syslog":
+        _facility(options.get("syslog-facility") or "daemon")
+        if (options.get("syslog-format") or "") not in _FORMATS:
+            raise InvalidParameter(f"Invalid syslog format: '{options['syslog-format']}'")
+        _address(kind, options.get("syslog-address") or "unixgram:///dev/log")
+    if kind == "fluentd":
+        _address(kind, options.get("fluentd-address") or "")
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "t", "f"):
+        raise InvalidParameter(f"{name} is true or false, not '{text}'")
+    return text.lower() in ("true", "1", "t")
+
+
+def _facility(text: str) -> int:
+    if text in _FACILITIES:
+        return _FACILITIES[text]
+    if text.isdigit() and int(text) < 24:
+        return int(text)
+    raise InvalidParameter(f"invalid syslog facility: '{text}'")
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
+    if text == "-1":
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+
+
+# What is said of the container with each message.
+
+
+def _parse_tag(template: str, value: Callable[[str], str]) -> str:
+    """A tag's template, with ``{{.Name}}`` and its like replaced; raises InvalidParameter."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1].strip()
+        if not name.startswith(".") or name[1:] not in _TAG_FIELDS:
+            raise InvalidParameter(
+                f"the log tag '{template}' can't be used: it may have "
+                + ", ".join(f"{{{{.{field}}}}}" for field in _TAG_FIELDS)
+            )
+        return value(name[1:])
+
+    return re.sub(r"{{(.*?)}}", replace, template)
+
+
+_TAG_FIELDS = (
+    "ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "Command", "DaemonName",
+)  # fmt: skip
+
+
+def _tag(container: Container, default: str) -> str:
+    values = {
+        "ID": container.id[:12],
+        "FullID": container.id,
+        "Name": container.name,
+        "ImageID": container.image.removeprefix("sha256:")[:12],
+        "ImageFullID": container.image,
+        "ImageName": container.spec.image_name,
+        "Command": " ".join(container.arguments),
+        "DaemonName": "tiffin",
+    }
+    template = container.spec.host["LogConfig"]["Config"].get("tag") or default
+    return _parse_tag(template, lambda name: values[name])
+
+
+def attributes(container: Container) -> dict[str, str]:
+    """The labels and variables that the options want to be said with each message."""
+    options = container.spec.host["LogConfig"]["Config"]
+    variables = {
+        name: value
+        for name, _, value in (
+            text.partition("=") for text in container.spec.config.get("Env") or []
+        )
+    }
+    found: dict[str, str] = {}
+    for key, values in (("labels", container.labels), ("env", variables)):
+        wanted = [name.strip() for name in (options.get(key) or "").split(",")]
+        found.update({name: values[name] for name in wanted if name in values})
+        if pattern := options.get(f"{key}-regex"):
+            found.update({n: value for n, value in values.items() if re.search(pattern, n)})
+    return found
+
+
+# What the keeper is told.
+
+
+def keeper_options(container: Container, folder: Path) -> JSON | None:
+    """The ``log`` of :meth:`KeeperClient.start`; ``folder`` is the container's.
+
+    Raises StartFailure where a driver's socket does not answer.
+    """
+    log = container.spec.host["LogConfig"]
+    kind, options = log["Type"], log["Config"]
+    if kind == "none":
+        return None
+    path = container.log_path
+    result: JSON = {"path": str(folder / path) if path else None}
+    if kind == "json-file":
+        result.update(
+            max_size=parse_size(options.get("max-size") or "-1"),
+            max_file=int(options.get("max-file") or 1),
+            compress=_boolean("compress", options.get("compress") or "false"),
+        )
+        attrs = attributes(container)
+        if options.get("tag"):
+            attrs["tag"] = _tag(container, "")
+        if attrs:
+            result["attrs"] = attrs
+        return result
+    prefix = "" if kind == "local" else "cache-"
+    result.update(
+        max_size=parse_size(options.get(f"{prefix}max-size") or "20m"),
+        max_file=int(options.get(f"{prefix}max-file") or 5),
+        compress=_boolean("compress", options.get(f"{prefix}compress") or "true"),
+    )
+    if path:
+        (folder / path).parent.mkdir(mode=0o710, exist_ok=True)
+    if kind != "local":
+        result["attrs"] = attributes(container)
+        result["forward"] = _forward(container, kind, options)
+    return result
+
+
+def _forward(container: Container, kind: str, options: Mapping[str, str]) -> JSON:
+    extra = attributes(container)
+    tag = _tag(container, "{{.ID}}")
+    limit = options.get("max-buffer-size") or options.get("fluentd-buffer-limit")
+    forward: JSON = {
+        "driver": kind,
+        "buffer": (parse_size(limit) if limit else None) or _BUFFER,
+        "blocking": (options.get("mode") or "blocking") == "blocking",
+        "tag": tag,
+    }
+    must_answer = True
+    if kind == "journald":
+        forward.update(_address(kind, f"unixgram://{JOURNAL}"))
+        forward["fields"] = {
+            "CONTAINER_ID": container.id[:12],
+            "CONTAINER_ID_FULL": container.id,
+            "CONTAINER_NAME": container.name,
+            "CONTAINER_TAG": tag,
+            "IMAGE_NAME": container.spec.image_name,
+            "SYSLOG_IDENTIFIER": tag,
+            **{_journal_name(name): value for name, value in extra.items()},
+        }
+    elif kind == "syslog":
+        forward.update(_address(kind, options.get("syslog-address") or "unixgram:///dev/log"))
+        forward["facility"] = _facility(options.get("syslog-facility") or "daemon")
+        forward["format"] = options.get("syslog-format") or ""
+        forward["hostname"] = os.uname().nodename
+    else:
+        forward.update(_address(kind, options.get("fluentd-address") or ""))
+        forward["precise"] = _boolean("", options.get("fluentd-sub-second-precision") or "false")
+        forward["fields"] = {
+            "container_id": container.id,
+            "container_name": f"/{container.name}",
+            **extra,
+        }
+        must_answer = not _boolean("", options.get("fluentd-async") or "false")
+    _resolve(forward, must_answer)
+    return forward
+
+
+def _journal_name(name: str) -> str:
+    """A field's name as the journal takes it."""
+    return re.sub(r"[^A-Z0-9]", "_", name.upper()).lstrip("_0123456789") or "LABEL"
+
+
+def _address(kind: str, text: str) -> JSON:
+    """``family``, ``kind`` and ``address`` of a driver's address; raises InvalidParameter."""
+    if "://" not in text:
+        text = f"tcp://{text or '127.0.0.1'}"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidParameter(f"invalid {kind} address '{text}': {error}") from None
+    scheme = parts.scheme
+    if scheme in ("unix", "unixgram") and parts.path:
+        # A unix:// address of syslog may be of either kind; /dev/log is one of datagrams.
+        return {
+            "family": "unix",
+            "kind": "stream" if scheme == "unix" else "datagram",
+            "address": parts.path,
+        }
+    if scheme == "tcp+tls" or scheme == "tls":
+        raise Unsupported(f"the {kind} address '{text}' can't be used yet: TLS")
+    if scheme in ("tcp", "udp") and (scheme == "tcp" or kind == "syslog"):
+        return {
+            "family": "inet",
+            "kind": "stream" if scheme == "tcp" else "datagram",
+            "address": [parts.hostname or "127.0.0.1", port or _PORTS[kind]],
+        }
+    raise InvalidParameter(
+        f"invalid {kind} address '{text}': write it as tcp://HOST:PORT"
+        + (", udp://HOST:PORT" if kind == "syslog" else "")
+        + " or unix:///PATH"
+    )
+
+
+def _resolve(forward: JSON, must_answer: bool) -> None:
+    """Find the address that a name stands for, and try the socket; raises StartFailure."""
+    family, address = forward["family"], forward["address"]
+    kind = socket.SOCK_STREAM if forward["kind"] == "stream" else socket.SOCK_DGRAM
+    try:
+        if family != "unix":
+            found = socket.getaddrinfo(address[0], address[1], type=kind)[0]
+            forward["family"] = "inet6" if found[0] == socket.AF_INET6 else "inet"
+            forward["address"] = list(found[4])
+        if not must_answer:
+            return
+        if _answers(forward, kind):
+            return
+        # Which of the two kinds a unix socket is, only trying tells.
+        forward["kind"] = "datagram"
+        _answers(forward, socket.SOCK_DGRAM)
+    except OSError as error:
+        where = address if family == "unix" else f"{address[0]}:{address[1]}"
+        raise StartFailure(
+            f"failed to initialize logging driver: dial {forward['driver']} {where}: "
+            f"{(error.strerror or str(error)).lower()}"
+        ) from None
+
+
+def _answers(forward: JSON, kind: socket.SocketKind) -> bool:
+    """Whether one can connect; False if a unix socket is of the other kind. Raises OSError."""
+    import errno
+
+    families = {"unix": socket.AF_UNIX, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
+    with socket.socket(families[forward["family"]], kind) as sock:
+        sock.settimeout(5)
+        address = forward["address"]
+        try:
+            sock.connect(tuple(address) if isinstance(address, list) else address)
+        except OSError as error:
+            if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
+                return False
+            raise
+    return True

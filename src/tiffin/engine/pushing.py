@@ -1,0 +1,262 @@
+"""One image goes out: what the registry has is not sent, the rest is packed on the way.
+
+An image that was pulled or pushed before goes out as it was, byte for byte, if each of its layers
+is there, can be mounted from another repository, or can be packed to the same bytes again: then
+its digest stays. Otherwise its layers get the forms that the registry has, or new ones, and the
+image a new manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
+
+from tiffin.engine.blobs import BlobMemory, KnownBlob
+from tiffin.errors import DigestMismatch, TiffinError
+from tiffin.image.config import ImageConfig
+from tiffin.image.manifest import OCI_CONFIG, Descriptor, Manifest
+from tiffin.layer.store import Layer, LayerStore
+from tiffin.registry.client import Cancelled, Registry
+from tiffin.registry.packing import Compression
+from tiffin.registry.upload import Upload
+
+JSON = dict[str, Any]
+Say = Callable[[JSON], None]
+
+PARALLEL = 3
+_INTERVAL = 0.1
+
+
+class Push:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        layers: LayerStore,
+        memory: BlobMemory,
+        client: Registry,
+        domain: str,
+        repository: str,
+        compression: Compression,
+        chosen: bool,
+        say: Say,
+    ) -> None:
+        """``chosen``: the compression was asked for, and is not just the default."""
+        self._layers = layers
+        self._memory = memory
+        self._client = client
+        self._domain = domain
+        self._repository = repository
+        self._compression = compression
+        self._chosen = chosen
+        self._mutex = threading.Lock()
+        self._say = say
+        self._stopped = threading.Event()
+
+    def say(self, status: str, layer: Layer, **detail: Any) -> None:
+        """Tell something about one layer."""
+        name = layer.diff_id.partition(":")[2][:12]
+        with self._mutex:
+            self._say({"status": status, "progressDetail": detail, "id": name})
+
+    def run(self, image: str, config: ImageConfig, stack: Sequence[Layer], tag: str) -> Manifest:
+        """Push an image, and let a tag name it; its manifest. Call it under a lease."""
+        for layer in reversed(stack):
+            self.say("Preparing", layer)
+        manifest = self._as_it_was(image, stack)
+        if manifest is None:
+            descriptors = self._parallel(lambda place: self._layer(stack[place]), len(stack))
+            raw = config.to_bytes()
+            self._client.put_blob(self._repository, raw)
+            manifest = Manifest.make(Descriptor.of(raw, OCI_CONFIG), descriptors)
+        else:
+            self._client.put_blob(self._repository, config.to_bytes())
+        self._client.put_manifest(self._repository, tag, manifest.raw, manifest.media_type)
+        self._memory.remember_manifest(image, manifest)
+        return manifest
+
+    def _parallel(self, work: Callable[[int], Any], count: int) -> list[Any]:
+        if not count:
+            return []
+        with ThreadPoolExecutor(min(PARALLEL, count), "push") as pool:
+            futures = [pool.submit(work, place) for place in range(count)]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self._stopped.set()
+                for future in futures:
+                    future.cancel()
+                raise
+
+    # As it was.
+
+    def _as_it_was(self, image: str, stack: Sequence[Layer]) -> Manifest | None:
+        for manifest in self._memory.manifests(image):
+            if len(manifest.layers) != len(stack):
+                continue
+            if self._chosen and any(
+                entry.media_type != self._compression.media_type for entry in manifest.layers
+            ):
+                continue
+            if self._restore(manifest, stack):
+                return manifest
+        return None
+
+    def _restore(self, manifest: Manifest, stack: Sequence[Layer]) -> bool:
+        """Have the very layers of a manifest in the repository; whether that could be done."""
+        forms = []
+        for entry, layer in zip(manifest.layers, stack, strict=True):
+            recipes = [
+                known.recipe
+                for known in self._memory.forms(layer.diff_id)
+                if known.descriptor.digest == entry.digest
+            ]
+            recipe = recipes[0] if recipes else None
+            if entry.digest == layer.diff_id:
+                recipe = "none"
+            forms.append(KnownBlob(entry, recipe))
+        found = self._parallel(lambda place: self._find(forms[place], stack[place]), len(stack))
+        missing = [place for place, there in enumerate(found) if not there]
+        made = [Compression.of_recipe(forms[place].recipe or "") for place in missing]
+        if not all(forms[place].recipe for place in missing) or not all(made):
+            return False
+
+        def send(number: int) -> bool:
+            place, compression = missing[number], made[number]
+            assert compression is not None
+            sent = self._upload(stack[place], compression, forms[place].descriptor)
+            return sent.digest == forms[place].descriptor.digest
+
+        return all(self._parallel(send, len(missing)))
+
+    def _find(self, form: KnownBlob, layer: Layer) -> bool:
+        """Whether a form of a layer is in the repository, or can be mounted there."""
+        digest = form.descriptor.digest
+        if self._client.find_blob(self._repository, digest, push=True) is not None:
+            self._remember(layer, form.descriptor, form.recipe)
+            self.say("Layer already exists", layer)
+            return True
+        for source in self._memory.repositories(digest, self._domain):
+            if source == self._repository:
+                continue
+            upload = self._client.begin_upload(self._repository, mount=digest, source=source)
+            if upload is None:
+                self._remember(layer, form.descriptor, form.recipe)
+                self.say(f"Mounted from {source}", layer)
+                return True
+            upload.cancel()
+            self._memory.forget_place(digest, self._domain, source)
+        return False
+
+    def _remember(self, layer: Layer, descriptor: Descriptor, recipe: str | None) -> None:
+        self._memory.remember(layer.diff_id, descriptor, self._domain, self._repository, recipe)
+
+    # Anew.
+
+    def _layer(self, layer: Layer) -> Descriptor:
+        wanted = self._compression.media_type
+        recipe = self._compression.recipe
+        for form in self._memory.forms(layer.diff_id):
+            if self._chosen and (form.descriptor.media_type != wanted or form.recipe != recipe):
+                continue
+            if self._find(form, layer):
+                return _oci(form.descriptor)
+        expected = None
+        for form in self._memory.forms(layer.diff_id):
+            if form.recipe == recipe:
+                expected = form.descriptor
+        return self._upload(layer, self._compression, expected)
+
+    def _upload(
+        self, layer: Layer, compression: Compression, expected: Descriptor | None
+    ) -> Descriptor:
+        upload = self._client.begin_upload(self._repository)
+        assert upload is not None
+        packing = _Packing(self, layer, compression, upload)
+        try:
+            self._layers.write_tar(layer, cast(BinaryIO, packing))
+            media_type = compression.media_type
+            if expected is not None:
+                media_type = expected.media_type
+            descriptor = packing.finish(media_type)
+        except BaseException:
+            upload.cancel()
+            raise
+        self._remember(layer, descriptor, compression.recipe)
+        self.say("Pushed", layer)
+        return descriptor
+
+    @property
+    def stopped(self) -> bool:
+        """Whether another layer has failed."""
+        return self._stopped.is_set()
+
+
+def _oci(descriptor: Descriptor) -> Descriptor:
+    """A layer that an image here was pulled with, for a manifest of OCI's."""
+    for docker, oci in (
+        ("application/vnd.docker.image.rootfs.diff.tar", "application/vnd.oci.image.layer.v1.tar"),
+    ):
+        if descriptor.media_type.startswith(docker):
+            rest = descriptor.media_type.removeprefix(docker).replace(".", "+")
+            return Descriptor(oci + rest, descriptor.digest, descriptor.size)
+    return descriptor
+
+
+class _Packing:
+    """What a layer's tar is written to: packs, hashes and sends it."""
+
+    def __init__(self, push: Push, layer: Layer, compression: Compression, upload: Upload) -> None:
+        self._push = push
+        self._layer = layer
+        self._packer = compression.packer()
+        self._upload = upload
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._parts: list[bytes] = []
+        self._waiting = 0
+        self._written = 0
+        self._said = 0.0
+
+    def write(self, data: memoryview) -> int:
+        if self._push.stopped:
+            raise Cancelled("another layer could not be pushed")
+        self._add(self._packer.compress(data))
+        self._written += len(data)
+        now = time.monotonic()
+        if now - self._said >= _INTERVAL:
+            self._said = now
+            self._push.say(
+                "Pushing", self._layer, current=self._written, total=self._layer.tar_size
+            )
+        if self._waiting >= self._upload.chunk:
+            self._upload.send(self._take())
+        return len(data)
+
+    def _add(self, packed: bytes) -> None:
+        if packed:
+            self._hash.update(packed)
+            self._size += len(packed)
+            self._waiting += len(packed)
+            self._parts.append(packed)
+
+    def _take(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts, self._waiting = [], 0
+        return data
+
+    def finish(self, media_type: str) -> Descriptor:
+        """Send the rest; the blob's descriptor."""
+        self._add(self._packer.flush())
+        digest = f"sha256:{self._hash.hexdigest()}"
+        try:
+            self._upload.finish(digest, self._take())
+        except DigestMismatch as error:
+            raise TiffinError(
+                f"layer {self._layer.diff_id} was damaged on its way: {error.message}"
+            ) from error
+        return Descriptor(media_type, digest, self._size)

@@ -1,0 +1,495 @@
+"""The verbs on registries: pull, push, log in, search, look.
+
+Credentials are given with each call and kept nowhere. Where registries are is read from the root's
+``registries.toml`` at each call (:mod:`tiffin.registry.endpoints`), so that it can be changed
+while the engine runs. urllib3 is imported by the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tiffin.engine.blobs import BlobMemory
+from tiffin.engine.events import Events
+from tiffin.engine.images import Image, Images
+from tiffin.engine.root import Root
+from tiffin.engine.spools import Spools
+from tiffin.errors import (
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    TiffinError,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+    Unsupported,
+)
+from tiffin.image.config import ImageConfig
+from tiffin.image.manifest import Descriptor, Index, Manifest, Platform
+from tiffin.image.reference import Reference
+from tiffin.layer.store import LayerStore
+from tiffin.registry.credentials import Credentials, host_of, parse_header
+from tiffin.registry.endpoints import SYSTEM_FOLDERS, Configuration
+from tiffin.store.database import Database
+
+if TYPE_CHECKING:
+    from tiffin.engine.pulling import LayerReport
+    from tiffin.registry.client import Patience, Registry
+
+JSON = dict[str, Any]
+Progress = Callable[[JSON], None]
+Cancelled = Callable[[], bool]
+
+_DEPTH = 4
+"""Indexes in indexes."""
+_SEARCH_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a pull has brought."""
+
+    image: Image
+    name: Reference
+    digest: str
+    """Of what the name stands for in the registry: an index, or a manifest."""
+    previous: Image | None
+    """What the name stood for before."""
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the name stands for another image than before."""
+        return self.previous is None or self.previous.id != self.image.id
+
+    def why(self) -> JSON:
+        """Which layers were new, what they cost, and which step made each."""
+        rows = []
+        for step, chain in self.image.config.steps():
+            if chain is not None:
+                rows.append(step.created_by)
+        before = set(self.previous.config.diff_ids) if self.previous is not None else set()
+        layers = []
+        for number, report in enumerate(self.layers):
+            layers.append(
+                {
+                    **report.document(),
+                    "CreatedBy": rows[number] if number < len(rows) else "",
+                    "Before": report.diff_id in before,
+                }
+            )
+        return {
+            "Name": self.name.familiar,
+            "Image": self.image.id,
+            "Previous": self.previous.id if self.previous is not None else "",
+            "Digest": self.digest,
+            "Layers": layers,
+            "Fetched": sum(report.fetched for report in self.layers),
+            "Size": sum(report.size for report in self.layers),
+        }
+
+
+class Registries:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        images: Images,
+        events: Events,
+        spools: Spools,
+    ) -> None:
+        self._root = root
+        self._layers = layers
+        self._images = images
+        self._events = events
+        self._database = database
+        self.memory = BlobMemory(database)
+        self.memory.sweep()
+        self.spools = spools
+        self.patience: Patience | None = None
+        """How patient to be with registries; None is the usual."""
+
+    def configuration(self) -> Configuration:
+        """What the root and the system say about registries; raises InvalidParameter."""
+        return Configuration((self._root.path, *SYSTEM_FOLDERS))
+
+    @contextmanager
+    def _clients(
+        self,
+        domain: str,
+        auth: Credentials | None,
+        cancelled: Cancelled = lambda: False,
+        *,
+        mirrors: bool = False,
+    ) -> Iterator[list[Registry]]:
+        """Clients of all endpoints of a domain; the credentials are for the domain itself."""
+        from tiffin.registry.client import Registry
+
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(
+                    Registry(
+                        endpoint,
+                        None if endpoint.mirror else auth,
+                        patience=self.patience,
+                        cancelled=cancelled,
+                    )
+                )
+                for endpoint in self.configuration().endpoints(domain, mirrors=mirrors)
+            ]
+
+    # Pulling.
+
+    def pull(
+        self,
+        name: str,
+        *,
+        platform: str = "",
+        all_tags: bool = False,
+        auth: Credentials | None = None,
+        progress: Progress | None = None,
+        cancelled: Cancelled = lambda: False,
+    ) -> list[Pulled]:
+        """Bring an image, or all that a repository has tags for.
+
+        ``platform`` is ``os/architecture[/variant]``, by default this machine's. Messages are
+        Docker's. Raises NotFound, Unauthorized, Unreachable, TooManyRequests, DigestMismatch,
+        Unsupported; complete layers stay for the next attempt then.
+        """
+        reference = Reference.parse(name)
+        wanted = parse_platform(platform)
+        say = progress or (lambda message: None)
+        if all_tags and not reference.is_name_only:
+            raise InvalidParameter("tag can't be used with --all-tags/-a")
+        with self._clients(reference.domain, auth, cancelled, mirrors=True) as clients:
+            if not all_tags:
+                return [
+                    self._pull(reference.with_default_tag(), wanted, bool(platform), clients, say)
+                ]
+            tags = self._asked(reference, clients, lambda client: list(client.tags(reference.path)))
+            done = []
+            for tag in tags[0]:
+                one = reference.with_tag(tag)
+                try:
+                    done.append(self._pull(one, wanted, bool(platform), clients, say))
+                except Unsupported as error:
+                    # An artifact among the images.
+                    say({"status": f"{one.familiar}: {error.message}"})
+            return done
+
+    def _asked(
+        self,
+        reference: Reference,
+        clients: Sequence[Registry],
+        ask: Callable[[Registry], Any],
+    ) -> tuple[Any, list[Registry]]:
+        """The first endpoint's answer, and the endpoints with that one in front."""
+        refusal: TiffinError | None = None
+        for client in clients:
+            try:
+                answer = ask(client)
+            except (NotFound, Unauthorized, Forbidden, Unreachable, TooManyRequests) as error:
+                refusal = error
+                continue
+            return answer, [client, *(other for other in clients if other is not client)]
+        assert refusal is not None
+        if isinstance(refusal, Unauthorized | Forbidden):
+            raise type(refusal)(
+                f"pull access denied for {reference.familiar_name}, repository does not exist or"
+                f" may require 'docker login': {refusal.message}"
+            ) from refusal
+        if isinstance(refusal, NotFound):
+            raise NotFound(
+                f"manifest for {reference.familiar} not found: manifest unknown: {refusal.message}"
+            ) from refusal
+        raise refusal
+
+    def _pull(
+        self,
+        reference: Reference,
+        wanted: Platform,
+        strict: bool,
+        clients: Sequence[Registry],
+        say: Progress,
+    ) -> Pulled:
+        from tiffin.engine.pulling import Pull
+
+        repository = reference.path
+        asked = reference.digest or reference.tag or ""
+        top, ordered = self._asked(
+            reference, clients, lambda client: client.manifest(repository, asked)
+        )
+        say({"status": f"Pulling from {reference.path}", "id": asked})
+        manifest = self._choose(top, wanted, ordered, repository)
+        names = [reference.without_tag().with_digest(top.digest)]
+        if reference.digest is None:
+            names.append(reference)
+        previous = self._named(names[-1])
+        work = Pull(self._layers, self.spools, ordered, repository, say)
+        with self._layers.lease():
+            config = work.config(manifest)
+            self._check(reference, config, wanted, strict and top is manifest)
+            chain = work.run(manifest, config)
+            image = self._record(config, chain, names, manifest, reference, ordered)
+        pulled = Pulled(image, reference, top.digest, previous, work.reports)
+        say({"status": f"Digest: {top.digest}"})
+        fresh = "Downloaded newer image for" if pulled.fresh else "Image is up to date for"
+        say({"status": f"Status: {fresh} {reference.familiar}"})
+        self._events.publish("image", "pull", reference.familiar, name=reference.familiar)
+        return pulled
+
+    def _record(
+        self,
+        config: ImageConfig,
+        chain: str | None,
+        names: list[Reference],
+        manifest: Manifest,
+        reference: Reference,
+        clients: Sequence[Registry],
+    ) -> Image:
+        with self._database.transaction():
+            image = self._images.add(config, chain, names)
+            # What a mirror has, the registry itself need not have.
+            if not clients[0].endpoint.mirror:
+                for diff_id, descriptor in zip(config.diff_ids, manifest.layers, strict=True):
+                    self.memory.remember(diff_id, descriptor, reference.domain, reference.path)
+            self.memory.remember_manifest(image.id, manifest)
+        return image
+
+    def _named(self, name: Reference) -> Image | None:
+        try:
+            return self._images.find(name.canonical)
+        except NotFound:
+            return None
+
+    def _choose(
+        self,
+        found: Manifest | Index,
+        wanted: Platform,
+        clients: Sequence[Registry],
+        repository: str,
+    ) -> Manifest:
+        """The manifest for a platform, through indexes."""
+        for _ in range(_DEPTH):
+            if isinstance(found, Manifest):
+                return found
+            entries = found.best_first(wanted)
+            if not entries:
+                raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
+            found = self._first(clients, partial(_manifest_of, repository, entries[0]))
+        raise InvalidParameter("invalid manifest: its indexes are nested too deeply")
+
+    @staticmethod
+    def _first(clients: Sequence[Registry], ask: Callable[[Registry], Any]) -> Any:
+        for client in clients[:-1]:
+            try:
+                return ask(client)
+            except (NotFound, Unreachable, TooManyRequests, Unauthorized):
+                continue
+        return ask(clients[-1])
+
+    @staticmethod
+    def _check(reference: Reference, config: ImageConfig, wanted: Platform, strict: bool) -> None:
+        actual = Platform(config.os, config.architecture, config.variant)
+        if strict and not wanted.runs(actual):
+            raise NotFound(
+                f"image with reference {reference.familiar} was found but does not match the"
+                f" specified platform: wanted {wanted}, actual: {actual}"
+            )
+
+    # Pushing.
+
+    def push(
+        self,
+        name: str,
+        tag: str = "",
+        *,
+        auth: Credentials | None = None,
+        compression: str = "",
+        level: int | None = None,
+        progress: Progress | None = None,
+        cancelled: Cancelled = lambda: False,
+    ) -> list[JSON]:
+        """Push an image, or all images of a repository: ``[{"Tag", "Digest", "Size"}]``.
+
+        ``compression`` is gzip, zstd or none; without it an image that was pulled goes out as it
+        was where that can be. Raises NotFound before anything is sent, Unauthorized, Unreachable.
+        """
+        from tiffin.registry.packing import Compression
+
+        reference = Reference.parse(name)
+        if reference.digest is not None:
+            raise InvalidParameter("cannot push a digest reference")
+        if tag:
+            reference = reference.with_tag(tag)
+        packing = Compression(compression, level)
+        say = progress or (lambda message: None)
+        tags = [reference] if reference.tag else self._tags(reference)
+        images = [(one, self._images.find(one.canonical)) for one in tags]
+        say({"status": f"The push refers to repository [{reference.name}]"})
+        done = []
+        chosen = bool(compression) or level is not None
+        with self._clients(reference.domain, auth, cancelled) as clients:
+            for one, image in images:
+                done.append(self._push(clients[-1], one, image, packing, chosen, say))
+        return done
+
+    def _tags(self, reference: Reference) -> list[Reference]:
+        prefix = f"{reference.name}:"
+        rows = self._database.all(
+            "SELECT name FROM tags WHERE substr(name, 1, ?) = ? ORDER BY name",
+            (len(prefix), prefix),
+        )
+        if not rows:
+            raise NotFound(
+                "An image does not exist locally with the tag: " + reference.familiar_name
+            )
+        return [Reference.parse(row["name"]) for row in rows]
+
+    def _push(
+        self,
+        client: Registry,
+        reference: Reference,
+        image: Image,
+        compression: Any,
+        chosen: bool,
+        say: Progress,
+    ) -> JSON:
+        from tiffin.engine.pushing import Push
+
+        work = Push(
+            self._layers,
+            self.memory,
+            client,
+            reference.domain,
+            reference.path,
+            compression,
+            chosen,
+            say,
+        )
+        with self._layers.lease():
+            stack = self._layers.chain(image.top)
+            for layer in stack:
+                self._layers.keep(layer.chain_id)
+            tag = reference.tag or ""
+            try:
+                manifest = work.run(image.id, image.config, stack, tag)
+            except (Unauthorized, Forbidden) as error:
+                raise type(error)(
+                    f"push access denied to {reference.familiar_name}: {error.message}"
+                ) from error
+        named = reference.without_tag().with_digest(manifest.digest)
+        self._images.add(image.config, image.top, [named])
+        size = len(manifest.raw)
+        say({"status": f"{tag}: digest: {manifest.digest} size: {size}"})
+        result = {"Tag": tag, "Digest": manifest.digest, "Size": size}
+        say({"progressDetail": {}, "aux": result})
+        self._events.publish("image", "push", reference.familiar, name=reference.familiar)
+        return result
+
+    # The rest.
+
+    def login(self, server: str, credentials: Credentials) -> JSON:
+        """Check credentials: ``{"Status", "IdentityToken"}``. Raises Unauthorized."""
+        domain = host_of(server) if server else "docker.io"
+        with self._clients(domain, credentials) as clients:
+            token = clients[-1].login()
+        return {"Status": "Login Succeeded", "IdentityToken": token}
+
+    def distribution(self, name: str, auth: Credentials | None = None) -> JSON:
+        """What a registry says of an image: its descriptor and platforms."""
+        reference = Reference.parse(name).with_default_tag()
+        asked = reference.digest or reference.tag or ""
+        with self._clients(reference.domain, auth, mirrors=True) as clients:
+            found, ordered = self._asked(
+                reference, clients, lambda client: client.manifest(reference.path, asked)
+            )
+            platforms = []
+            if isinstance(found, Index):
+                platforms = [entry.platform for entry in found.manifests if entry.platform]
+            elif found.is_image:
+                config = ImageConfig.parse(ordered[0].read_blob(reference.path, found.config))
+                platforms = [Platform(config.os, config.architecture, config.variant)]
+        return {
+            "Descriptor": {
+                "mediaType": found.media_type,
+                "digest": found.digest,
+                "size": len(found.raw),
+            },
+            "Platforms": [
+                {
+                    "architecture": platform.architecture,
+                    "os": platform.os,
+                    **({"variant": platform.variant} if platform.variant else {}),
+                }
+                for platform in platforms
+            ],
+        }
+
+    def search(
+        self,
+        term: str,
+        limit: int = 25,
+        *,
+        official: bool | None = None,
+        stars: int = 0,
+        auth: Credentials | None = None,
+    ) -> list[JSON]:
+        """Images whose name or description has the term, on Docker Hub or ``host/term``."""
+        from tiffin.registry.searching import search
+
+        if not term:
+            raise InvalidParameter("no term to search for")
+        if not 1 <= limit <= _SEARCH_LIMIT:
+            raise InvalidParameter(f"limit {limit} is outside the range of [1, {_SEARCH_LIMIT}]")
+        first, slash, rest = term.partition("/")
+        named = slash and ("." in first or ":" in first or first == "localhost")
+        domain, words = (first, rest) if named else ("docker.io", term)
+        endpoint = self.configuration().endpoints(host_of(domain), mirrors=False)[-1]
+        found = search(endpoint, words, limit, auth, self.patience)
+        return [
+            row
+            for row in found
+            if (official is None or row["is_official"] == official) and row["star_count"] >= stars
+        ][:limit]
+
+
+def credentials_of(header: str | None) -> Credentials | None:
+    """The credentials of an ``X-Registry-Auth`` header; raises InvalidParameter."""
+    return parse_header(header)
+
+
+def credentials_in(document: JSON) -> Credentials:
+    """The credentials of the API's AuthConfig; raises InvalidParameter."""
+    return Credentials.of_document(document)
+
+
+def _manifest_of(repository: str, entry: Descriptor, client: Registry) -> Manifest | Index:
+    return client.manifest(repository, entry.digest, entry)
+
+
+def parse_platform(text: str) -> Platform:
+    """``os/architecture[/variant]``, or an architecture alone; this machine's if empty.
+
+    Raises InvalidParameter.
+    """
+    if not text:
+        return Platform.of_host()
+    parts = text.lower().split("/")
+    if len(parts) > 3 or not all(parts):
+        raise InvalidParameter(f"invalid platform {text!r}: expected os/architecture[/variant]")
+    if len(parts) == 1:
+        parts = ["linux", parts[0]]
+    names = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+    architecture = names.get(parts[1], parts[1])
+    variant = parts[2] if len(parts) == 3 else ""
+    if architecture == "arm64" and not variant:
+        variant = "v8"
+    return Platform(parts[0], architecture, variant)

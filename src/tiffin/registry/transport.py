@@ -1,0 +1,466 @@
+"""Requests to one endpoint: connections, TLS, proxies, redirects, retries.
+
+Rules:
+
+- What may be repeated is, after connection failures, 429 and 5xx: a few times, each wait twice as
+  long as the one before, or as long as ``Retry-After`` says. A wait that is too long to be patient
+  for is an error that says so.
+- ``Authorization`` and client certificates go to the endpoint itself. A redirect to another host
+  is followed without them, never from https to http, and a 401 there is not answered.
+- Plain HTTP and certificates that nobody signed only for endpoints that are insecure.
+- Proxies are the environment's (``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``); this machine is
+  reached without one.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import (
+    HTTPError,
+    InsecureRequestWarning,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
+
+from tiffin.errors import (
+    Forbidden,
+    InvalidParameter,
+    TiffinError,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+)
+from tiffin.registry.authorization import Authorization, parse_challenges
+from tiffin.registry.credentials import Credentials
+from tiffin.registry.endpoints import Endpoint, is_loopback
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+"""Failures that may be gone at the next attempt."""
+_REDIRECT_LIMIT = 10
+_DOCUMENT_LIMIT = 8 << 20
+_USER_AGENT = "tiffin"
+
+BROKEN: tuple[type[Exception], ...] = (HTTPError, OSError)
+"""What reading an answer raises when its connection breaks."""
+FAILED: tuple[type[Exception], ...] = (Unreachable, HTTPError, OSError)
+"""What a request raises where the endpoint can't be reached."""
+UNREADABLE: tuple[type[Exception], ...] = (InvalidParameter, HTTPError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often, and how long, to wait for a registry that fails."""
+
+    attempts: int = 5
+    first: float = 0.25
+    """Seconds before the second attempt; doubled each time, and up to half as much at random."""
+    longest: float = 60.0
+    """Seconds; what is asked to be waited for longer is an error."""
+    connect: float = 15.0
+    read: float = 60.0
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the failure of an attempt (counted from 0)."""
+        return min(self.first * 2.0**attempt, self.longest) * random.uniform(1.0, 1.5)
+
+
+class Cancelled(TiffinError):
+    """Whoever wanted the answer is gone."""
+
+
+class Answer:
+    """An answer whose body has not been read; :meth:`close` it, or read it to its end."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, url: str) -> None:
+        self._response = response
+        self.url = url
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    @property
+    def length(self) -> int | None:
+        """The body's length, if it is announced."""
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isdigit() else None
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes of the body; empty at its end. Raises one of ``BROKEN``."""
+        return self._response.read(size, decode_content=False)
+
+    def whole(self, limit: int = _DOCUMENT_LIMIT) -> bytes:
+        """The whole body; raises InvalidParameter where it is too long, or one of ``BROKEN``."""
+        data = self._response.read(limit + 1, decode_content=True)
+        if len(data) > limit:
+            self._response.close()
+            raise InvalidParameter(f"the answer of {self.url} is longer than {limit} bytes")
+        self._response.release_conn()
+        return data
+
+    def close(self) -> None:
+        """Let go of it; a connection whose answer was not read to its end is closed."""
+        self._response.close()
+        self._response.release_conn()
+
+
+class Transport:
+    """Speaks to one endpoint; any thread may use it."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: Credentials | None = None,
+        *,
+        patience: Patience | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.endpoint = endpoint
+        self.patience = patience or Patience()
+        self.cancelled = cancelled
+        self._scheme = endpoint.schemes[0] if len(endpoint.schemes) == 1 else ""
+        self._finding = threading.Lock()
+        self._own = self._manager(endpoint.host, self._context())
+        self._others: urllib3.PoolManager | None = None
+        self.authorization = Authorization(
+            endpoint.host,
+            credentials,
+            self._ask_realm,
+            secure=endpoint.schemes == ("https",) and endpoint.verify,
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._own.clear()
+        if self._others is not None:
+            self._others.clear()
+
+    def _context(self) -> ssl.SSLContext:
+        endpoint = self.endpoint
+        context = ssl.create_default_context()
+        try:
+            for path in endpoint.authorities:
+                context.load_verify_locations(path)
+            if endpoint.certificate is not None:
+                context.load_cert_chain(*endpoint.certificate)
+        except (ssl.SSLError, OSError) as error:
+            raise InvalidParameter(
+                f"the certificates for {endpoint.host} can't be used: {error}"
+            ) from error
+        if not endpoint.verify:
+            # It is insecure by its name in the configuration: no need to say so each time.
+            urllib3.disable_warnings(InsecureRequestWarning)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _manager(self, host: str, context: ssl.SSLContext | None) -> urllib3.PoolManager:
+        options: dict[str, Any] = {
+            "num_pools": 8,
+            "maxsize": 16,
+            "timeout": urllib3.Timeout(connect=self.patience.connect, read=self.patience.read),
+            "retries": False,
+        }
+        if context is not None:
+            options["ssl_context"] = context
+        scheme = self.endpoint.schemes[0]
+        proxy = _proxy(scheme, host)
+        if proxy is None:
+            return urllib3.PoolManager(**options)
+        parts = urlsplit(proxy)
+        headers = None
+        if parts.username:
+            headers = urllib3.make_headers(
+                proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
+            )
+            proxy = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+
+    def _foreign(self) -> urllib3.PoolManager:
+        """For other hosts: without this endpoint's certificates."""
+        if self._others is None:
+            self._others = self._manager("", None)
+        return self._others
+
+    # Requests.
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        scopes: frozenset[str] = frozenset(),
+        repeat: bool = True,
+        redirect: bool = True,
+    ) -> Answer:
+        """Send a request for a path (``/v2/…``) or a URL, and give the answer, whatever its status.
+
+        ``repeat``: it does no harm to send it again. Raises Unreachable, TooManyRequests,
+        Unauthorized (the authorization server refuses), Cancelled.
+        """
+        attempt = 0
+        tried = False
+        while True:
+            if self.cancelled():
+                raise Cancelled(f"the request to {self.endpoint.host} is no longer wanted")
+            authorization = self.authorization.header(scopes)
+            delay = self.patience.delay(attempt)
+            last = not repeat or attempt + 1 >= self.patience.attempts
+            try:
+                answer = self._follow(method, target, headers or {}, body, authorization, redirect)
+            except BROKEN as error:
+                # Nobody listens, or there is no such host: that rarely passes in seconds.
+                nobody = attempt > 0 and isinstance(error, NewConnectionError | NameResolutionError)
+                if last or nobody or _hopeless(error):
+                    raise self._unreachable(error) from error
+            else:
+                if answer.status == 401 and self._is_own(answer.url) and not tried:
+                    challenges = parse_challenges(_all(answer.headers, "WWW-Authenticate"))
+                    answer.close()
+                    tried = True
+                    if self.authorization.answer(challenges, scopes, authorization):
+                        continue
+                    raise self._unauthorized()
+                if answer.status not in _PASSING:
+                    return answer
+                wanted = _retry_after(answer.headers)
+                if wanted is not None:
+                    delay = max(wanted, 0.0)
+                # A request that must not be repeated was refused, not begun, by 429 and 503.
+                again = attempt + 1 < self.patience.attempts and answer.status in (429, 503)
+                if (last and not again) or delay > self.patience.longest:
+                    if answer.status == 429:
+                        answer.close()
+                        raise TooManyRequests(
+                            f"toomanyrequests: registry {self.endpoint.host} wants to be asked"
+                            + (f" again in {wanted:.0f} seconds" if wanted else " less often")
+                        )
+                    return answer
+                answer.close()
+            attempt += 1
+            self.wait(delay)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless nobody waits any more; raises Cancelled then."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.cancelled():
+                raise Cancelled(f"the request to {self.endpoint.host} is no longer wanted")
+            time.sleep(min(left, 0.2))
+
+    def _follow(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        authorization: str | None,
+        redirect: bool,
+    ) -> Answer:
+        url = target
+        for _ in range(_REDIRECT_LIMIT):
+            answer = self._send(method, url, headers, body, authorization)
+            location = answer.headers.get("Location")
+            if not redirect or answer.status not in _REDIRECTS or not location:
+                return answer
+            answer.close()
+            before, url = answer.url, urljoin(answer.url, location)
+            if urlsplit(before).scheme == "https" and urlsplit(url).scheme != "https":
+                raise Forbidden(f"refused a redirect from {before} to {url}, which has no TLS")
+            if answer.status == 303 and method != "HEAD":
+                method, body = "GET", None
+        raise TiffinError(f"{target} of {self.endpoint.host} redirects too often")
+
+    def _send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        authorization: str | None,
+    ) -> Answer:
+        if not target.startswith("/"):
+            own = self._is_own(target)
+            return self._open(
+                self._own if own else self._foreign(),
+                method,
+                target,
+                headers,
+                body,
+                authorization if own else None,
+            )
+        path = self.endpoint.prefix + target
+        if self._scheme:
+            url = f"{self._scheme}://{self.endpoint.host}{path}"
+            return self._open(self._own, method, url, headers, body, authorization)
+        with self._finding:
+            return self._find(method, path, headers, body, authorization)
+
+    def _find(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        authorization: str | None,
+    ) -> Answer:
+        """The first request to an insecure endpoint finds out what it speaks."""
+        failure: Exception | None = None
+        for scheme in (self._scheme,) if self._scheme else self.endpoint.schemes:
+            url = f"{scheme}://{self.endpoint.host}{path}"
+            try:
+                answer = self._open(self._own, method, url, headers, body, authorization)
+            except BROKEN as error:
+                failure = error
+            else:
+                self._scheme = scheme
+                return answer
+        assert failure is not None
+        raise failure
+
+    def _open(
+        self,
+        manager: urllib3.PoolManager,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        authorization: str | None,
+    ) -> Answer:
+        sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        if authorization is not None:
+            sent["Authorization"] = authorization
+        response = manager.request(
+            method,
+            url,
+            body=body,
+            headers=sent,
+            preload_content=False,
+            redirect=False,
+            retries=False,
+        )
+        return Answer(response, url)
+
+    def _is_own(self, url: str) -> bool:
+        parts = urlsplit(url)
+        return parts.netloc == self.endpoint.host and (
+            parts.scheme == self._scheme or (not self._scheme and parts.scheme == "https")
+        )
+
+    def _ask_realm(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[int, bytes]:
+        own = self._is_own(url)
+        manager = self._own if own else self._foreign()
+        for attempt in range(self.patience.attempts):
+            try:
+                answer = self._open(manager, method, url, headers, body, None)
+                data = answer.whole()
+                if answer.status not in _PASSING or attempt + 1 == self.patience.attempts:
+                    return answer.status, data
+            except BROKEN as error:
+                if attempt + 1 == self.patience.attempts or _hopeless(error):
+                    raise self._unreachable(error, urlsplit(url).netloc) from error
+            self.wait(self.patience.delay(attempt))
+        raise AssertionError
+
+    def _unauthorized(self) -> Unauthorized:
+        return Unauthorized(
+            f"unauthorized: authentication required: log in to {self.endpoint.host} first, or again"
+        )
+
+    def _unreachable(self, error: Exception, host: str = "") -> TiffinError:
+        host = host or self.endpoint.host
+        if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Unreachable(
+                f"tls: failed to verify the certificate of registry {host}: {_reason(error)}: put"
+                f" its CA into certs.d/{host}/ca.crt"
+            )
+        return Unreachable(f"registry {host} can't be reached: {_reason(error)}")
+
+
+def failure(answer: Answer, what: str) -> TiffinError:
+    """The error that an answer is; reads and closes it. ``what`` says what was wanted."""
+    try:
+        body = answer.whole()
+    except UNREADABLE:
+        body = b""
+    said = ""
+    try:
+        errors = json.loads(body)["errors"]
+        said = "; ".join(
+            f"{error.get('code', '').lower().replace('_', ' ')}: {error.get('message', '')}"
+            for error in errors
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = body[:200].decode(errors="replace").strip() if body[:1] not in (b"<", b"") else ""
+    host = urlsplit(answer.url).netloc
+    text = f"{what}: registry {host} answers {answer.status}" + (f" ({said})" if said else "")
+    if answer.status == 401:
+        return Unauthorized(text)
+    if answer.status == 403:
+        return Forbidden(text)
+    if answer.status in (502, 503, 504):
+        return Unreachable(text)
+    return TiffinError(text)
+
+
+def _proxy(scheme: str, host: str) -> str | None:
+    if host and (is_loopback(host) or _bypassed(host)):
+        return None
+    proxies = urllib.request.getproxies_environment()
+    return proxies.get(scheme) or proxies.get("all")
+
+
+def _bypassed(host: str) -> bool:
+    # Public in what it does, and missing from the published types.
+    bypass: Callable[[str], bool] = vars(urllib.request)["proxy_bypass_environment"]
+    return bool(bypass(host))
+
+
+def _hopeless(error: Exception) -> bool:
+    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    # urllib3 puts the object that failed before the sentence.
+    if "object at 0x" in text:
+        text = text.rpartition(">: ")[2] or text.rpartition("): ")[2] or text
+    if text.startswith("HTTP") and "): " in text:
+        text = text.partition("): ")[2]
+    return text or type(error).__name__
+
+
+def _all(headers: Mapping[str, str], name: str) -> list[str]:
+    getlist = getattr(headers, "getlist", None)
+    if getlist is not None:
+        return list(getlist(name))
+    return [headers[name]] if name in headers else []
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
+    if text.isdigit():
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return moment.timestamp() - time.time()

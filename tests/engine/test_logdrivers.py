@@ -1,0 +1,367 @@
+"""Log drivers: rotation and compression, what is said with each line, and sockets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.life import PATIENCE, create, eventually, output, state
+from tiffin import Engine
+from tiffin.engine import logdrivers
+from tiffin.errors import InvalidParameter, StartFailure, Unsupported
+
+
+def log(kind: str, **options: str) -> dict[str, Any]:
+    config = {name.replace("_", "-"): value for name, value in options.items()}
+    return {"LogConfig": {"Type": kind, "Config": config}}
+
+
+def run(engine: Engine, script: str, host: dict[str, Any], **fields: Any) -> str:
+    """A container that has run a script to its end."""
+    container = create(engine, "sh", "-c", script, host=host, **fields)
+    waiter = engine.containers.wait_later(container, "next-exit")
+    engine.containers.start(container)
+    assert waiter.result(PATIENCE) is not None
+    return container
+
+
+def folder(engine: Engine, container: str) -> Path:
+    return Path(engine.root.container(container))
+
+
+COUNT = "i=0; while [ $i -lt 4000 ]; do echo line $i of all; i=$((i+1)); done"
+ALL = b"".join(b"line %d of all\n" % number for number in range(4000))
+
+
+def test_json_file_rotates_and_compresses(engine: Engine) -> None:
+    options = {"max_size": "40k", "max_file": "50", "compress": "true"}
+    container = run(engine, COUNT, log("json-file", **options))
+    here = folder(engine, container)
+
+    def names() -> set[str]:
+        return {path.name.partition("-json.log")[2] for path in here.glob("*-json.log*")}
+
+    eventually(lambda: ".2.gz" in names() and ".2" not in names() and ".3" not in names())
+    eventually(lambda: not [name for name in names() if name.endswith(".tmp")])
+    assert {"", ".1"} < names()
+    assert output(engine, container) == ALL
+    assert output(engine, container, tail=1500) == b"".join(ALL.splitlines(True)[-1500:])
+    oldest = max(names() - {"", ".1"}, key=lambda name: int(re.sub(r"\D", "", name)))
+    text = gzip.decompress((here / f"{container}-json.log{oldest}").read_bytes())
+    assert json.loads(text.splitlines()[0])["log"] == "line 0 of all\n"
+
+
+def test_a_follower_misses_nothing_while_the_log_is_rotated_and_compressed(engine: Engine) -> None:
+    options = {"max_size": "20k", "max_file": "100", "compress": "true"}
+    container = create(engine, "sh", "-c", f"read x; {COUNT}", OpenStdin=True,
+                       host=log("json-file", **options))  # fmt: skip
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            engine.containers.attach(container, theirs, stdin=True)
+        engine.containers.start(container)
+        _, lines = engine.containers.logs(container, follow=True)
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.extend(data for _, data in lines))
+        reader.start()
+        ours.sendall(b"go\n")
+        reader.join(PATIENCE)
+    assert b"".join(got) == ALL
+
+
+def test_old_files_go(engine: Engine) -> None:
+    container = run(engine, COUNT, log("json-file", max_size="20k", max_file="3", compress="true"))
+    here = folder(engine, container)
+    eventually(lambda: len(list(here.glob("*-json.log*"))) == 3)
+    assert ALL.endswith(output(engine, container))
+
+
+def test_local_keeps_a_file_of_its_own(engine: Engine) -> None:
+    container = run(engine, "echo out; echo err >&2", log("local", max_size="1m"))
+    assert (folder(engine, container) / "local-logs/container.log").exists()
+    assert engine.containers.inspect(container)["LogPath"] == ""
+    assert sorted(output(engine, container).split()) == [b"err", b"out"]
+    assert output(engine, container, stderr=False) == b"out\n"
+
+
+def test_none_keeps_nothing(engine: Engine) -> None:
+    container = run(engine, "echo out", log("none"))
+    with pytest.raises(Unsupported, match="configured logging driver does not support reading"):
+        output(engine, container)
+
+
+def test_details_are_what_the_options_add(engine: Engine) -> None:
+    container = run(
+        engine,
+        "echo hello",
+        log("json-file", labels="color,size", env="A", env_regex="^B", tag="{{.Name}}/{{.ID}}"),
+        name="box",
+        Labels={"color": "dark red", "other": "x"},
+        Env=["A=1", "BB=2=3", "C=4"],
+    )
+    line = output(engine, container, details=True).decode()
+    tag = f"box%2F{container[:12]}"
+    assert line == f"A=1,BB=2%3D3,color=dark+red,tag={tag} hello\n"
+    line = output(engine, container, details=True, timestamps=True).decode()
+    assert re.match(r"20\d\d-[-\d]+T[:.\d]+Z A=1,BB", line)
+    assert output(engine, container) == b"hello\n"
+
+
+def test_since_and_until(engine: Engine) -> None:
+    container = run(engine, "echo one; sleep 0.3; echo two", log("json-file"))
+    (first, second) = output(engine, container, timestamps=True).decode().splitlines()
+    stamp = second.split()[0]
+    assert output(engine, container, since=stamp) == b"two\n"
+    assert output(engine, container, until=first.split()[0]) == b"one\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("splunk", {}, 'error looking up logging plugin splunk: plugin "splunk" not found'),
+        ("json-file", {"colour": "red"}, "unknown log opt 'colour' for json-file log driver"),
+        ("json-file", {"max_size": "x"}, "invalid size: 'x'"),
+        ("json-file", {"max_file": "0"}, "max-file must be a number greater than 0"),
+        ("json-file", {"compress": "true"}, "compress cannot be true when max-file is less than 2"),
+        ("json-file", {"mode": "fast"}, "logger: log mode not supported: fast"),
+        ("json-file", {"max_buffer_size": "1m"}, "max-buffer-size option is only supported with"),
+        ("json-file", {"tag": "{{.Nonsense}}"}, "the log tag '{{.Nonsense}}' can't be used"),
+        ("none", {"max_size": "1m"}, "invalid logging opts for driver none"),
+        ("syslog", {"syslog_facility": "lunch"}, "invalid syslog facility: 'lunch'"),
+        ("syslog", {"syslog_format": "rfc1"}, "Invalid syslog format: 'rfc1'"),
+        ("syslog", {"syslog_address": "carrier://pigeon"}, "invalid syslog address"),
+        ("fluentd", {"fluentd_address": "udp://here"}, "invalid fluentd address"),
+        ("fluentd", {"fluentd_request_ack": "true"}, "'fluentd-request-ack' can't be used yet"),
+        ("syslog", {"syslog_address": "tcp+tls://a:1"}, "can't be used yet: TLS"),
+    ],
+)
+def test_drivers_and_options_that_make_no_sense(
+    engine: Engine, kind: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=re.escape(message)):
+        create(engine, "true", host=log(kind, **options))
+
+
+# Sockets.
+
+
+@contextmanager
+def datagrams(address: Any, family: int = socket.AF_UNIX) -> Iterator[socket.socket]:
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(PATIENCE)
+        sock.bind(address)
+        yield sock
+
+
+@contextmanager
+def listener(address: Any, family: int = socket.AF_INET) -> Iterator[socket.socket]:
+    with socket.socket(family) as sock:
+        sock.settimeout(PATIENCE)
+        sock.bind(address)
+        sock.listen()
+        yield sock
+
+
+def accepted(sock: socket.socket) -> socket.socket:
+    """The connection that speaks: the engine tries the address before the keeper connects."""
+    while True:
+        connection, _ = sock.accept()
+        connection.settimeout(PATIENCE)
+        if connection.recv(1, socket.MSG_PEEK):
+            return connection
+        connection.close()
+
+
+def test_syslog_by_datagrams(engine: Engine, tmp_path: Path) -> None:
+    with datagrams(str(tmp_path / "log")) as sock:
+        options = {
+            "syslog_address": f"unixgram://{tmp_path}/log", "tag": "lunch", "syslog_format": "",
+        }  # fmt: skip
+        container = run(engine, "echo out; sleep 0.1; echo err >&2", log("syslog", **options))
+        first, second = sock.recv(4096).decode(), sock.recv(4096).decode()
+    # daemon is 3: 3 * 8 + 6 and + 3.
+    assert re.fullmatch(r"<30>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d lunch\[\d+\]: out\n", first)
+    assert second.startswith("<27>")
+    assert second.endswith(": err\n")
+    # And it can be read here.
+    assert output(engine, container) == b"out\nerr\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ("rfc3164", r"<14>\w{3} [ \d]\d [:\d]+ [^ ]+ \w{12}\[\d+\]: hello\n"),
+        ("rfc5424", r"<14>1 [-\d]+T[:\d]+Z [^ ]+ (\w{12}) \d+ \1 - hello\n"),
+        ("rfc5424micro", r"<14>1 [-\d]+T[:\d]+\.\d{6}Z [^ ]+ (\w{12}) \d+ \1 - hello\n"),
+    ],
+)
+def test_syslog_by_udp(engine: Engine, form: str, pattern: str) -> None:
+    with datagrams(("127.0.0.1", 0), socket.AF_INET) as sock:
+        address = f"udp://127.0.0.1:{sock.getsockname()[1]}"
+        options = {"syslog_facility": "user", "syslog_format": form, "cache_disabled": "true"}
+        container = run(engine, "echo hello", log("syslog", syslog_address=address, **options))
+        assert re.fullmatch(pattern, sock.recv(4096).decode())
+    with pytest.raises(Unsupported, match="does not support reading"):
+        output(engine, container)
+
+
+def test_syslog_by_tcp_keeps_every_line(engine: Engine) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        run(engine, COUNT, log("syslog", syslog_address=address))
+        data = b""
+        with accepted(sock) as connection:
+            while part := connection.recv(1 << 16):
+                data += part
+    assert [line.partition(b": ")[2] for line in data.splitlines()] == ALL.splitlines()
+
+
+def test_a_connection_that_breaks_is_made_again(engine: Engine, tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    script = "echo one; read x; echo two; read x"
+    with listener(path, socket.AF_UNIX) as sock:
+        container = create(engine, "sh", "-c", script, OpenStdin=True,
+                           host=log("syslog", syslog_address=f"unix://{path}"))  # fmt: skip
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                engine.containers.attach(container, theirs, stdin=True)
+            engine.containers.start(container)
+            with accepted(sock) as first:
+                assert first.recv(4096).endswith(b": one\n")
+            ours.sendall(b"go\n")
+            with accepted(sock) as second:
+                assert second.recv(4096).endswith(b": two\n")
+            ours.sendall(b"go\n")
+            engine.containers.wait(container)
+
+
+def test_a_driver_that_does_not_answer_stops_the_start(engine: Engine, tmp_path: Path) -> None:
+    for kind, options in (
+        ("syslog", {"syslog_address": f"unix://{tmp_path}/nobody"}),
+        ("fluentd", {"fluentd_address": "127.0.0.1:1"}),
+    ):
+        container = create(engine, "true", host=log(kind, **options))
+        with pytest.raises(StartFailure, match=f"failed to initialize logging driver: dial {kind}"):
+            engine.containers.start(container)
+    # Unless that was said to be all right.
+    run(engine, "echo x", log("fluentd", fluentd_address="127.0.0.1:1", fluentd_async="true"))
+
+
+def test_fluentd_gets_records(engine: Engine) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        options = {"fluentd_address": f"127.0.0.1:{sock.getsockname()[1]}", "labels": "color"}
+        container = run(
+            engine, "echo hello; head -c 20000 /dev/zero | tr '\\0' x",
+            log("fluentd", tag="lunch.{{.Name}}", **options), name="box", Labels={"color": "red"},
+        )  # fmt: skip
+        data = b""
+        with accepted(sock) as connection:
+            while part := connection.recv(1 << 16):
+                data += part
+    messages = unpacked(data)
+    tag, moment, record = messages[0]
+    assert tag == "lunch.box"
+    assert 1_600_000_000 < moment < 1 << 32
+    assert record == {
+        "container_id": container, "container_name": "/box", "color": "red",
+        "source": "stdout", "log": "hello",
+    }  # fmt: skip
+    assert messages[1][2]["partial_message"] == "true"
+    assert "".join(message[2]["log"] for message in messages[1:]) == "x" * 20000
+
+
+def test_fluentd_may_have_precise_times(engine: Engine, tmp_path: Path) -> None:
+    path = f"{tmp_path}/fluent"
+    with listener(path, socket.AF_UNIX) as sock:
+        options = {"fluentd_address": f"unix://{path}", "fluentd_sub_second_precision": "true"}
+        run(engine, "echo hello", log("fluentd", **options))
+        with accepted(sock) as connection:
+            ((_, moment, _),) = unpacked(connection.recv(1 << 16))
+    assert (moment.code, len(moment.data)) == (0, 8)
+
+
+def unpacked(data: bytes) -> list[Any]:
+    """The msgpack values that follow each other: as one array of them all."""
+    count = len(re.findall(rb"\x93[\xa0-\xbf\xd9]", data))
+    while count:
+        try:
+            found: list[Any] = msgspec.msgpack.decode(b"\xdd" + count.to_bytes(4, "big") + data)
+            return found
+        except msgspec.DecodeError:
+            # Some of these bytes were in the middle of a message.
+            count -= 1
+    return []
+
+
+def test_the_journal_gets_fields(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "journal")
+    monkeypatch.setattr(logdrivers, "JOURNAL", path)
+    with datagrams(path) as sock:
+        container = run(
+            engine, "echo err >&2", log("journald", labels="com.color"), name="box",
+            Labels={"com.color": "red"},
+        )  # fmt: skip
+        fields = dict(line.split("=", 1) for line in sock.recv(1 << 16).decode().splitlines())
+    del fields["SYSLOG_TIMESTAMP"]
+    assert fields == {
+        "MESSAGE": "err", "PRIORITY": "3", "CONTAINER_ID": container[:12],
+        "CONTAINER_ID_FULL": container, "CONTAINER_NAME": "box", "CONTAINER_TAG": container[:12],
+        "SYSLOG_IDENTIFIER": container[:12], "IMAGE_NAME": "busybox", "COM_COLOR": "red",
+    }  # fmt: skip
+
+
+def test_a_driver_that_reads_nothing_holds_up_a_container_that_must_not_lose(
+    engine: Engine,
+) -> None:
+    script = f"yes {'x' * 100} | head -c 30000000; echo over >&2"
+    with listener(("127.0.0.1", 0)) as sock:
+        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        blocking = create(engine, "sh", "-c", script, host=log("syslog", syslog_address=address))
+        engine.containers.start(blocking)
+        # It waits until somebody reads.
+        assert engine.containers.wait_later(blocking).result(1) is None
+        assert state(engine, blocking)["Status"] == "running"
+        engine.containers.kill(blocking)
+        engine.containers.wait(blocking)
+        free = log(
+            "syslog", syslog_address=address, mode="non-blocking", max_buffer_size="64k",
+            cache_disabled="true",
+        )  # fmt: skip
+        run(engine, script, free)
+
+
+def test_logs_are_whole_although_the_keeper_is_killed(engine: Engine) -> None:
+    script = f"for n in 1 2 3 4 5; do {COUNT}; done"
+    options = {"max_size": "200k", "max_file": "100", "compress": "true"}
+    container = create(engine, "sh", "-c", script, host=log("local", **options))
+    waiter = engine.containers.wait_later(container, "next-exit")
+    engine.containers.start(container)
+    mark = os.fsencode(engine.root.path)
+    for _ in range(3):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != str(os.getpid()):
+                try:
+                    command = (entry / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if mark in command:
+                    os.kill(int(entry.name), signal.SIGKILL)
+        # The next one may be killed while it starts, or just after.
+        threading.Event().wait(0.1)
+    assert waiter.result(PATIENCE) is not None
+    assert output(engine, container) == ALL * 5

@@ -1,0 +1,124 @@
+"""A proxy that does to one request in turn what networks and registries do."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+KINDS = ("cut", "cut-head", "delay", "corrupt", "429", "500", "redirect", "drop")
+
+
+class FaultyProxy:
+    """Stands before a registry; the request number ``at`` (from 0) meets ``kind``."""
+
+    def __init__(self, upstream: str, kind: str = "", at: int = -1, times: int = 1) -> None:
+        self.upstream = upstream
+        self.kind = kind
+        self.at = at
+        self.times = times
+        self.requests: list[str] = []
+        self.ranges: list[str] = []
+        self.authorizations: list[str | None] = []
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self) -> None:
+                proxy.handle(self)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> FaultyProxy:
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(f"{request.command} {request.path}")
+            self.authorizations.append(request.headers.get("Authorization"))
+            if request.headers.get("Range"):
+                self.ranges.append(request.headers["Range"])
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        kind = self.kind if self.at <= number < self.at + self.times else ""
+        if "moved=1" in request.path:
+            kind = ""
+        if kind == "cut-head":
+            request.close_connection = True
+            request.connection.close()
+            return
+        if kind in ("429", "500"):
+            request.send_response(int(kind))
+            if kind == "429":
+                request.send_header("Retry-After", "0")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if kind == "redirect" and request.command in ("GET", "HEAD"):
+            request.send_response(307)
+            separator = "&" if "?" in request.path else "?"
+            request.send_header("Location", f"{request.path}{separator}moved=1")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if kind == "delay":
+            threading.Event().wait(0.3)
+        self._forward(request, body, kind)
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
+        host, _, port = self.upstream.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        try:
+            headers = {
+                name: value
+                for name, value in request.headers.items()
+                if name.lower() not in ("host", "connection")
+            }
+            path = request.path.replace("&moved=1", "").replace("?moved=1", "")
+            connection.request(request.command, path, body or None, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            if kind == "corrupt" and data:
+                middle = len(data) // 2
+                data = data[:middle] + bytes([data[middle] ^ 0x55]) + data[middle + 1 :]
+            request.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
+                    request.send_header(name, value)
+            request.end_headers()
+            if request.command == "HEAD":
+                return
+            if kind in ("cut", "drop"):
+                request.wfile.write(data[: len(data) // 2] if kind == "cut" else b"")
+                request.wfile.flush()
+                request.close_connection = True
+                request.connection.close()
+                return
+            request.wfile.write(data)
+        finally:
+            connection.close()
