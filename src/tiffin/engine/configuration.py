@@ -25,7 +25,7 @@ JSON = dict[str, Any]
 _ACTED_ON = frozenset(
     """Binds ContainerIDFile LogConfig NetworkMode AutoRemove VolumesFrom CapAdd CapDrop Dns
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
-    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
+    VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
     Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
     Devices DeviceCgroupRules UsernsMode StorageOpt Annotations""".split()
 )
@@ -225,8 +225,6 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Env"] = own + [
         variable for variable in image.get("Env") or [] if variable.partition("=")[0] not in named
     ]
-    # A name without "=" asks for the variable to be taken away.
-    merged["Env"] = [variable for variable in merged["Env"] if "=" in variable]
     entrypoint, command = config.get("Entrypoint"), config.get("Cmd")
     if entrypoint is None:
         if not command:

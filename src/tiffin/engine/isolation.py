@@ -81,7 +81,9 @@ def environment(container: Container) -> list[str]:
     defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
-    return [default for default in defaults if default.partition("=")[0] not in named] + variables
+    defaults = [default for default in defaults if default.partition("=")[0] not in named]
+    # A name without "=" asks for the variable to be taken away.
+    return defaults + [variable for variable in variables if "=" in variable]
 
 
 ID_COUNT = 65536
@@ -291,6 +293,9 @@ def write_network_files(container: Container, folder: Path) -> None:
     hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
     (folder / "hosts").write_text(hosts)
     (folder / "resolv.conf").write_text(_resolver(container.spec.host))
+    for file in ("hostname", "hosts", "resolv.conf"):
+        # Whatever this process's umask: every user in the container reads them.
+        (folder / file).chmod(0o644)
 
 
 def _resolver(host: dict[str, Any]) -> str:
