@@ -38,6 +38,9 @@ ALLOWED = {
     ("cli", "image.reference"): "names are parsed the same way on both sides",
     ("cli", "image.pack"): "`image pack` reads the host's files, which the client does itself",
     ("cli", "build.dockerignore"): "a context for another engine leaves out what is ignored",
+    ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
+    " the client's: no daemon is needed for them",
+    ("cli", "image.manifest"): "platforms of what is copied",
     ("cli", "linux.sockets"): "long paths of unix sockets",
 }  # fmt: skip
 

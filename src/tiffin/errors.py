@@ -18,6 +18,8 @@ class TiffinError(Exception):
 
     status: ClassVar[int] = 500
     """The HTTP status that the API answers with."""
+    excerpt: str = ""
+    """Lines of the user's own file that it is about, to be shown with it; or nothing."""
     exit_code: int = 1
     """What a command line exits with, unless the command has its own rule (``run``: 125)."""
 

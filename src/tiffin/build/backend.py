@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from tiffin.build.context import BuildContext
 from tiffin.build.tree import LowerTree
@@ -97,6 +97,12 @@ class Layers(Protocol):
 
     def get(self, chain_id: str) -> Layer:
         """The layer of that chain ID; raises NotFound."""
+
+    def ingest(self, tar: BinaryIO, parent: str | None, *, diff_id: str | None = None) -> Layer:
+        """The layer that a tar holds, compressed or not."""
+
+    def write_tar(self, layer: Layer, output: int | BinaryIO) -> None:
+        """Write a layer's tar, byte for byte."""
 
     def lower(self, chain: str | None) -> LowerTree:
         """The merged view of a stack."""

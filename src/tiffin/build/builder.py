@@ -16,7 +16,9 @@ from tiffin.build import instructions as dockerfile
 from tiffin.build import squash, stages
 from tiffin.build.arguments import SOURCE_DATE_EPOCH, Arguments
 from tiffin.build.backend import Backend, Cancelled
+from tiffin.build.cachefolder import CacheFolder
 from tiffin.build.context import BuildContext
+from tiffin.build.excerpt import excerpt, line_of
 from tiffin.build.instructions import Copy, From, Run
 from tiffin.build.options import BuildOptions
 from tiffin.build.parser import parse
@@ -25,7 +27,7 @@ from tiffin.build.session import Session
 from tiffin.build.stages import Stage, Stages
 from tiffin.build.steps import StageBuild, located
 from tiffin.build.suggestion import nearest
-from tiffin.errors import BuildFailure, InvalidParameter
+from tiffin.errors import BuildFailure, InvalidParameter, TiffinError
 from tiffin.image.reference import Reference
 
 
@@ -67,6 +69,16 @@ class Builder:
 
     def build(self) -> str:
         """See :func:`build`."""
+        try:
+            return self._build()
+        except TiffinError as error:
+            line = line_of(error.message)
+            if line is not None and not error.excerpt:
+                lines = self._context.dockerfile.decode("utf-8", "replace").splitlines()
+                error.excerpt = excerpt(self._context.dockerfile_name, lines, line)
+            raise
+
+    def _build(self) -> str:
         plan = stages.read(parse(self._context.dockerfile))
         for warning in plan.warnings:
             self._progress.line(f"[WARNING]: {warning}")
@@ -180,6 +192,10 @@ class Builder:
             for each in references
         ]
         image_id = self._backend.save_image(config, top, names)
+        if self._options.cache_to:
+            CacheFolder(self._options.cache_to).write(
+                session.keys, session.cache, self._backend.layers, session.base_chains
+            )
         unused = self._arguments.unused()
         if unused:
             listed = " ".join(unused)

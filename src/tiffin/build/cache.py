@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import msgspec
 import zstandard
 
+from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database, Row
 
@@ -211,11 +212,11 @@ class BuildCache:
         assert record is not None
         return record
 
-    def why(self, parts: Parts) -> str:
+    def why(self, parts: Parts, *, most: int = 1) -> str:
         """One line on why a step was not found: the first part that differs from the nearest
-        cached step; empty if nothing like it is cached."""
+        cached step; empty if nothing like it is cached. At ``most`` so many files are named."""
         nearest = self._nearest(parts)
-        return explain(parts, nearest) if nearest is not None else ""
+        return explain(parts, nearest, most=most) if nearest is not None else ""
 
     def _nearest(self, parts: Parts) -> Parts | None:
         instruction = parts.step.partition(" ")[0]
@@ -261,6 +262,42 @@ class BuildCache:
             f"SELECT {_COLUMNS} FROM build_cache WHERE step = ? ORDER BY used DESC", (step,)
         )
         return [_record(row) for row in rows]
+
+    # -- to and from elsewhere
+
+    def with_parts(self, key: str) -> tuple[Record, bytes] | None:
+        """A record with its parts, packed as they are kept."""
+        row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
+        return None if row is None else (_record(row), row["parts"])
+
+    def bring(
+        self,
+        key: str,
+        parent: str | None,
+        step: str,
+        parts: bytes,
+        config: bytes,
+        top: str | None,
+        size: int,
+    ) -> Record:
+        """Keep a record that another engine has made. Raises CorruptArchive if it lies about its
+        key."""
+        try:
+            stored = _decoder.decode(zstandard.ZstdDecompressor().decompress(parts))
+        except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+            raise CorruptArchive(f"the cache's step {step!r} is damaged: {error}") from error
+        if Parts(step, stored.named, stored.files).key != key:
+            raise CorruptArchive(f"the cache's step {step!r} is damaged: it has another key")
+        now = self._clock()
+        with self._database.transaction():
+            self._database.execute(
+                "INSERT OR IGNORE INTO build_cache (key, parent, step, parts, result, top, size,"
+                " created, used, uses) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                (key, parent, step, parts, config, top, size, now, now),
+            )
+            record = self.find(key)
+        assert record is not None
+        return record
 
     # -- folders of cache mounts
 
@@ -366,7 +403,7 @@ def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
     return named, files
 
 
-def explain(missed: Parts, nearest: Parts) -> str:
+def explain(missed: Parts, nearest: Parts, *, most: int = 1) -> str:
     """``COPY . /app: app/config.py changed (content)``: the first part that differs."""
     theirs = dict(nearest.named)
     difference = ""
@@ -389,7 +426,7 @@ def explain(missed: Parts, nearest: Parts) -> str:
         if theirs:
             difference = f"{next(iter(theirs))} is gone"
     if not difference:
-        difference = _file_difference(missed.files, nearest.files)
+        difference = _file_difference(missed.files, nearest.files, most)
     return f"{_shown(missed.step)}: {difference}"
 
 
@@ -399,7 +436,7 @@ def _shown(step: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
-def _file_difference(files: list[_FILE], others: list[_FILE]) -> str:
+def _file_difference(files: list[_FILE], others: list[_FILE], most: int) -> str:
     theirs = {each[0]: each for each in others}
     differences: list[str] = []
     for each in files:
@@ -412,8 +449,8 @@ def _file_difference(files: list[_FILE], others: list[_FILE]) -> str:
     differences += [f"{os.fsdecode(path) or '.'} is gone" for path in theirs]
     if not differences:
         return "the order of its sources changed"
-    more = len(differences) - 1
-    return differences[0] + (f", and {more} more" if more else "")
+    more = len(differences) - most
+    return ", ".join(differences[:most]) + (f", and {more} more" if more > 0 else "")
 
 
 def _what(one: _FILE, other: _FILE) -> str:

@@ -66,6 +66,8 @@ class BuildContext:
     dockerfile_name: str
     """As errors call it."""
     source: Source
+    ignore: Ignore | None = None
+    """What ``.dockerignore`` keeps out, where that is known."""
     owned: list[_Closing] = field(default_factory=list)
 
     def close(self) -> None:
@@ -114,7 +116,7 @@ def from_stream(
     except BaseException:
         source.close()
         raise
-    return BuildContext(_not_empty(content, name), name, source, [source])
+    return BuildContext(_not_empty(content, name), name, source, ignore, [source])
 
 
 class _Rejoined:
@@ -161,7 +163,7 @@ def from_folder(
     except BaseException:
         os.close(root)
         raise
-    return BuildContext(_not_empty(content, name), name, source, [source])
+    return BuildContext(_not_empty(content, name), name, source, ignore, [source])
 
 
 def _not_empty(dockerfile: bytes, name: str) -> bytes:

@@ -279,6 +279,8 @@ class Placement:
         """What is still to be written: the path, and the entry of the source."""
         self._made: set[bytes] = set()
         """Directories that the image does not have, so that nothing is in them but what is new."""
+        self._kept: set[bytes] = set()
+        """Directories of the image that something is put into."""
         self._newest = 0
         self._copied: list[tuple[Source, Entry, Entry]] = []
         """Each file of a source, with the entry as it was stored."""
@@ -365,6 +367,8 @@ class Placement:
 
     def _write_planned(self) -> None:
         """In the order of a layer's tar, so that it is hashed as it is written."""
+        for path in list(self._planned):
+            self._keep_above(path)
         for path in sorted(self._planned, key=order_key):
             origin, pick = self._planned[path]
             if pick is not None and origin.kind is Kind.FILE:
@@ -375,7 +379,21 @@ class Placement:
                 self._writer.add(self._owned(path, origin, pick))
         self._planned.clear()
 
+    def _keep_above(self, path: bytes) -> None:
+        """Let the layer say what the directories above ``path`` are that the image has: they are
+        then the same whatever storage driver the layer is written with."""
+        while path := parent(path):
+            if path in self._new or path in self._kept:
+                return
+            entry = self._image.entry(path)
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                return
+            self._kept.add(path)
+            self._planned[path] = (entry, None)
+
     def _owned(self, path: bytes, origin: Entry, pick: Pick | None) -> Entry:
+        if path in self._kept:
+            return origin
         uid, gid, mode, mtime = origin.uid, origin.gid, origin.mode, origin.mtime_ns
         attributes = self._attributes
         if attributes.owner is not None:
@@ -410,6 +428,7 @@ class Placement:
             if not _is_tar(beginning):
                 return False
             self._plan_parents(target)
+            self._keep_above(join(target, b"x"))
             self._write_planned()
             reader = TarReader(_Blocks(beginning, stream))
             while (member := reader.next()) is not None:
@@ -433,6 +452,9 @@ class Placement:
         content = None
         if entry.kind is Kind.FILE:
             content = cast(BinaryIO, io.BufferedReader(_Content(member, reader), _BLOCK))
+        self._keep_above(entry.path)
+        for path in sorted(self._planned, key=order_key):
+            self._writer.add(self._planned.pop(path)[0])
         self._writer.add(entry, content)
         self._new[entry.path] = entry
 

@@ -17,7 +17,7 @@ ENTITLEMENTS = ("network.host", "security.insecure")
 MOST_JOBS = 64
 
 _REFUSED = {
-    "pull": "--pull: there is no registry client yet; load or import the base image",
+    "pull": "--pull: pull the base image before the build",
     "outputs": "--output by the API: the image is stored; export it from there",
     "remote": "a remote context: clone or download it, and build the folder",
     "cgroupparent": "--cgroup-parent",
@@ -74,6 +74,8 @@ class BuildOptions:
     debug: str = ""
     """``plain`` or ``tty`` if the container of a command that fails stays, its program a shell
     without or with a terminal."""
+    why: bool = False
+    """Whether more is said of why steps did not come from the cache."""
     events: bool = False
     """Whether events are sent along with the messages (:mod:`tiffin.build.progress`)."""
     cache_from: Sequence[str] = ()
@@ -146,6 +148,7 @@ class BuildOptions:
             allow=_list(last("allow"), "allow"),
             jobs=_number(last("jobs"), "jobs"),
             debug=last("debug"),
+            why=_true(last("why")),
             events=_true(last("events")),
             cache_from=_cache_from(last("cachefrom")),
             cache_to=last("cacheto"),

@@ -1,9 +1,8 @@
 """What a build says while it runs: Docker's classic messages, as the docker CLI prints them.
 
 Each message is one JSON object: ``{"stream": "Step 1/4 : FROM scratch\\n"}``, ``{"aux": {"ID":
-…}}``. Where a client asks for them there are *events* too, ``{"build": {"stage": 0, "step": 3,
-"total": 9, "state": "cached", …}}``, of which everything can be drawn; the docker CLI skips what it
-does not know.
+…}}``. Where a client asks for them there are *events* instead of the lines of stages, ``{"build":
+{"stage": 0, "step": 3, "total": 9, "state": "cached", …}}``, of which everything can be drawn.
 
 Stages that run side by side would mix up their lines, so one of them has the *floor* and speaks at
 once, and what the others say is kept until it is their turn, in the file's order. Events are not
@@ -59,8 +58,8 @@ class Progress:
 
     def said(self, stage: StageProgress, text: str) -> None:
         """A stage's text: sent, or kept until the stage has the floor."""
-        if self._quiet:
-            return
+        if self._quiet or self._events:
+            return  # the events say it all
         with self._lock:
             if self._waiting and self._waiting[0] is stage:
                 self._send({"stream": text})

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from tiffin.build.arguments import Arguments
 from tiffin.build.backend import Backend, Cancelled
-from tiffin.build.cache import BuildCache
+from tiffin.build.cache import BuildCache, Record
+from tiffin.build.cachefolder import CacheFolder
 from tiffin.build.context import BuildContext
 from tiffin.build.instructions import From
 from tiffin.build.options import BuildOptions
@@ -90,7 +91,9 @@ class Session:
         """Keys of the records that were found."""
         self.keys: list[str] = []
         """Keys of all records of this build, found or made."""
-        self.made_why: dict[str, str] = {}
+        self.base_chains: set[str] = set()
+        """The chain IDs of the layers of all base images."""
+        self.elsewhere = [CacheFolder(path).read() for path in options.cache_from]
         self._asked = cancelled
         self._changed = threading.Condition()
         self._finished: dict[int, Finished] = {}
@@ -191,6 +194,21 @@ class Session:
         """The image that a name stands for: its own, or what ``--build-context`` says."""
         given = self.options.contexts.get(name.lower(), "")
         return given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXT) else name
+
+    def found(self, key: str) -> Record | None:
+        """The record of a step: of this engine, or brought in from a folder. Inside a lease."""
+        with self.backend.database.transaction():
+            record = self.cache.find(key)
+            if record is not None and record.top is not None:
+                self.hold(record.top)
+        if record is not None:
+            return record
+        for folder in self.elsewhere:
+            if key in folder:
+                record = folder.take(key, self.cache, self.backend.layers)
+                if record is not None:
+                    return record
+        return None
 
     def close(self) -> None:
         """Let go of named contexts."""

@@ -35,6 +35,8 @@ from tiffin.layer.layer import Layer
 from tiffin.layer.writer import LayerWriter
 
 SCRATCH = "scratch"
+_NAMED = 20
+"""How many files ``--why`` names."""
 INSECURE = "security.insecure"
 HOST_NETWORK = "network.host"
 
@@ -98,6 +100,7 @@ class StageBuild:
         config = session.backend.image(named, platform)
         if config.chain_id is not None:
             session.hold(config.chain_id)
+            session.base_chains.update(config.chain_ids)
         return State(
             changes.with_path(config), config, config.id, config.chain_id, base=config.chain_id
         )
@@ -180,7 +183,11 @@ class StageBuild:
         kind = parts.step.partition(" ")[0]
         turn = parts.key
         with session.backend.turns.held(turn, self._given_up):
-            look = identify is None or session.cache.may_have(state.key, kind)
+            look = (
+                identify is None
+                or bool(session.elsewhere)
+                or session.cache.may_have(state.key, kind)
+            )
             if look and identify is not None:
                 identify()
                 identify = None
@@ -203,7 +210,13 @@ class StageBuild:
         look: bool,
     ) -> State:
         session = self._session
-        why = session.cache.why(parts) if look else ""
+        why = ""
+        if look and session.options.why:
+            why = session.cache.why(parts, most=_NAMED) or (
+                f"{' '.join(parts.step.split())}: nothing like it is in the cache"
+            )
+        elif look:
+            why = session.cache.why(parts)
         if why:
             self._progress.missed(why)
         made = make()
@@ -243,12 +256,9 @@ class StageBuild:
 
     def _find(self, state: State, parts: Parts) -> State | None:
         session = self._session
-        with session.backend.database.transaction():
-            record = session.cache.find(parts.key)
-            if record is None:
-                return None
-            if record.top is not None:
-                session.hold(record.top)
+        record = session.found(parts.key)
+        if record is None:
+            return None
         self._progress.using_cache()
         session.used.append(record.key)
         session.keys.append(record.key)
@@ -362,8 +372,17 @@ class StageBuild:
                 return Made(config, None)
             uid, gid = owner_of(config.user, lower) or (0, 0)
             mtime = session.latest or 0
+            # What is above is said too, so that the layer is the same with every storage driver.
+            above = [entry]
+            while path := parent(path):
+                here = lower.entry(path)
+                if here is not None:
+                    above.insert(0, here)
 
             def fill(writer: LayerWriter) -> None:
+                for each_above in above:
+                    if each_above.path:
+                        writer.add(each_above)
                 for each in missing:
                     writer.add(Entry(each, Kind.DIRECTORY, 0o755, uid, gid, mtime))
 

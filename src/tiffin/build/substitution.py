@@ -195,7 +195,7 @@ class _Scanner:
         value = self._variables.get(name)
         operator = self._next()
         if operator == "}":
-            return value or ""
+            return self._variables.get(name, "")
         if operator == "/":
             return self._replace(value or "")
         empty_is_unset = operator == ":"

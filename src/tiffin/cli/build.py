@@ -10,6 +10,8 @@ import os
 import sys
 
 from tiffin.cli import values
+from tiffin.cli.build_output import Output, discard, write_metadata
+from tiffin.cli.build_query import build_query
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
@@ -23,50 +25,35 @@ if TYPE_CHECKING:
 
     from tiffin.cli.connection import Response
 
+_MODES = ("auto", "tty", "plain", "rawjson", "quiet")
 _TAR_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
 
 def _query(call: Invocation, dockerfile: str) -> dict[str, Any]:
-    from json import dumps
-
+    query = build_query(call, dockerfile)
     options = call.options
-    query: dict[str, Any] = {
-        "t": options["tag"] or None,
-        "dockerfile": dockerfile or None,
-        "target": options["target"] or None,
-        "nocache": options["no-cache"],
-        "pull": options["pull"],
-        "rm": "1" if options["rm"] else "0",
-        "forcerm": options["force-rm"],
-        "networkmode": options["network"] or None,
-        "platform": options["platform"] or None,
-        "extrahosts": options["add-host"] or None,
-        "memory": options["memory"],
-        "memswap": options["memory-swap"],
-        "cpushares": options["cpu-shares"],
-        "cpuperiod": options["cpu-period"],
-        "cpuquota": options["cpu-quota"],
-        "cpusetcpus": options["cpuset-cpus"] or None,
-        "cpusetmems": options["cpuset-mems"] or None,
-        "cgroupparent": options["cgroup-parent"] or None,
-        "shmsize": options["shm-size"],
-        "version": "1",
-    }
-    if options["build-arg"]:
-        given = values.resolve_environment(options["build-arg"])
-        query["buildargs"] = dumps(
-            {
-                name: value if equals else None
-                for name, equals, value in (text.partition("=") for text in given)
-            }
-        )
-    if options["label"]:
-        query["labels"] = dumps(values.pairs(options["label"]))
-    if options["cache-from"]:
-        query["cachefrom"] = dumps([n for text in options["cache-from"] for n in text.split(",")])
-    if options["ulimit"]:
-        query["ulimits"] = dumps(options["ulimit"])
+    if call.client.is_tiffin():
+        query["excerpt"] = "1"
+        if _mode(call) in ("tty", "rawjson"):
+            query["events"] = "1"
+        if options["debug"]:
+            query["debug"] = "tty" if sys.stdin.isatty() and sys.stdout.isatty() else "plain"
+        if options["check"]:
+            query["check"] = "1"
     return query
+
+
+def _mode(call: Invocation) -> str:
+    """How progress is shown."""
+    mode: str = call.options["progress"] or os.environ.get("BUILDKIT_PROGRESS", "") or "auto"
+    if call.options["quiet"]:
+        return "quiet"
+    if mode not in _MODES:
+        raise CommandError(f"invalid progress mode {mode!r}: one of {', '.join(_MODES)}")
+    if mode == "auto":
+        drawn = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        return "tty" if drawn and call.client.is_tiffin() else "plain"
+    return mode
 
 
 def _send(call: Invocation) -> Response:
@@ -210,30 +197,87 @@ def _with_file(name: str, content: bytes, parts: Iterator[bytes] | None) -> Iter
 def build(call: Invocation) -> int:
     """Builds an image and prints what the daemon tells about it."""
     options = call.options
-    identifier = ""
-
-    def result(aux: Any) -> None:
-        nonlocal identifier
-        identifier = aux.get("ID", identifier)
-
+    outputs = [Output(text) for text in options["output"]]
+    if options["annotation"]:
+        raise CommandError("--annotation is not supported yet: use --label")
+    if options["check"]:
+        return _check(call)
+    answers: dict[str, str] = {}
+    mode = "quiet" if any(each.to_stdout for each in outputs) else _mode(call)
     response = _send(call)
-    if options["quiet"]:
-        from io import StringIO
+    try:
+        _show(response, mode, answers)
+    except CommandError as failure:
+        if "Failed" in answers:
+            from tiffin.cli.build_debug import look_inside
 
-        held = StringIO()
-        try:
-            show_messages(response, held, aux=result)
-        except CommandError:
-            sys.stderr.write(held.getvalue())
-            raise
+            return look_inside(call, answers["Failed"], failure)
+        raise
+    identifier = answers.get("ID", "")
+    if mode == "quiet" and not any(each.to_stdout for each in outputs):
         print(identifier)
-    else:
-        show_messages(response, sys.stdout, aux=result)
     if options["iidfile"]:
         if not identifier:
             raise CommandError(f"the daemon named no image to write to {options['iidfile']}")
         with open(options["iidfile"], "w", encoding="ascii") as file:
             file.write(identifier)
+    if options["metadata-file"]:
+        write_metadata(call, options["metadata-file"], identifier)
+    for output in outputs:
+        output.write(call, identifier)
+    if outputs and not options["tag"] and not any(each.stays for each in outputs):
+        discard(call, identifier)
+    return 0
+
+
+def _show(response: Response, mode: str, answers: dict[str, str]) -> None:
+    if mode == "tty":
+        from tiffin.cli.build_display import show_events
+
+        show_events(response, aux=answers.update)
+    elif mode == "rawjson":
+        from tiffin.cli.build_display import show_raw
+
+        show_raw(response, aux=answers.update)
+    elif mode == "quiet":
+        from io import StringIO
+
+        held = StringIO()
+        try:
+            show_messages(response, held, aux=answers.update)
+        except CommandError:
+            sys.stderr.write(held.getvalue())
+            raise
+    else:
+        show_messages(response, sys.stdout, aux=answers.update)
+
+
+def _check(call: Invocation) -> int:
+    """Prints what is questionable in the Dockerfile; 1 if there is anything."""
+    if not call.client.is_tiffin():
+        raise CommandError("--check needs a daemon of tiffin's")
+    answer = _send(call).json()
+    findings = answer["Findings"]
+    if not findings:
+        print("Check complete, no warnings found.")
+        return 0
+    some = "1 warning has" if len(findings) == 1 else f"{len(findings)} warnings have"
+    print(f"Check complete, {some} been found!\n\n{answer['Text']}")
+    return 1
+
+
+def why(call: Invocation) -> int:
+    """Prints why steps of an image did not come from the cache when they were made."""
+    step = call.arguments[1] if len(call.arguments) > 1 else ""
+    rows = call.client.call(
+        "GET", "/build/why", {"image": call.arguments[0], "step": step or None}
+    ).json()
+    unknown, nothing = "not known: the step is not in the cache", "nothing like it was cached"
+    for row in rows:
+        text = " ".join(row["Text"].split())
+        reason = row["Why"]
+        reason = unknown if reason is None else reason or nothing
+        print(f"{row['Step']:>3}  {text}\n     {reason}")
     return 0
 
 
@@ -260,34 +304,58 @@ BUILD = Command(
     "Build an image from a Dockerfile",
     "[OPTIONS] PATH | URL | -",
     (
+        Flag("allow", LIST, "Allow what RUN asks for (network.host, security.insecure)"),
+        Flag("annotation", LIST, "Add an annotation to the image (not supported yet)"),
         Flag("add-host", values.HOSTS, "Add a line to /etc/hosts of RUN (name:address)"),
         Flag("build-arg", LIST, "Set a build argument (name=value, or name from here)"),
-        Flag("cache-from", LIST, "Image to take steps from as a cache"),
+        Flag("build-context", LIST, "A further context by name (name=FOLDER or docker-image://…)"),
+        Flag("cache-from", LIST, "A cache to take steps from (type=local,src=FOLDER)"),
+        Flag("cache-to", LIST, "Where to put the steps' cache (type=local,dest=FOLDER)"),
         Flag("cgroup-parent", STRING, "Parent of the cgroup of RUN"),
         Flag("cpu-period", INT, "Period of the CPU quota in microseconds"),
         Flag("cpu-quota", INT, "CPU time in each period in microseconds"),
         Flag("cpu-shares", INT, "Share of the CPUs, relative to others", short="c"),
         Flag("cpuset-cpus", STRING, "CPUs to run on (0-3, 0,1)"),
         Flag("cpuset-mems", STRING, "Memory nodes to use (0-3, 0,1)"),
+        Flag("check", BOOL, "Say what is questionable in the Dockerfile, and build nothing"),
+        Flag("debug", BOOL, "Open a shell in a step that fails"),
         Flag("file", STRING, "Name of the Dockerfile (PATH/Dockerfile)", short="f"),
         Flag("force-rm", BOOL, "Remove intermediate containers even after a failure"),
         Flag("iidfile", STRING, "Write the image's ID to this file"),
+        Flag("jobs", INT, "How many stages to build at once"),
         Flag("label", values.LABELS, "Attach a label to the image (name=value)"),
         Flag("memory", values.BYTES, "Memory limit of RUN", short="m"),
         Flag("memory-swap", values.SWAP, "Limit of memory and swap together, -1 for none"),
+        Flag("metadata-file", STRING, "Write what was built to this file, as JSON"),
         Flag("network", STRING, "Network of RUN (none, host, …)"),
         Flag("no-cache", BOOL, "Do every step anew"),
+        Flag("no-cache-filter", LIST, "Do every step of these stages anew"),
+        Flag("output", LIST, "Where the result goes (type=local|tar|oci|docker,dest=…)", short="o"),
         Flag("platform", STRING, "Platform to build for (os/architecture)"),
+        Flag("progress", STRING, "How progress is shown (auto, tty, plain, rawjson, quiet)"),
         Flag("pull", BOOL, "Look for newer versions of the images that the build starts from"),
         Flag("quiet", BOOL, "Print only the image's ID", short="q"),
         Flag("rm", BOOL, "Remove intermediate containers", default=True),
+        Flag("secret", LIST, "A secret for RUN --mount=type=secret (id=…,src=FILE or env=NAME)"),
         Flag("shm-size", values.BYTES, "Size of /dev/shm of RUN"),
+        Flag("squash", BOOL, "Put what was built into one layer"),
+        Flag("ssh", LIST, "An agent for RUN --mount=type=ssh (default, or id=SOCKET)"),
         Flag("tag", LIST, "Name the image (name[:tag])", short="t"),
         Flag("target", STRING, "Build only up to this stage"),
         Flag("ulimit", values.ULIMITS, "Limit of each process of RUN (name=soft[:hard])"),
+        Flag("verify", BOOL, "Build twice, and name the first file that differs"),
+        Flag("why", BOOL, "Say more of why steps did not come from the cache"),
     ),
     minimum=1,
     maximum=1,
+)
+WHY = Command(
+    why,
+    "Say why steps of an image were not taken from the cache",
+    "IMAGE [STEP]",
+    (),
+    minimum=1,
+    maximum=2,
 )
 PRUNE = Command(
     prune,

@@ -164,3 +164,30 @@ def _names(folder: str, inside: str) -> Generator[str, bool | None, None]:
         real = os.path.join(folder, path)
         if not skipped and not os.path.islink(real) and os.path.isdir(real):
             yield from _names(folder, path)
+
+
+class _Readable:
+    """Parts of bytes as a file to read."""
+
+    def __init__(self, parts: Iterator[bytes | memoryview]) -> None:
+        self._parts = parts
+        self._rest = b""
+
+    def read(self, count: int) -> bytes:
+        pieces: list[bytes] = []
+        while count > 0:
+            if not self._rest:
+                self._rest = bytes(next(self._parts, b""))
+                if not self._rest:
+                    break
+            piece, self._rest = self._rest[:count], self._rest[count:]
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+
+def readable(parts: Iterator[bytes | memoryview]) -> BinaryIO:
+    """The body of an answer as a stream that tarfile can read."""
+    from typing import cast
+
+    return cast("BinaryIO", _Readable(parts))

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import secrets as tokens
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiffin.build import builder
 from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
 from tiffin.build.cache import MOUNT, BuildCache, Record
+from tiffin.build.changes import environment
+from tiffin.build.check import Report, check
 from tiffin.build.context import BuildContext, from_folder, from_stream
 from tiffin.build.digests import DigestCache
+from tiffin.build.export import write_tree
 from tiffin.build.folders import CacheFolders
 from tiffin.build.options import BuildOptions
+from tiffin.build.parser import parse
+from tiffin.build.tree import EmptyTree
 from tiffin.build.turns import Turns
+from tiffin.build.verification import difference
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
-from tiffin.engine.images import Images
+from tiffin.engine.images import Image, Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.loans import Lender
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.steps import Steps
-from tiffin.errors import NotFound
+from tiffin.errors import NotFound, TiffinError
 from tiffin.image.config import ImageConfig
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
@@ -34,6 +43,9 @@ from tiffin.store.database import Database
 __all__ = ["BuildOptions", "Builds"]
 
 JSON = dict[str, Any]
+
+_SECRETS_KEPT = 64
+"""Sets of secrets that wait for their builds; the oldest one goes when there are more."""
 
 
 class Builds:
@@ -47,6 +59,7 @@ class Builds:
         layers: LayerStore,
         lifecycle: Lifecycle,
         roster: Roster,
+        registries: Registries,
     ) -> None:
         self.database = database
         self.layers = layers
@@ -54,6 +67,7 @@ class Builds:
         self._root = root
         self._images = images
         self._roster = roster
+        self._registries = registries
         self._cache = BuildCache(database)
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
         mark = hashlib.sha256(os.fsencode(root.path)).hexdigest()[:8]
@@ -92,19 +106,25 @@ class Builds:
     # -- the builder's backend
 
     def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image that is here."""
+        """The configuration of a base image, which is pulled if it is not here."""
         try:
             image = self._images.find(reference)
-        except NotFound as error:
-            raise NotFound(
-                f"No such image: {reference}: tiffin can't ask a registry yet; bring it in with "
-                "load or import, or make one with image pack"
-            ) from error
+        except NotFound:
+            image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:
             self.layers.keep(image.top)
         return image.config
+
+    def _pull(self, reference: str, platform: str) -> Image:
+        try:
+            return self._registries.pull(reference, platform=platform)[0].image
+        except TiffinError as error:
+            raise type(error)(
+                f"No such image: {reference}: {error.message}; an image can also come from load, "
+                "import or image pack"
+            ) from error
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
         """Run a RUN."""
@@ -134,6 +154,103 @@ class Builds:
             return builder.build(
                 self, options, opened, send or (lambda message: None), cancelled=cancelled
             )
+
+    def keep_secrets(self, secrets: Mapping[str, bytes]) -> str:
+        """Keep secrets, in memory, for the one build that names the identifier given back."""
+        identifier = tokens.token_hex(16)
+        self._secrets[identifier] = dict(secrets)
+        while len(self._secrets) > _SECRETS_KEPT:
+            self._secrets.pop(next(iter(self._secrets)))
+        return identifier
+
+    def take_secrets(self, identifier: str) -> dict[str, bytes]:
+        """What :meth:`keep_secrets` kept; it is kept no longer. Raises NotFound."""
+        try:
+            return self._secrets.pop(identifier)
+        except KeyError:
+            raise NotFound(f"no secrets {identifier}: they are kept for one build only") from None
+
+    def check(
+        self, options: BuildOptions, context: BinaryIO | str | os.PathLike[str]
+    ) -> tuple[Report, str]:
+        """What is questionable in a Dockerfile, and as text. Raises InvalidParameter."""
+        with self._context(options, context) as opened:
+            file = parse(opened.dockerfile)
+            report = check(
+                file,
+                ignore=opened.ignore,
+                environment=self._base_environment,
+                build_args=options.build_args,
+            )
+            name = opened.dockerfile_name
+            shown = "\n\n".join(each.shown(name, file.lines) for each in report.findings)
+            return report, shown
+
+    def _base_environment(self, name: str) -> dict[str, str] | None:
+        try:
+            return environment(self._images.find(name).config)
+        except TiffinError:
+            return None  # nothing is said of what is not known
+
+    def why(self, reference: str, step: str) -> list[JSON]:
+        """Why steps of an image were made anew when they were: each step with its number among the
+        image's history, its text and its reason.
+
+        ``step`` is a number, a part of a step's text, or empty for all. Raises NotFound.
+        """
+        image = self._images.find(reference)
+        found: list[JSON] = []
+        for number, entry in enumerate(image.config.history, 1):
+            if step and step != str(number) and (step.isdecimal() or step not in entry.created_by):
+                continue
+            found.append(
+                {
+                    "Step": number,
+                    "Text": entry.created_by,
+                    "Why": self._reason(image.config, number),
+                }
+            )
+        if not found:
+            raise NotFound(f"{reference} has no step {step!r} (history has them all)")
+        return found
+
+    def _reason(self, config: ImageConfig, number: int) -> str | None:
+        """Why a step was made; empty if nothing like it was cached, None if that is not known."""
+        wanted = config.history[:number]
+        for record in self._cache.steps(wanted[-1].created_by):
+            if not record.config:
+                continue
+            after = ImageConfig.parse(record.config)
+            if after.history == wanted:
+                return self._cache.reason(record.key)
+        return None
+
+    def verify(
+        self,
+        options: BuildOptions,
+        context: BinaryIO | str | os.PathLike[str],
+        first: str,
+        *,
+        cancelled: Cancelled = lambda: False,
+    ) -> str:
+        """Build once more, without the cache; what differs first from the image ``first``.
+
+        Empty if the two are the same, byte for byte. Raises as :meth:`build`.
+        """
+        again = replace(options, tags=(), no_cache=True, quiet=True)
+        second = self.build(again, context, cancelled=cancelled)
+        if second == first:
+            return ""
+        return difference(
+            self._images.find(first).config,
+            self._images.find(second).config,
+            self.layers.lower,
+        )
+
+    def rootfs(self, reference: str, output: BinaryIO) -> None:
+        """Write the files of an image as one tar, in order, without what containers add."""
+        top = self._images.find(reference).top
+        write_tree(self.layers.lower(top) if top else EmptyTree(), output)
 
     def _context(
         self, options: BuildOptions, context: BinaryIO | str | os.PathLike[str]

@@ -188,30 +188,33 @@ class Places:
             os.utime(here, ns=(below.mtime_ns, below.mtime_ns))
 
 
-def clamp(directory: Path, latest: int, lower: LowerTree, *, layered: bool) -> None:
-    """Make nothing in a snapshot's own directory newer than ``latest`` (nanoseconds), but what it
-    has from below."""
+def clamp(directory: Path, latest: int, base: Path | None) -> None:
+    """Make nothing in a snapshot's own directory newer than ``latest`` (nanoseconds).
+
+    ``base`` is the tree that it is a copy of, if it is one: what is as it was there stays so.
+    """
     root = os.fsencode(directory)
+    below = os.fsencode(base) if base is not None else None
     pending = [b""]
     while pending:
         path = pending.pop()
-        here = os.path.join(root, path) if path else root
-        with os.scandir(here) as entries:
+        with os.scandir(os.path.join(root, path)) as entries:
             for entry in entries:
-                inside = path + b"/" + entry.name if path else entry.name
+                inside = os.path.join(path, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(inside)
-                _clamp_one(entry.path, inside, latest, lower, layered)
-        if path == b"":
-            _clamp_one(here, path, latest, lower, layered)
+                _clamp_one(entry.path, inside, latest, below)
+    _clamp_one(root, b"", latest, below)
 
 
-def _clamp_one(here: bytes, path: bytes, latest: int, lower: LowerTree, layered: bool) -> None:
-    status = os.lstat(here)
-    if status.st_mtime_ns <= latest:
+def _clamp_one(here: bytes, path: bytes, latest: int, below: bytes | None) -> None:
+    found = os.lstat(here).st_mtime_ns
+    if found <= latest:
         return
-    if not layered:
-        below = lower.entry(path)
-        if below is not None and below.mtime_ns == status.st_mtime_ns:
-            return
+    if below is not None:
+        try:
+            if os.lstat(os.path.join(below, path)).st_mtime_ns == found:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # it is new
     os.utime(here, ns=(latest, latest), follow_symlinks=False)

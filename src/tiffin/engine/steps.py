@@ -79,8 +79,11 @@ class Steps:
             with self._layers.own_directory(container.snapshot) as directory:
                 layered = self._layers.driver.layered
                 places.take_out(directory, layered=layered)
-                if step.latest is not None:
-                    clamp(directory, step.latest, lower, layered=layered)
+                if step.latest is not None and layered:
+                    clamp(directory, step.latest, None)
+                elif step.latest is not None:
+                    with self._layers.base_tree(container.snapshot) as base:
+                        clamp(directory, step.latest, base)
             return RunResult(code, self._layers.commit(container.snapshot, step.top))
         finally:
             if not kept:

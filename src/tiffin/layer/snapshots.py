@@ -127,11 +127,11 @@ class Snapshots(Stacks):
         with self.driver.own_directory(key) as directory:
             if self.driver.layered:
                 return list(own_entries(directory, self.driver.whiteouts))
-            with self._base_tree(key) as base:
+            with self.base_tree(key) as base:
                 return list(own_entries(directory, self.driver.whiteouts, lower_tree=base))
 
     @contextmanager
-    def _base_tree(self, key: str) -> Iterator[Path | None]:
+    def base_tree(self, key: str) -> Iterator[Path | None]:
         """For a driver of whole trees: the tree that the snapshot was copied from."""
         row = self._row(key)
         if row["mountpoints"]:

@@ -230,7 +230,7 @@ class LayerStore(Snapshots):
         with self.driver.own_directory(key) as directory:
             if self.driver.layered:
                 return capture(directory, self.driver.whiteouts)
-            with self._base_tree(original) as base:
+            with self.base_tree(original) as base:
                 return capture(directory, self.driver.whiteouts, lower_tree=base)
 
     # The steps of a layer's making.

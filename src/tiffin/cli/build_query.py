@@ -1,0 +1,212 @@
+"""What ``build`` asks the daemon for: its flags as the query of ``POST /build``."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from tiffin.cli import values
+from tiffin.cli.command import CommandError, Invocation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_EPOCH = "SOURCE_DATE_EPOCH"
+
+
+def build_query(call: Invocation, dockerfile: str) -> dict[str, Any]:
+    """The query; raises CommandError for what makes no sense."""
+    from json import dumps
+
+    options = call.options
+    query: dict[str, Any] = {
+        "t": options["tag"] or None,
+        "dockerfile": dockerfile or None,
+        "target": options["target"] or None,
+        "nocache": options["no-cache"],
+        "pull": options["pull"],
+        "rm": "1" if options["rm"] else "0",
+        "forcerm": options["force-rm"],
+        "networkmode": options["network"] or None,
+        "platform": options["platform"] or None,
+        "extrahosts": options["add-host"] or None,
+        "memory": options["memory"],
+        "memswap": options["memory-swap"],
+        "cpushares": options["cpu-shares"],
+        "cpuperiod": options["cpu-period"],
+        "cpuquota": options["cpu-quota"],
+        "cpusetcpus": options["cpuset-cpus"] or None,
+        "cpusetmems": options["cpuset-mems"] or None,
+        "cgroupparent": options["cgroup-parent"] or None,
+        "shmsize": options["shm-size"],
+        "squash": options["squash"],
+        "version": "1",
+    }
+    if arguments := _build_args(call):
+        query["buildargs"] = dumps(arguments)
+    if options["label"]:
+        query["labels"] = dumps(values.pairs(options["label"]))
+    if caches := _caches(options["cache-from"]):
+        query["cachefrom"] = dumps(caches)
+    if options["cache-to"]:
+        query["cacheto"] = _cache_to(options["cache-to"])
+    if options["ulimit"]:
+        query["ulimits"] = dumps(options["ulimit"])
+    return {**query, **_tiffins_own(call)}
+
+
+def _tiffins_own(call: Invocation) -> dict[str, Any]:
+    """What no other daemon knows; left out where nothing is asked."""
+    from json import dumps
+
+    options = call.options
+    query: dict[str, Any] = {"why": options["why"], "verify": options["verify"]}
+    if options["no-cache-filter"]:
+        names = [name for text in options["no-cache-filter"] for name in text.split(",")]
+        query["nocachefilter"] = dumps(names)
+    if options["build-context"]:
+        query["contexts"] = dumps(dict(_named_context(text) for text in options["build-context"]))
+    if options["ssh"]:
+        query["ssh"] = dumps(dict(_agent(text) for text in options["ssh"]))
+    if options["allow"]:
+        query["allow"] = dumps([name for text in options["allow"] for name in text.split(",")])
+    if options["jobs"]:
+        query["jobs"] = options["jobs"]
+    if options["secret"]:
+        query["secrets"] = _send_secrets(call)
+    return query
+
+
+def _build_args(call: Invocation) -> dict[str, str | None]:
+    given: dict[str, str | None] = {
+        name: value if equals else None
+        for name, equals, value in (
+            text.partition("=") for text in values.resolve_environment(call.options["build-arg"])
+        )
+    }
+    if _EPOCH not in given:
+        moment = os.environ.get(_EPOCH) or (
+            _commit_time(call.arguments[0]) if call.options["verify"] else ""
+        )
+        if moment:
+            given[_EPOCH] = moment
+    if call.options["verify"] and not given.get(_EPOCH):
+        raise CommandError(
+            f"--verify needs a date that both builds have: set {_EPOCH} (or build a folder of a "
+            "git repository, whose last commit's time is taken)"
+        )
+    return given
+
+
+def _commit_time(folder: str) -> str:
+    import subprocess
+
+    try:
+        return subprocess.run(
+            ["git", "-C", folder, "log", "-1", "--format=%ct"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # no repository
+
+
+def fields(text: str, what: str) -> dict[str, str]:
+    """``type=local,dest=x`` taken apart; raises CommandError."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise CommandError(f"invalid {what} {text!r}: {part!r} is no name=value")
+        found[name.strip().lower()] = value
+    return found
+
+
+def _caches(texts: list[str]) -> list[str]:
+    found: list[str] = []
+    for text in texts:
+        if "=" not in text:
+            found += text.split(",")  # images, as Docker's first builder had them
+            continue
+        members = fields(text, "--cache-from")
+        if members.get("type") != "local" or not members.get("src"):
+            raise CommandError(
+                f"--cache-from {text!r} is not supported yet: type=local,src=FOLDER is"
+            )
+        found.append(f"local:{os.path.abspath(members['src'])}")
+    return found
+
+
+def _cache_to(texts: list[str]) -> str:
+    members = fields(texts[-1], "--cache-to")
+    if len(texts) > 1 or members.get("type") != "local" or not members.get("dest"):
+        raise CommandError(
+            f"--cache-to {' '.join(texts)!r} is not supported yet: one type=local,dest=FOLDER is"
+        )
+    return os.path.abspath(members["dest"])
+
+
+def _named_context(text: str) -> tuple[str, str]:
+    name, equals, where = text.partition("=")
+    if not equals or not name or not where:
+        raise CommandError(f"invalid --build-context {text!r}: write it as name=FOLDER")
+    if where.startswith("docker-image://"):
+        return name, where
+    if "://" in where or where.startswith("git@"):
+        raise CommandError(
+            f"--build-context {text!r} is not supported yet: a folder or docker-image://IMAGE is"
+        )
+    if not os.path.isdir(where):
+        raise CommandError(f"failed to get build context {name}: {where} is no folder")
+    return name, os.path.realpath(where)
+
+
+def _agent(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    path = path or os.environ.get("SSH_AUTH_SOCK", "")
+    if not path:
+        raise CommandError(f"invalid empty ssh agent socket for {name!r}: is SSH_AUTH_SOCK set?")
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise CommandError(f"--ssh {text}: {path}: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise CommandError(
+            f"--ssh {text}: key files are not supported yet: give the key to an agent (ssh-add)"
+        )
+    return name or "default", os.path.realpath(path)
+
+
+def _send_secrets(call: Invocation) -> str:
+    """Hands the secrets to the daemon; what it calls them."""
+    from base64 import b64encode
+
+    found: dict[str, str] = {}
+    for text in call.options["secret"]:
+        name, content = _secret(text)
+        found[name] = b64encode(content).decode()
+    answer = call.client.call("POST", "/build/secrets", body=found).json()
+    return str(answer["ID"])
+
+
+def _secret(text: str) -> tuple[str, bytes]:
+    members = fields(text, "--secret")
+    kind, source = members.get("type", ""), members.get("src", members.get("source", ""))
+    variable = members.get("env", "")
+    name = members.get("id", "") or os.path.basename(source)
+    if unknown := set(members) - {"type", "src", "source", "env", "id"}:
+        raise CommandError(f"invalid --secret {text!r}: unexpected key {sorted(unknown)[0]!r}")
+    if not name:
+        raise CommandError(f"invalid --secret {text!r}: it needs an id")
+    if kind == "env" or variable or (not source and name in os.environ):
+        variable = variable or source or name
+        if variable not in os.environ:
+            raise CommandError(f"--secret {name}: the variable {variable} is not set")
+        return name, os.environb[variable.encode()]
+    try:
+        with open(source or name, "rb") as file:
+            return name, file.read()
+    except OSError as error:
+        raise CommandError(f"--secret {name}: {source or name}: {error.strerror}") from None

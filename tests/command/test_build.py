@@ -1,0 +1,188 @@
+"""`tiffin build` as a user has it: its output, its options, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from command.conftest import Command
+
+pytestmark = pytest.mark.root
+
+DOCKERFILE = "FROM busybox\nCOPY in.txt /data/\nRUN cat /data/in.txt > /data/out.txt\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "in.txt").write_text("hello\n")
+    (folder / "Dockerfile").write_text(DOCKERFILE)
+    return folder
+
+
+def test_reasons(tiffin: Command, folder: Path) -> None:
+    tiffin("build", "-t", "x", str(folder))
+    (folder / "in.txt").write_text("changed\n")
+    output = tiffin("build", "-t", "x", str(folder))
+    assert "Not cached: COPY in.txt /data/: in.txt changed (content)\n" in output
+    assert "nothing like it" not in output
+    later = tiffin("builder", "why", "x", "COPY")
+    assert later == "  2  COPY in.txt /data/\n     COPY in.txt /data/: in.txt changed (content)\n"
+    assert "     nothing like it was cached\n" not in later
+    assert "the step before it changed" in tiffin("builder", "why", "x", "3")
+    assert "has no step '9'" in tiffin.result("builder", "why", "x", "9").stderr.decode()
+    (folder / "Dockerfile").write_text(f"{DOCKERFILE}WORKDIR /new\n")
+    output = tiffin("build", "--why", str(folder))
+    assert "Not cached: WORKDIR /new: nothing like it is in the cache\n" in output
+
+
+def test_check(tiffin: Command, folder: Path) -> None:
+    assert tiffin("build", "--check", str(folder)) == "Check complete, no warnings found.\n"
+    (folder / "Dockerfile").write_text("FROM busybox\nCOPY $WHAT /\nCMD run it\n")
+    output = tiffin("build", "--check", str(folder), code=1)
+    assert output.startswith("Check complete, 2 warnings have been found!\n\nWARNING: UndefinedVar")
+    assert "\nDockerfile:2:7\n" in output and "  3 | >>> CMD run it\n" in output
+    assert tiffin("images", "-q") != ""
+    assert "CMD" not in tiffin("history", "busybox", "--no-trunc").replace('CMD ["sh"]', "")
+
+
+def test_an_error_shows_the_source(tiffin: Command, folder: Path) -> None:
+    (folder / "Dockerfile").write_text("FROM busybox\n\nRNU make\n")
+    error = tiffin.result("build", str(folder)).stderr.decode()
+    assert "line 3: unknown instruction: RNU (did you mean RUN?)\nDockerfile:3:1\n" in error
+    assert "  3 | >>> RNU make\n" in error
+    (folder / "Dockerfile").write_text("FROM busybox\nRUN exit 4\n")
+    done = tiffin.result("build", str(folder))
+    assert done.returncode == 4
+    assert "returned a non-zero code: 4" in done.stderr.decode()
+    assert "  2 | >>> RUN exit 4\n" in done.stderr.decode()
+
+
+def test_outputs(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    before = tiffin("images", "-a", "-q")
+    out = tmp_path / "out"
+    tiffin("build", "-o", str(out), str(folder))
+    assert (out / "data" / "out.txt").read_text() == "hello\n"
+    assert not (out / ".dockerenv").exists() and not (out / "proc").exists()
+    archive = tmp_path / "a.tar"
+    tiffin("build", "--output", f"type=tar,dest={archive}", str(folder))
+    with tarfile.open(archive) as tar:
+        assert tar.extractfile("data/out.txt").read() == b"hello\n"  # type: ignore[union-attr]
+        names = tar.getnames()
+        assert len(names) == len(set(names))
+    whole = tiffin.result("build", "-o", "-", str(folder)).stdout
+    assert whole == archive.read_bytes()
+    assert tiffin("images", "-a", "-q") == before, "an image that is exported does not stay"
+    for kind in ("oci", "docker"):
+        image = tmp_path / f"{kind}.tar"
+        tiffin("build", "-t", "named", "-o", f"type={kind},dest={image}", str(folder))
+        with tarfile.open(image) as tar:
+            assert {"index.json", "oci-layout"} <= set(tar.getnames())
+    refused = tiffin.result("build", "-o", "type=registry", str(folder)).stderr.decode()
+    assert "--output type=registry is not supported yet" in refused
+
+
+def test_files_for_programs(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    iid, metadata = tmp_path / "iid", tmp_path / "metadata"
+    tiffin("build", "-t", "x", "--iidfile", str(iid), "--metadata-file", str(metadata), str(folder))
+    image = tiffin.inspect("x")["Id"]
+    assert iid.read_text() == image
+    assert json.loads(metadata.read_text()) == {
+        "containerimage.config.digest": image,
+        "containerimage.digest": image,
+        "image.name": "x",
+    }
+
+
+def test_secrets(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from a file")
+    tiffin.environment["TOKEN"] = "from the environment"
+    (folder / "Dockerfile").write_text(
+        "FROM busybox\nRUN --mount=type=secret,id=f --mount=type=secret,id=TOKEN,env=T "
+        '[ "$(cat /run/secrets/f)" = "from a file" ] && [ "$T" = "from the environment" ]\n'
+    )
+    secrets = ("--secret", f"id=f,src={tmp_path}/secret", "--secret", "id=TOKEN")
+    tiffin("build", *secrets, str(folder))
+    error = tiffin.result("build", "--secret", "id=f,src=/nope", str(folder)).stderr.decode()
+    assert "--secret f: /nope: No such file" in error
+
+
+def test_named_context_and_filter(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "o").write_text("other\n")
+    (folder / "Dockerfile").write_text(
+        "FROM busybox AS a\nRUN cat /etc/passwd\nFROM a AS b\nCOPY --from=other o /o\nRUN cat /o\n"
+    )
+    words = ("build", "--build-context", f"other={other}", "--jobs", "2")
+    assert "other\n" in tiffin(*words, str(folder))
+    assert tiffin(*words, str(folder)).count("Using cache") == 3
+    output = tiffin(*words, "--no-cache-filter", "b", str(folder))
+    assert output.count("Using cache") == 1
+
+
+def test_raw_progress(tiffin: Command, folder: Path) -> None:
+    lines = tiffin("build", "--progress", "rawjson", str(folder)).splitlines()
+    events = [json.loads(line) for line in lines]
+    steps = [each["build"] for each in events if "build" in each]
+    assert {"started", "running", "done"} <= {each["state"] for each in steps}
+    assert any("aux" in each for each in events)
+    error = tiffin.result("build", "--progress", "loud", str(folder)).stderr.decode()
+    assert "invalid progress mode 'loud'" in error
+
+
+def test_verify(tiffin: Command, folder: Path) -> None:
+    tiffin.environment["SOURCE_DATE_EPOCH"] = "1700000000"
+    output = tiffin("build", "--verify", str(folder))
+    assert "Verified: the second build gave the same image\n" in output
+    (folder / "Dockerfile").write_text(
+        "FROM busybox\nRUN mkdir /d && touch /d/a && cat /proc/sys/kernel/random/uuid > /d/b\n"
+    )
+    error = tiffin.result("build", "--verify", str(folder)).stderr.decode()
+    assert "the second build gave another image: RUN /bin/sh -c mkdir" in error
+    assert "/d/b differs (content)" in error
+    del tiffin.environment["SOURCE_DATE_EPOCH"]
+    assert (
+        "set SOURCE_DATE_EPOCH" in tiffin.result("build", "--verify", str(folder)).stderr.decode()
+    )
+
+
+def test_squash(tiffin: Command, folder: Path) -> None:
+    (folder / "Dockerfile").write_text(
+        f"{DOCKERFILE}RUN rm /data/in.txt /bin/cat && ln -s x /data/link\n"
+    )
+    tiffin("build", "--squash", "-t", "x", str(folder))
+    assert len(tiffin.inspect("x")["RootFS"]["Layers"]) == 2
+    output = tiffin("run", "--rm", "x", "sh", "-c", "ls /data; ls /bin/cat || echo gone")
+    assert output == "link\nout.txt\ngone\n"
+
+
+def test_a_shell_in_a_failed_step(tiffin: Command, folder: Path) -> None:
+    (folder / "Dockerfile").write_text("FROM busybox\nENV A=b\nRUN echo half > /half; exit 5\n")
+    done = tiffin.result("build", "--debug", str(folder), stdin=b"cat /half; echo $A; exit 0\n")
+    assert done.returncode == 5
+    assert done.stdout.decode().endswith("half\nb\n")
+    assert tiffin("ps", "-a", "-q") == ""
+
+
+def test_a_cache_in_a_folder(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    tiffin("build", "--cache-to", f"type=local,dest={cache}", "-t", "x", str(folder))
+    before = tiffin.inspect("x")["Id"]
+    tiffin("rmi", "x")
+    tiffin("builder", "prune", "-af")
+    assert "Using cache" not in tiffin("build", "-t", "y", str(folder))
+    tiffin("rmi", "y")
+    tiffin("builder", "prune", "-af")
+    output = tiffin("build", "--cache-from", f"type=local,src={cache}", "-t", "z", str(folder))
+    assert output.count("Using cache") == 2
+    assert tiffin.inspect("z")["Id"] == before
+    assert tiffin("run", "--rm", "z", "cat", "/data/out.txt") == "hello\n"
+    tiffin.environment["LC_ALL"] = os.environ.get("LC_ALL", "C")
