@@ -34,6 +34,21 @@ class ApiSchema:
             for name, definition in document["definitions"].items()
         }
 
+    def operations(self) -> list[tuple[str, str]]:
+        """Every (method, path)."""
+        return [
+            (method.upper(), path) for path, methods in self._paths.items() for method in methods
+        ]
+
+    def statuses(self, method: str, path: str) -> set[int]:
+        """The statuses that are described."""
+        return set(self._paths[path][method.lower()]["responses"])
+
+    def describes(self, method: str, path: str, status: int) -> bool:
+        """Whether a body is described."""
+        answer = self._paths[path][method.lower()]["responses"].get(status)
+        return answer is not None and "schema" in answer
+
     def check(self, method: str, path: str, status: int, value: Any) -> None:
         """Raise AssertionError if ``value`` is not what ``method path`` answers with ``status``.
 

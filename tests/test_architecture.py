@@ -38,6 +38,9 @@ ALLOWED = {
     ("cli", "image.reference"): "names are parsed the same way on both sides",
     ("cli", "image.pack"): "`image pack` reads the host's files, which the client does itself",
     ("cli", "build.dockerignore"): "a context for another engine leaves out what is ignored",
+    ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
+    " the client's: no daemon is needed for them",
+    ("cli", "image.manifest"): "platforms of what is copied",
     ("cli", "linux.sockets"): "long paths of unix sockets",
 }  # fmt: skip
 
@@ -46,11 +49,15 @@ def imports(path: Path) -> set[str]:
     """The modules of tiffin that a file imports, without the leading ``tiffin.``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path} imports by relative names, which this can't read")
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    # The package's own name for it loads the engine.
+    found = {"tiffin.engine" if name == "tiffin.Engine" else name for name in found}
     return {name.removeprefix("tiffin.") for name in found if name.startswith("tiffin.")}
 
 
@@ -67,7 +74,7 @@ def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
                     for owner, allowed in ALLOWED
                     if owner == room
                 )
-                if not fine and not excused and (SOURCE / other).exists() and "." in module:
+                if not fine and not excused:
                     wrong.append(f"{path.relative_to(SOURCE)} imports tiffin.{module}")
     assert not wrong
 

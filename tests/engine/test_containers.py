@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import tarfile
@@ -181,9 +182,17 @@ def test_names_are_unique_and_found_by_prefix(engine: Engine) -> None:
         create(engine, "true", name="a/b")
 
 
+def test_a_name_that_nobody_chose_gives_way(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiffin.engine.containers.random_name", lambda: "always_this")
+    names = {engine.containers.inspect(create(engine, "true"))["Name"] for _ in range(3)}
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("UsernsMode", "x")],
+    [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("Cgroup", "x")],
 )
 def test_what_is_not_done_yet_is_refused_by_name(engine: Engine, field: str, value: Any) -> None:
     with pytest.raises(Unsupported, match=field):
@@ -370,3 +379,22 @@ def test_many_at_once(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert results == [0] * 40
+
+
+def test_an_export_that_nobody_reads_ends_there(engine: Engine, tmp_path: Path) -> None:
+    class Gone(io.RawIOBase):
+        written = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.written += 1
+            raise BrokenPipeError
+
+    gone = Gone()
+    container = create(engine)
+    with pytest.raises(BrokenPipeError):
+        engine.containers.export(container, gone)  # type: ignore[arg-type]
+    gc.collect()
+    assert gone.written == 1

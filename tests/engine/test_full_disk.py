@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,4 +78,21 @@ def test_a_container_that_fills_the_disk_ends_and_is_removed(small: Path) -> Non
         assert {"Path": "/z", "Kind": 1} in engine.containers.changes(container["Id"])
         engine.containers.remove(container["Id"])
         assert engine.run("busybox", ["echo", "again"]).stdout == b"again\n"
+        engine.shutdown_keeper()
+
+
+def test_a_commit_takes_nothing_from_its_container_however_little_room_there_is(
+    small: Path,
+) -> None:
+    with Engine(small / "root") as engine:
+        engine.images.import_(io.BytesIO(busybox_tar()), "busybox", changes=["CMD sh"])
+        engine.run("busybox", ["sh", "-c", "echo kept > /kept"], remove=False)
+        fill(small)
+        for _ in range(12):
+            os.truncate(small / "fill", (small / "fill").stat().st_size - 4096)
+            with suppress(StorageFull):
+                engine.containers.commit(engine.containers.list(all=True)[0]["Id"], "made")
+            (container,) = engine.containers.list(all=True, size=True)
+            assert container["SizeRw"] == 5
+            assert engine.containers.changes(container["Id"]) == [{"Path": "/kept", "Kind": 1}]
         engine.shutdown_keeper()

@@ -75,7 +75,7 @@ def test_the_order_of_a_default_container() -> None:
     )
     targets = [call[3] for call in names(calls, "mount")]
     assert targets == ["/proc", "/dev", "/dev/pts", "/sys", "/dev/mqueue", "/dev/shm"]
-    assert methods.index("write") < methods.index("protect") < methods.index("mask")
+    assert methods.index("write_parameter") < methods.index("protect") < methods.index("mask")
     assert methods[-1] == "pivot_root"
 
 
@@ -97,7 +97,7 @@ def test_namespaces_to_join_come_before_all_else() -> None:
     assert recorded(planned)[0] == ("join_namespace", "/proc/7/ns/net")
     assert planned.pid_namespace == "/proc/7/ns/pid"
     assert not planned.flags & (syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID)
-    assert not names(recorded(planned), "raise_interface", "write")
+    assert not names(recorded(planned), "raise_interface", "write_parameter")
 
 
 def test_the_hosts_network_shows_the_hosts_sysfs_and_takes_no_net_sysctl() -> None:

@@ -55,7 +55,16 @@ class Prison:
 
     def attempt(self, script: str, host: dict[str, Any] | None = None, **config: Any) -> Any:
         """What the script says, run as a container's first process."""
-        container = self.create(PYTHON, "-I", "-S", "-c", PREFACE + script, host=host, **config)
+        script = self.script(script)
+        container = self.create(PYTHON, "-I", "-S", "-c", script, host=host, **config)
+        return self.output(container)
+
+    @staticmethod
+    def script(script: str) -> str:
+        return PREFACE + script
+
+    def output(self, container: str) -> Any:
+        """What a container says, as JSON; it is started and removed."""
         waiter = self.engine.containers.wait_later(container, "next-exit")
         self.engine.containers.start(container)
         waiter.result(60)

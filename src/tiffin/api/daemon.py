@@ -16,19 +16,75 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tiffin.api.routes import all_routes
 from tiffin.api.server import Server, answers
-from tiffin.errors import InvalidParameter, RootInUse, TiffinError, Unsupported
+from tiffin.errors import Forbidden, InvalidParameter, RootInUse, TiffinError, Unsupported
 
 if TYPE_CHECKING:
+    import ssl
+
     from tiffin.engine import Engine
 
 logger = logging.getLogger("tiffin")
 
 IDLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may talk to the daemon, beside root."""
+
+    group: str = ""
+    """The group that may use the unix sockets, by name or number; empty for root's own."""
+    authority: str = ""
+    """Files of TLS for ``tcp://`` addresses: the CA of the clients' certificates, …"""
+    certificate: str = ""
+    key: str = ""
+    insecure_tcp: bool = False
+    """Said on top of a ``tcp://`` address: whoever reaches it may be root here, no questions."""
+
+    def group_id(self) -> int | None:
+        """The group's number; raises InvalidParameter if there is none of that name."""
+        if not self.group:
+            return None
+        if self.group.isdigit():
+            return int(self.group)
+        import grp
+
+        try:
+            return grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            raise InvalidParameter(
+                f"there is no group {self.group}: make it, or name another"
+            ) from None
+
+    def context(self, host: str) -> ssl.SSLContext | None:
+        """How ``host`` is listened on: with TLS, or (None) without, because it was said twice.
+
+        Raises Forbidden where neither was asked for.
+        """
+        files = (self.authority, self.certificate, self.key)
+        if any(files):
+            from tiffin.api.tls import Certificates
+
+            if not all(files):
+                raise InvalidParameter(
+                    "TLS needs all of --tlscacert, --tlscert and --tlskey: clients must show a "
+                    "certificate too"
+                )
+            return Certificates(*map(Path, files)).context()
+        if self.insecure_tcp:
+            return None
+        raise Forbidden(
+            f"listening on {host} would make whoever reaches it root on this machine: give "
+            "--tlscacert, --tlscert and --tlskey, so that clients need a certificate, or say "
+            "--insecure-tcp too"
+        )
 
 
 def socket_path(host: str) -> Path:
@@ -37,10 +93,23 @@ def socket_path(host: str) -> Path:
     if not separator:
         rest = host
     elif scheme != "unix":
-        raise Unsupported(f"cannot listen on {host} yet: use unix:///path/of/socket")
+        raise Unsupported(f"cannot listen on {host}: use unix:///path/of/socket")
     if not rest.startswith("/"):
         raise InvalidParameter(f"invalid address {host}: use unix:///path/of/socket")
     return Path(rest)
+
+
+def tcp_address(host: str, default_port: int) -> tuple[str, int]:
+    """The address and port in ``tcp://address[:port]``; raises InvalidParameter."""
+    text = host.removeprefix("tcp://")
+    try:
+        parts = urlsplit(f"//{text}")
+        port = default_port if parts.port is None else parts.port
+    except ValueError:
+        parts, port = None, -1
+    if parts is None or parts.path or parts.username or not parts.hostname:
+        raise InvalidParameter(f"invalid address {host}: use tcp://address:port")
+    return parts.hostname, port
 
 
 def default_host(root: Path) -> str:
@@ -57,18 +126,23 @@ def serve(
     on_demand: bool = False,
     storage_driver: str | None = None,
     ready_fd: int | None = None,
+    access: Access | None = None,
 ) -> int:
     """Be the daemon of ``root`` until told to stop; the exit code.
 
-    ``hosts`` are ``unix://`` addresses, the root's own one if there are none. ``on_demand``: leave
+    ``hosts`` are ``unix://`` and ``tcp://`` addresses, the root's own one if there are none; the
+    latter as ``access`` says. ``on_demand``: leave
     when idle for ``TIFFIN_IDLE_SECONDS`` (30), and write the log without colours or a terminal.
     Must be called from the main thread, since it handles SIGTERM and SIGINT.
     """
+    os.umask(0o022)
     _log_to_stderr()
     _raise_descriptor_limit()
     announcement = _Announcement(ready_fd)
     try:
-        return _serve(root, hosts or (), on_demand, storage_driver, announcement)
+        return _serve(
+            root, hosts or (), on_demand, storage_driver, announcement, access or Access()
+        )
     except TiffinError as error:
         announcement.say(error.message)
         logger.error("%s", error.message)
@@ -88,6 +162,7 @@ def _serve(
     on_demand: bool,
     storage_driver: str | None,
     announcement: _Announcement,
+    access: Access,
 ) -> int:
     seconds = _idle_seconds()
     with _open(root, on_demand, storage_driver) as engine:
@@ -100,7 +175,7 @@ def _serve(
         with Server(all_routes(engine, shutdown)) as server:
             addresses = list(hosts) or [default_host(engine.root.path)]
             for address in addresses:
-                server.listen(socket_path(address))
+                _listen(server, address, access)
 
             def stop(number: int, _: Any) -> None:
                 server.stop()
@@ -115,6 +190,16 @@ def _serve(
                     signal.signal(number, handler)
             logger.info("leaving")
     return 0
+
+
+def _listen(server: Server, host: str, access: Access) -> None:
+    if not host.startswith("tcp://"):
+        server.listen(socket_path(host), access.group_id())
+        return
+    context = access.context(host)
+    if context is None:
+        logger.warning("%s is open to whoever reaches it, and gives them root here", host)
+    server.listen_tcp(tcp_address(host, 2375 if context is None else 2376), context)
 
 
 def _open(

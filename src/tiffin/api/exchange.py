@@ -15,9 +15,12 @@ Source: RFC 9112; the hijacking of Docker's Engine API (``POST /containers/{id}/
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -284,6 +287,28 @@ class Response:
         head = f"HTTP/1.1 {status}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n"
         self.started = self.hijacked = True
         send(self._connection, [head.encode("latin-1")])
+        self._until_read()
+        return Hijacked(self._connection, self._request.rest)
+
+    def _until_read(self) -> None:
+        """Wait a moment until the client has read the head that was sent.
+
+        docker-py reads the head through a buffer, and what follows past it: bytes that arrive
+        together with the head are lost to it. What starts here is quick enough for that.
+        """
+        deadline = time.monotonic() + _HEAD_READ_SECONDS
+        while _unread(self._connection) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
+    def switch(self, protocol: str, *headers: tuple[str, str]) -> Hijacked:
+        """Send the head that turns the connection over to another protocol, and give the socket.
+
+        As with :meth:`hijack`, the server closes the socket once the handler returns.
+        """
+        lines = ["HTTP/1.1 101 Switching Protocols", f"Upgrade: {protocol}", "Connection: Upgrade"]
+        lines += [f"{name}: {value}" for name, value in (*headers, *COMMON_HEADERS)]
+        self.started = self.hijacked = True
+        send(self._connection, ["".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")])
         return Hijacked(self._connection, self._request.rest)
 
     def last_words(self, data: bytes) -> None:
@@ -375,9 +400,11 @@ _REASONS = {
     204: b"No Content",
     304: b"Not Modified",
     400: b"Bad Request",
+    401: b"Unauthorized",
     403: b"Forbidden",
     404: b"Not Found",
     409: b"Conflict",
+    429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
     501: b"Not Implemented",
@@ -395,6 +422,15 @@ def encode_json(value: Any) -> bytes:
         import json
 
         return json.dumps(value).encode("ascii")
+
+
+_HEAD_READ_SECONDS = 0.1
+
+
+def _unread(connection: socket.socket) -> int:
+    """How much the other side has not read (unix), or not acknowledged (TCP)."""
+    size = fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0")
+    return int.from_bytes(size, sys.byteorder)
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h11
 
@@ -37,6 +38,9 @@ from tiffin.api.bodies import READ_SIZE, Disconnected, receive
 from tiffin.api.exchange import MAX_HEAD, Request, Response, error_answer
 from tiffin.errors import Conflict
 from tiffin.linux.sockets import bind_unix, connect_unix
+
+if TYPE_CHECKING:
+    import ssl
 
 logger = logging.getLogger("tiffin.api")
 
@@ -64,7 +68,7 @@ class Limits:
 
 
 class Server:
-    """Listens on unix sockets, and gives each request to ``handler`` in the connection's thread.
+    """Listens on sockets, and gives each request to ``handler`` in the connection's thread.
 
     ``handler`` answers every request, failures included; what it raises all the same is logged and
     ends the connection.
@@ -73,7 +77,7 @@ class Server:
     def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
         self._handler = handler
         self.limits = limits or Limits()
-        self._listeners: list[_Listener] = []
+        self._listeners: list[_Listener | _TcpListener] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._changed = threading.Condition()
         # Guarded by _changed:
@@ -101,13 +105,19 @@ class Server:
     def stopping(self) -> bool:
         return self._stopping
 
-    def listen(self, path: Path) -> None:
-        """Listen on a unix socket that root and its group may use.
+    def listen(self, path: Path, group: int | None = None) -> None:
+        """Listen on a unix socket that root and the group (root's own, if None) may use.
 
         A socket left behind by a killed process is replaced. Raises Conflict if somebody answers
         on it, or if the path is something else.
         """
-        self._listeners.append(_Listener(path))
+        self._listeners.append(_Listener(path, group))
+
+    def listen_tcp(self, address: tuple[str, int], context: ssl.SSLContext | None) -> int:
+        """Listen on a TCP port, with TLS if there is a ``context``; the port that it is."""
+        listener = _TcpListener(address, context)
+        self._listeners.append(listener)
+        return listener.port
 
     def serve(self, leave: Callable[[], bool] | None = None, after: float = 30) -> None:
         """Accept connections until ``stop``; blocks.
@@ -161,7 +171,7 @@ class Server:
             if self._active:
                 logger.warning("left %d requests unfinished", self._active)
 
-    def _accept(self, listener: _Listener) -> bool:
+    def _accept(self, listener: _Listener | _TcpListener) -> bool:
         try:
             connection, _ = listener.socket.accept()
         except BlockingIOError:
@@ -186,6 +196,7 @@ class Server:
                 message = f"too many connections (at most {self.limits.connections} at a time)"
                 connection.sendall(error_answer(503, message))
             else:
+                connection = listener.opened(connection)
                 threading.Thread(
                     target=self._converse, args=(connection,), name="connection", daemon=True
                 ).start()
@@ -306,7 +317,7 @@ class Server:
 class _Listener:
     """A listening unix socket, and the file that stands for it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: int | None = None) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._clear()
@@ -318,12 +329,18 @@ class _Listener:
                 bind_unix(self.socket, path)
             finally:
                 os.umask(before)
+            if group is not None:
+                os.chown(path, -1, group, follow_symlinks=False)
             self._identity = self._stat()
             self.socket.listen(1024)
             self.socket.setblocking(False)
         except BaseException:
             self.socket.close()
             raise
+
+    def opened(self, connection: socket.socket) -> socket.socket:
+        """What the server speaks on."""
+        return connection
 
     def _stat(self) -> tuple[int, int]:
         status = self.path.lstat()
@@ -348,6 +365,29 @@ class _Listener:
                 self.path.unlink()
         except FileNotFoundError:
             pass
+
+
+class _TcpListener:
+    """A listening TCP socket; with TLS each connection goes through a tunnel."""
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
+        self._context = context
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.socket = socket.create_server(address, family=family, backlog=1024)
+        self.socket.setblocking(False)
+        self.port: int = self.socket.getsockname()[1]
+
+    def opened(self, connection: socket.socket) -> socket.socket:
+        """What the server speaks on."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context is None:
+            return connection
+        from tiffin.api.tls import tunnel
+
+        return tunnel(connection, self._context)
+
+    def unlink(self) -> None:
+        """A TCP socket leaves no file behind."""
 
 
 def answers(path: Path) -> bool:

@@ -17,7 +17,7 @@ ENTITLEMENTS = ("network.host", "security.insecure")
 MOST_JOBS = 64
 
 _REFUSED = {
-    "pull": "--pull: there is no registry client yet; load or import the base image",
+    "pull": "--pull: pull the base image before the build",
     "outputs": "--output by the API: the image is stored; export it from there",
     "remote": "a remote context: clone or download it, and build the folder",
     "cgroupparent": "--cgroup-parent",

@@ -42,6 +42,7 @@ CONTAINER: dict[str, Entry] = {
 
 IMAGE: dict[str, Entry] = {
     "build": ("build", "BUILD", "Build an image from a Dockerfile"),
+    "copy": ("image_copying", "COPY", "Copy an image between registries, layouts and archives"),
     "history": ("images", "HISTORY", "Show how an image came to be"),
     "import": ("archives", "IMPORT", "Make an image out of a tar of a file system"),
     "inspect": ("inspection", "IMAGE_INSPECT", "Show everything about images"),
@@ -49,6 +50,8 @@ IMAGE: dict[str, Entry] = {
     "ls": ("image_list", "IMAGES", "List images"),
     "pack": ("packing", "PACK", "Make an image out of programs of this machine"),
     "prune": ("images", "PRUNE", "Remove unused images"),
+    "pull": ("registries", "PULL", "Bring an image from a registry"),
+    "push": ("registries", "PUSH", "Store an image in a registry"),
     "rm": ("images", "RMI", "Remove images"),
     "save": ("archives", "SAVE", "Write images to an archive"),
     "tag": ("images", "TAG", "Give an image another name"),
@@ -75,10 +78,26 @@ BUILDER: dict[str, Entry] = {
     "why": ("build", "WHY", "Say why steps were not taken from the cache"),
 }
 
+MANIFEST: dict[str, Entry] = {
+    "annotate": ("image_copying", "MANIFEST_ANNOTATE", "Say what platform a manifest is for"),
+    "create": ("image_copying", "MANIFEST_CREATE", "Begin a list of manifests"),
+    "inspect": ("image_copying", "MANIFEST_INSPECT", "Show a manifest of a registry"),
+    "push": ("image_copying", "MANIFEST_PUSH", "Store a list in its registry"),
+    "rm": ("image_copying", "MANIFEST_RM", "Forget lists that were not pushed"),
+}
+
+REGISTRY: dict[str, Entry] = {
+    "gc": ("registry", "REGISTRY_GC", "Remove what no image of a registry needs"),
+    "serve": ("registry", "REGISTRY_SERVE", "Run a registry in the foreground"),
+    "stats": ("registry", "REGISTRY_STATS", "Show what sharing layers saves in a registry"),
+}
+
 GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "builder": ("Manage builds", BUILDER),
     "container": ("Manage containers", CONTAINER),
     "image": ("Manage images", IMAGE),
+    "manifest": ("Manage lists of manifests in registries", MANIFEST),
+    "registry": ("Run a registry", REGISTRY),
     "system": ("Manage the engine", SYSTEM),
     "volume": ("Manage volumes", VOLUME),
 }
@@ -95,9 +114,14 @@ TOP: dict[str, Entry] = {
     "info": SYSTEM["info"],
     "inspect": ("inspection", "INSPECT", "Show everything about containers, images or volumes"),
     "load": IMAGE["load"],
+    "login": ("registries", "LOGIN", "Log in to a registry"),
+    "logout": ("registries", "LOGOUT", "Log out from a registry"),
     "ps": CONTAINER["ls"],
+    "pull": IMAGE["pull"],
+    "push": IMAGE["push"],
     "rmi": IMAGE["rm"],
     "save": IMAGE["save"],
+    "search": ("registries", "SEARCH", "Search a registry for images"),
     "serve": ("system", "SERVE", "Run the daemon in the foreground"),
     "tag": IMAGE["tag"],
     "version": ("system", "VERSION", "Show the versions of client and daemon"),

@@ -229,11 +229,14 @@ class Stream:
         return len(head) == 12 and head[9:10] in (b"4", b"5")
 
     def ask(self, message: bytes, *, bodiless: bool) -> Response:
-        """Sends a whole request and reads the answer's headers; closes the connection if either
-        fails."""
+        """Sends a whole request and reads the answer's headers; raises Unreachable, and closes the
+        connection, where the daemon ends it."""
         try:
             self.socket.sendall(message)
             return self.answer(bodiless=bodiless)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self.close()
+            raise Unreachable("The daemon closed the connection without an answer") from error
         except BaseException:
             self.close()
             raise
@@ -296,7 +299,7 @@ class Client:
         stream = self._take()
         try:
             response = stream.ask(message, bodiless=method == "HEAD")
-        except (BrokenPipeError, ConnectionResetError, Unreachable):
+        except Unreachable:
             if not stream.used and method not in ("GET", "HEAD"):
                 raise
             # The daemon had closed a connection that was idle for long, or it was killed in the

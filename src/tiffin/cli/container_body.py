@@ -74,7 +74,7 @@ _PLAIN_CONFIG = {
 _MODES = {
     "pid": ("PID", ("", "host"), True),
     "uts": ("UTS", ("", "host"), False),
-    "userns": ("USER", ("", "host"), False),
+    "userns": ("USER", ("", "host", "private", "remap"), False),
     "cgroupns": ("CGROUP", ("", "host", "private"), False),
 }
 

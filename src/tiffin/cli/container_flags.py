@@ -72,7 +72,7 @@ ISOLATION = (
     Flag("pid", STRING, "PID namespace (host, container:NAME)"),
     Flag("ipc", STRING, "IPC namespace (private, shareable, host, none, container:NAME)"),
     Flag("uts", STRING, "UTS namespace (host)"),
-    Flag("userns", STRING, "User namespace (host)"),
+    Flag("userns", STRING, "User namespace (host, private)"),
     Flag("cgroupns", STRING, "Cgroup namespace (host, private)"),
     Flag("runtime", STRING, "Runtime to use"),
     Flag("platform", STRING, "Platform of the image (os/architecture)"),

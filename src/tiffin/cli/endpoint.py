@@ -127,12 +127,17 @@ def start_daemon(root: str) -> str:
     import sys
 
     try:
-        os.makedirs(root, 0o711, exist_ok=True)
+        os.makedirs(root, 0o710, exist_ok=True)
         log = os.open(
             f"{root}/daemon.log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        reason = f"{error.filename}: {error.strerror}"
+        if isinstance(error, PermissionError):
+            reason += (
+                ": run it as root (sudo), or name a daemon that root runs with -H or TIFFIN_HOST"
+            )
+        return reason
     said = os.fstat(log).st_size
     ready, ready_end = os.pipe()
     try:

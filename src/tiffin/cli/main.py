@@ -24,7 +24,21 @@ GLOBAL_FLAGS = (
 
 def entry() -> None:
     """The console script ``tiffin``."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _open_missing()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_missing() -> None:
+    """Streams that the caller has closed lead nowhere; else the next socket would be one of them,
+    and get what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            found = os.open(os.devnull, os.O_RDWR)
+            if found != number:
+                os.dup2(found, number)
+                os.close(found)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def run(words: Sequence[str]) -> int:

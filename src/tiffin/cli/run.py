@@ -59,12 +59,8 @@ def _create(call: Invocation) -> dict[str, Any]:
             raise
         name = error.reason.rpartition("o such image: ")[2] or image
         report(f"Unable to find image '{name}' locally")
-        raise CommandError(
-            f"{error.message}\n"
-            "tiffin does not pull from registries yet. The image can come from an archive\n"
-            f"('tiffin load -i FILE'), a file system ('tiffin import FILE {name}') or programs\n"
-            f"of this machine ('tiffin image pack {name} PROGRAM...')."
-        ) from None
+        _pull(client, image, options["platform"])
+        created = client.post("/containers/create", body, **query)
     for warning in created.get("Warnings") or ():
         report(f"WARNING: {warning}")
     if cidfile:
@@ -74,13 +70,17 @@ def _create(call: Invocation) -> dict[str, Any]:
 
 
 def _pull(client: Client, image: str, platform: str) -> None:
-    from tiffin.cli.progress import show_messages
+    from tiffin.cli.registries import pull_image
 
-    name, _, tag = image.rpartition(":")
-    if not name or "/" in tag:
-        name, tag = image, "latest"
-    query = {"fromImage": name, "tag": tag, "platform": platform or None}
-    show_messages(client.call("POST", "/images/create", query), sys.stderr)
+    try:
+        pull_image(client, image, platform, sys.stderr)
+    except TiffinError as error:
+        raise CommandError(
+            f"{error.message}\n"
+            "Without a registry an image can come from an archive ('tiffin load -i FILE'), a file\n"
+            f"system ('tiffin import FILE {image}') or programs of this machine\n"
+            f"('tiffin image pack {image} PROGRAM...')."
+        ) from None
 
 
 def create(call: Invocation) -> int:
@@ -102,6 +102,9 @@ def run(call: Invocation) -> int:
     """Creates and starts a container, tied to this terminal unless ``-d`` is given."""
     try:
         return _run(call)
+    except BrokenPipeError:
+        # The reader of the output is gone: nobody is to be told.
+        raise
     except OSError as error:
         message = f"open {error.filename}: {error.strerror or error}" if error.filename else error
         failure, code = str(message).lower(), 125

@@ -254,16 +254,24 @@ def _wait_for_exit(stopping: Response) -> None:
 
 def serve(call: Invocation) -> int:
     """Runs the daemon in the foreground, until a signal ends it."""
-    from tiffin.api import daemon
+    from tiffin.api.daemon import Access
+    from tiffin.api.daemon import serve as serve_root
 
     options = call.options
     hosts = options["host"] or ([] if call.endpoint.automatic else [call.endpoint.text])
-    return daemon.serve(
+    return serve_root(
         call.endpoint.root,
         hosts,
         on_demand=options["on-demand"],
         storage_driver=options["storage-driver"] or None,
         ready_fd=options["ready-fd"],
+        access=Access(
+            group=options["group"],
+            authority=options["tlscacert"],
+            certificate=options["tlscert"],
+            key=options["tlskey"],
+            insecure_tcp=options["insecure-tcp"],
+        ),
     )
 
 
@@ -302,6 +310,11 @@ SERVE = Command(
     "[OPTIONS]",
     (
         Flag("host", LIST, "Listen at this socket (unix:///path, tcp://host:port)", short="H"),
+        Flag("group", STRING, "The group that may use the unix socket", short="G"),
+        Flag("tlscacert", STRING, "The CA of the clients' certificates, for tcp://"),
+        Flag("tlscert", STRING, "The daemon's own certificate, for tcp://"),
+        Flag("tlskey", STRING, "The key of the daemon's certificate"),
+        Flag("insecure-tcp", BOOL, "Listen on tcp:// without TLS: who reaches it is root here"),
         Flag("on-demand", BOOL, "Leave when there is nothing to do"),
         Flag("storage-driver", STRING, "How layers are kept (overlay2, vfs)", short="s"),
         Flag("ready-fd", INT, "Say in this descriptor when the daemon is ready"),

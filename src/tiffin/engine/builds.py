@@ -27,9 +27,10 @@ from tiffin.build.verification import difference
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
-from tiffin.engine.images import Images
+from tiffin.engine.images import Image, Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.loans import Lender
+from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.steps import Steps
@@ -58,6 +59,7 @@ class Builds:
         layers: LayerStore,
         lifecycle: Lifecycle,
         roster: Roster,
+        registries: Registries,
     ) -> None:
         self.database = database
         self.layers = layers
@@ -65,6 +67,7 @@ class Builds:
         self._root = root
         self._images = images
         self._roster = roster
+        self._registries = registries
         self._cache = BuildCache(database)
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
         mark = hashlib.sha256(os.fsencode(root.path)).hexdigest()[:8]
@@ -103,19 +106,25 @@ class Builds:
     # -- the builder's backend
 
     def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image that is here."""
+        """The configuration of a base image, which is pulled if it is not here."""
         try:
             image = self._images.find(reference)
-        except NotFound as error:
-            raise NotFound(
-                f"No such image: {reference}: tiffin can't ask a registry yet; bring it in with "
-                "load or import, or make one with image pack"
-            ) from error
+        except NotFound:
+            image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:
             self.layers.keep(image.top)
         return image.config
+
+    def _pull(self, reference: str, platform: str) -> Image:
+        try:
+            return self._registries.pull(reference, platform=platform)[0].image
+        except TiffinError as error:
+            raise type(error)(
+                f"No such image: {reference}: {error.message}; an image can also come from load, "
+                "import or image pack"
+            ) from error
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
         """Run a RUN."""

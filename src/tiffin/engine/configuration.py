@@ -10,12 +10,14 @@ Source: Docker Engine API v1.50, ``ContainerConfig`` and ``HostConfig``.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tiffin.engine import health, limits, logdrivers, security
 from tiffin.errors import InvalidParameter, Unsupported
-from tiffin.runtime.settings import MASKED_PATHS, READONLY_PATHS
+from tiffin.runtime import foreign
+from tiffin.runtime.settings import READONLY_PATHS
 
 JSON = dict[str, Any]
 
@@ -23,16 +25,20 @@ JSON = dict[str, Any]
 _ACTED_ON = frozenset(
     """Binds ContainerIDFile LogConfig NetworkMode AutoRemove VolumesFrom CapAdd CapDrop Dns
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
-    ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
+    VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
     Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices StorageOpt Annotations""".split()
+    Devices DeviceCgroupRules UsernsMode StorageOpt Annotations""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "Isolation": ("default",),
-    "UsernsMode": ("host",),
     "Cgroup": (),
 }
+NATIVE = "native"
+"""The runtime that is this engine's own."""
+REMAPPED = ("private", "remap")
+"""Modes of ``--userns`` that give a container a user namespace of its own."""
+_DEVICE_RULE = re.compile(r"[acb] (\d+|\*):(\d+|\*) [rwm]{1,3}")
 _CONFIG_REFUSED: Mapping[str, str] = {"MacAddress": "--mac-address"}
 
 
@@ -83,7 +89,7 @@ def _host_defaults() -> JSON:
         "SecurityOpt": None,
         "UTSMode": "",
         "ShmSize": 64 * 1024 * 1024,
-        "Runtime": "native",
+        "Runtime": NATIVE,
     }
 
 
@@ -115,10 +121,18 @@ def _check_host(host: JSON) -> None:
     if host.get("AutoRemove") and host["RestartPolicy"]["Name"] != "no":
         raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
     host["LogConfig"] = logdrivers.check(host.get("LogConfig") or {})
-    if host.get("Runtime") not in (None, "", "native", "runc"):
+    host["Runtime"] = host.get("Runtime") or NATIVE
+    if host["Runtime"] != NATIVE and foreign.find(host["Runtime"]) is None:
         raise InvalidParameter(f"unknown or invalid runtime name: {host['Runtime']}")
-    host["Runtime"] = "native"
     _check_modes(host)
+    _check_users(host)
+    for rule in host.get("DeviceCgroupRules") or []:
+        if not _DEVICE_RULE.fullmatch(rule):
+            raise InvalidParameter(f"invalid device cgroup rule format: '{rule}'")
+    if not -1000 <= (host.get("OomScoreAdj") or 0) <= 1000:
+        raise InvalidParameter(
+            f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]"
+        )
     security.check(host)
 
 
@@ -152,23 +166,46 @@ def _check_modes(host: JSON) -> None:
     for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
         host[key] = host.get(key) or default
     privileged = bool(host.get("Privileged"))
-    for key, paths in (("MaskedPaths", MASKED_PATHS), ("ReadonlyPaths", READONLY_PATHS)):
+    for key, paths in (("MaskedPaths", security.masked_paths()), ("ReadonlyPaths", READONLY_PATHS)):
         if host.get(key) is None:
             host[key] = None if privileged else list(paths)
-    for key, allowed in (
-        ("IpcMode", ("", "private", "shareable", "host", "none")),
-        ("PidMode", ("", "host")),
-        ("UTSMode", ("", "host")),
-        ("CgroupnsMode", ("", "private", "host")),
+    for key, what, allowed in (
+        ("IpcMode", "IPC", ("", "private", "shareable", "host", "none")),
+        ("PidMode", "PID", ("", "host")),
+        ("UTSMode", "UTS", ("", "host")),
+        ("CgroupnsMode", "cgroup NS", ("", "private", "host")),
+        ("UsernsMode", "user NS", ("", "host", *REMAPPED)),
     ):
-        value = host.get(key) or ""
-        if value not in allowed:
-            if not value.startswith("container:"):
-                raise InvalidParameter(f"invalid {_MODE_NAMES[key]} mode: {value}")
-            raise Unsupported(f"HostConfig.{key} '{value}' can't be used yet")
+        mode = host.get(key) or ""
+        joins = key in ("IpcMode", "PidMode") and mode.startswith("container:")
+        if joins and not mode.partition(":")[2]:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
+        if mode not in allowed and not joins:
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
 
 
-_MODE_NAMES = {"IpcMode": "IPC", "PidMode": "PID", "UTSMode": "UTS", "CgroupnsMode": "cgroup NS"}
+def _check_users(host: JSON) -> None:
+    """What belongs to the host can't be shared with a user namespace of the container's own."""
+    if host.get("UsernsMode") not in REMAPPED:
+        return
+    if host.get("Privileged"):
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces. You must run the container in "
+            "the host namespace when running privileged mode"
+        )
+    if host["NetworkMode"] == "host":
+        raise InvalidParameter(
+            "cannot share the host's network namespace when user namespaces are enabled"
+        )
+    if host.get("PidMode") == "host":
+        raise InvalidParameter(
+            "cannot share the host PID namespace when user namespaces are enabled"
+        )
+    for key in ("IpcMode", "UTSMode", "PidMode"):
+        if host.get(key) == "host" or (host.get(key) or "").startswith("container:"):
+            raise InvalidParameter(
+                f"HostConfig.{key} '{host[key]}' can't be used with a user namespace of its own"
+            )
 
 
 def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
@@ -188,8 +225,6 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     merged["Env"] = own + [
         variable for variable in image.get("Env") or [] if variable.partition("=")[0] not in named
     ]
-    # A name without "=" asks for the variable to be taken away.
-    merged["Env"] = [variable for variable in merged["Env"] if "=" in variable]
     entrypoint, command = config.get("Entrypoint"), config.get("Cmd")
     if entrypoint is None:
         if not command:

@@ -64,6 +64,8 @@ class State(msgspec.Struct):
     started: int = 0
     """Nanoseconds since the epoch; 0 if never."""
     finished: int = 0
+    id_base: int = 0
+    """Where its user namespace's IDs begin outside; 0 if it has none of its own."""
     runs: int = 0
     """How often it was started: tells one run's end from another's."""
     restarts: int = 0

@@ -17,9 +17,9 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
-from tiffin.engine.registries import Registries
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.spools import Spools
 from tiffin.engine.streams import demultiplex
 from tiffin.engine.system import System
 from tiffin.engine.trees import Trees
@@ -30,6 +30,7 @@ from tiffin.store.database import Database
 
 if TYPE_CHECKING:
     from tiffin.engine.builds import Builds
+    from tiffin.engine.registries import Registries
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,12 @@ class Engine:
             self.events = Events()
             roster = Roster(self._database)
             trees = Trees(self._root, self._layers)
-            self.images = Images(self._database, self._root, self._layers, self.events)
-            self.registries = Registries(
-                self._database, self._root, self._layers, self.images, self.events
+            self._spools = Spools(self._root.path / "ingest")
+            self.images = Images(
+                self._database, self._root, self._layers, self.events, self._spools
             )
+            self._registries: Registries | None = None
+            self._loading = threading.Lock()
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
@@ -132,8 +135,26 @@ class Engine:
                     self._layers,
                     self._lifecycle,
                     self._roster,
+                    self.registries,
                 )
             return self._builds
+
+    @property
+    def registries(self) -> Registries:
+        """The verbs on registries; loaded when they are first used."""
+        from tiffin.engine.registries import Registries
+
+        with self._loading:
+            if self._registries is None:
+                self._registries = Registries(
+                    self._database,
+                    self._root,
+                    self._layers,
+                    self.images,
+                    self.events,
+                    self._spools,
+                )
+            return self._registries
 
     @property
     def root(self) -> Root:
@@ -153,7 +174,7 @@ class Engine:
                 shutil.rmtree(entry.path)
         self.volumes.sweep()
         self.images.collect()
-        self.registries.sweep()
+        self._spools.sweep()
 
     @property
     def busy(self) -> bool:

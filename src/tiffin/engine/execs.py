@@ -64,6 +64,8 @@ class Execs:
     def create(self, reference: str, body: JSON) -> JSON:
         """Prepare an exec; raises NotFound, Conflict where the container does not run."""
         container = self._roster.get(reference)
+        # Go reads the names of members without regard to case, and docker-py writes this one small.
+        body.setdefault("DetachKeys", body.pop("detachKeys", ""))
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
@@ -124,7 +126,10 @@ class Execs:
             if not container.running:
                 raise Conflict(f"container {container.id} is not running")
             one.started = True
-        terminal = bool(body.get("Tty")) if tty is None else tty
+        # The exec has a terminal if it was made with one. What is said at its start is how its
+        # output comes: framed, unless it says that there is a terminal.
+        terminal = bool(body.get("Tty"))
+        framed = not (terminal if tty is None else tty)
         config = container.spec.config
         env = isolation.environment(container)
         named = {variable.partition("=")[0] for variable in body.get("Env") or []}
@@ -150,7 +155,7 @@ class Execs:
                     "stdin": bool(body.get("AttachStdin")),
                     "stdout": bool(body.get("AttachStdout")),
                     "stderr": bool(body.get("AttachStderr")),
-                    "multiplexed": not terminal,
+                    "multiplexed": framed,
                     "detach_keys": body.get("DetachKeys") or None,
                     "initial": initial,
                 },
@@ -226,7 +231,7 @@ class Execs:
         one = self.get(exec_id)
         with one.starting:
             pass
-        if one.running and _is_over(one.pid):
+        if one.running and is_over(one.pid):
             # A client asks for the exit code as soon as its stream ends; the keeper's word of it
             # may still be on the way.
             one.ended.wait(_EVENT_SECONDS)
@@ -284,7 +289,7 @@ def _told(body: JSON) -> str:
     return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
-def _is_over(pid: int) -> bool:
+def is_over(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

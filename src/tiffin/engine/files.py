@@ -8,7 +8,6 @@ Source: Docker Engine API v1.50, ``ContainerArchive``, ``PutContainerArchive``.
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import stat
@@ -92,10 +91,13 @@ def path_stat(root: int, path: str) -> JSON:
 
 
 class TreeTar:
-    """Writes files of a tree into a tar stream, sorted by name."""
+    """Writes files of a tree into a tar stream, sorted by name.
+
+    A context manager: the end of the tar is written with the end of the block, unless that fails.
+    """
 
     def __init__(self, output: BinaryIO) -> None:
-        self._tar = tarfile.open(  # noqa: SIM115 - finish() closes it
+        self._tar = tarfile.open(  # noqa: SIM115 - the end of the block closes it
             fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER
         )
         # An attribute of TarFile that typeshed does not know.
@@ -162,9 +164,10 @@ class TreeTar:
             info.size = status.st_size
             try:
                 self._tar.addfile(info, _Exactly(file, info.size))
+            except ConnectionError:
+                # It is the reader that is gone.
+                raise
             except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                    raise
                 raise InvalidParameter(f"{arcname} can't be read: {error}") from error
 
     @staticmethod
@@ -176,9 +179,15 @@ class TreeTar:
                 headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
         info.pax_headers = headers
 
-    def finish(self) -> None:
-        """Write the end of the tar."""
-        self._tar.close()
+    def __enter__(self) -> TreeTar:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._tar.close()
+        else:
+            # Else what tarfile still holds back would be written when it is collected.
+            self._tar.fileobj.closed = True  # type: ignore[attr-defined]
 
 
 class _Exactly:
@@ -196,33 +205,27 @@ class _Exactly:
 
 def export(root: int, output: BinaryIO) -> None:
     """The whole tree under ``root`` as a tar (``docker export``)."""
-    tar = TreeTar(output)
-    tar.add(root, "", "")
-    tar.finish()
+    with TreeTar(output) as tar:
+        tar.add(root, "", "")
 
 
 def get(root: int, path: str, output: BinaryIO) -> None:
     """``path`` with all inside as a tar whose names start with its last name."""
     _lstat(root, path)
     directory, name = _split(path)
-    tar = TreeTar(output)
     if not name or path.endswith(("/", "/.")):
-        parent = open_in(root, os.fsencode(path), os.O_PATH)
-        try:
-            inside = "." if path.endswith("/.") or not name else name
-            if stat.S_ISDIR(os.fstat(parent).st_mode):
-                tar.add(parent, "", inside)
-            else:
-                raise InvalidParameter(f"{path} is not a directory")
-        finally:
-            os.close(parent)
+        parent, member = open_in(root, os.fsencode(path), os.O_PATH), ""
+        inside = "." if path.endswith("/.") or not name else name
     else:
         parent = open_in(root, os.fsencode(directory), os.O_PATH | os.O_DIRECTORY)
-        try:
-            tar.add(parent, name, name)
-        finally:
-            os.close(parent)
-    tar.finish()
+        member = inside = name
+    try:
+        if not stat.S_ISDIR(os.fstat(parent).st_mode):
+            raise InvalidParameter(f"{path} is not a directory")
+        with TreeTar(output) as tar:
+            tar.add(parent, member, inside)
+    finally:
+        os.close(parent)
 
 
 def put(

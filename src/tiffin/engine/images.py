@@ -19,6 +19,7 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
+from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
@@ -55,11 +56,19 @@ Loaded = list[Image]
 class Images:
     """The images of a root."""
 
-    def __init__(self, database: Database, root: Root, layers: LayerStore, events: Events) -> None:
+    def __init__(
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        events: Events,
+        spools: Spools,
+    ) -> None:
         self._database = database
         self._root = root
         self._layers = layers
         self._events = events
+        self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
         self._collecting = threading.Lock()
 
@@ -275,7 +284,7 @@ class Images:
             "Id": image.id,
             "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
             "RepoDigests": [tag.familiar for tag in tags if tag.digest],
-            "Parent": "",
+            "Parent": self._parent(image),
             "Comment": config.history[-1].comment if config.history else "",
             "Created": config.created or timestamps.ZERO,
             "DockerVersion": config.to_document().get("docker_version", ""),
@@ -291,6 +300,19 @@ class Images:
         if config.variant:
             view["Variant"] = config.variant
         return view
+
+    def _parent(self, image: Image) -> str:
+        """The ID of the image that a commit made this one from, if it is there: it has all the
+        layers but the last, and the same history up to there."""
+        if image.top is None:
+            return ""
+        below = self._layers.get(image.top).parent
+        steps = image.config.history
+        for row in self._database.all("SELECT * FROM images WHERE top IS ?", (below,)):
+            other = self._image(row)
+            if other.config.history == steps[:-1]:
+                return other.id
+        return ""
 
     def history(self, reference: str) -> Rows:
         """What made the image, the newest step first."""
@@ -423,6 +445,8 @@ class Images:
                 # It came into use, or went, meanwhile.
                 continue
         space = max(0, before - self._layers.total_size())
+        # Images that came in half go too.
+        space += self._spools.sweep(0)
         self._events.publish("image", "prune", "", reclaimed=str(space))
         return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import limits, security
+from tiffin.engine import configuration, limits, security
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
-from tiffin.errors import InvalidParameter
+from tiffin.errors import Conflict, InvalidParameter
 from tiffin.linux import capabilities
 from tiffin.runtime.seccomp import Filters
 from tiffin.runtime.settings import (
     DEFAULT_PATH,
-    MASKED_PATHS,
     READONLY_PATHS,
     ContainerSettings,
     Device,
@@ -81,10 +81,47 @@ def environment(container: Container) -> list[str]:
     defaults = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={hostname(container)}"]
     if container.tty:
         defaults.append("TERM=xterm")
-    return [default for default in defaults if default.partition("=")[0] not in named] + variables
+    defaults = [default for default in defaults if default.partition("=")[0] not in named]
+    # A name without "=" asks for the variable to be taken away.
+    return defaults + [variable for variable in variables if "=" in variable]
 
 
-def namespaces(container: Container) -> dict[str, str | None]:
+ID_COUNT = 65536
+"""How many IDs a user namespace has."""
+_ID_SLOTS = range(16384, 65535)
+"""Which multiples of ID_COUNT they may begin at: above what hosts hand out themselves."""
+
+Peer = Callable[[str], Container]
+"""Finds another container, which must run, by its name or ID. Raises NotFound, Conflict."""
+
+
+def free_id_base(container_id: str, taken: Collection[int]) -> int:
+    """Where the IDs of a container's user namespace begin: a range that no other one has."""
+    start = int(container_id[:8], 16)
+    for offset in range(len(_ID_SLOTS)):
+        base = _ID_SLOTS[(start + offset) % len(_ID_SLOTS)] * ID_COUNT
+        if base not in taken:
+            return base
+    raise Conflict("no range of IDs is left for a user namespace")
+
+
+def _donor(mode: str, peer: Peer) -> Container | None:
+    """The container of a mode ``container:NAME``."""
+    kind, _, name = mode.partition(":")
+    return peer(name) if kind == "container" else None
+
+
+def _ipc_donor(container: Container, peer: Peer) -> Container | None:
+    other = _donor(container.spec.host.get("IpcMode") or "", peer)
+    if other is not None and other.spec.host.get("IpcMode") not in ("shareable", "host"):
+        raise Conflict(
+            f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use "
+            "IpcMode:shareable for the donor container)"
+        )
+    return other
+
+
+def namespaces(container: Container, peer: Peer) -> dict[str, str | None]:
     """Which namespaces are the container's own; a type that's missing is the host's."""
     host = container.spec.host
     result: dict[str, str | None] = {"mount": None}
@@ -96,6 +133,12 @@ def namespaces(container: Container) -> dict[str, str | None]:
         result["ipc"] = None
     if host.get("UTSMode") != "host":
         result["uts"] = None
+    for kind, other in (
+        ("pid", _donor(host.get("PidMode") or "", peer)),
+        ("ipc", _ipc_donor(container, peer)),
+    ):
+        if other is not None:
+            result[kind] = f"/proc/{other.state.pid}/ns/{kind}"
     # As in Docker, a privileged container sees the host's cgroups unless it asks not to.
     if host.get("CgroupnsMode") != "host":
         result["cgroup"] = None
@@ -115,6 +158,9 @@ def _runtime_mount(point: MountPoint) -> RuntimeMount:
     source = os.path.join(point.source, point.subpath) if point.subpath else point.source
     options = ["rbind" if point.recursive else "bind", "rw" if point.writable else "ro"]
     options.append(point.propagation or "rprivate")
+    if point.kind == "volume":
+        # What is in a volume has the IDs that containers see, whatever those are outside.
+        options.append("idmap")
     return RuntimeMount("bind", source, point.target, tuple(options))
 
 
@@ -151,16 +197,23 @@ def process_settings(
             for limit in host.get("Ulimits") or []
         ],
         oom_score_adj=host.get("OomScoreAdj") or None,
+        remapped=(container.state.id_base,) * 2 if container.state.id_base else None,
+        apparmor=security.apparmor_profile(host),
     )
 
 
 def container_settings(
-    container: Container, folder: Path, rootfs: list[Mount], cgroup: str, filters: Filters
+    container: Container,
+    folder: Path,
+    rootfs: list[Mount],
+    cgroup: str,
+    filters: Filters,
+    peer: Peer,
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
     ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it;
-    ``filters`` makes and keeps seccomp filters.
+    ``filters`` makes and keeps seccomp filters; ``peer`` finds the containers that this one joins.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
@@ -169,8 +222,14 @@ def container_settings(
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in covered:
             mounts.append(
-                RuntimeMount("bind", str(folder / name), f"/etc/{name}", ("rbind", "rprivate"))
+                RuntimeMount(
+                    "bind", str(folder / name), f"/etc/{name}", ("rbind", "rprivate", "idmap")
+                )
             )
+    base = container.state.id_base
+    foreign = host.get("Runtime") != configuration.NATIVE
+    filtered, profile = security.profile_of(host)
+    donor = _ipc_donor(container, peer)
     masked, readonly = host.get("MaskedPaths"), host.get("ReadonlyPaths")
     return ContainerSettings(
         id=container.id,
@@ -188,7 +247,8 @@ def container_settings(
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),
         mounts=mounts,
-        namespaces=namespaces(container),
+        namespaces=namespaces(container, peer),
+        id_map=(base, ID_COUNT) if base else None,
         devices=[
             node
             for device in host.get("Devices") or []
@@ -198,13 +258,18 @@ def container_settings(
                 device.get("CgroupPermissions") or "rwm",
             )
         ],
+        device_rules=list(host.get("DeviceCgroupRules") or []),
         privileged=privileged,
-        masked_paths=[] if privileged else list(MASKED_PATHS if masked is None else masked),
+        masked_paths=[]
+        if privileged
+        else list(security.masked_paths() if masked is None else masked),
         readonly_paths=[] if privileged else list(READONLY_PATHS if readonly is None else readonly),
         sysctls=host.get("Sysctls") or {},
         resources=limits.resources(host),
-        shm_size=host.get("ShmSize") or 64 * 1024 * 1024,
+        shm_size=0 if host.get("IpcMode") == "none" else host.get("ShmSize") or 64 * 1024 * 1024,
+        shm_from=None if donor is None else f"/proc/{donor.state.pid}/ns/mnt",
         cgroup=cgroup,
+        seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),
     )
 
@@ -228,6 +293,9 @@ def write_network_files(container: Container, folder: Path) -> None:
     hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
     (folder / "hosts").write_text(hosts)
     (folder / "resolv.conf").write_text(_resolver(container.spec.host))
+    for file in ("hostname", "hosts", "resolv.conf"):
+        # Whatever this process's umask: every user in the container reads them.
+        (folder / file).chmod(0o644)
 
 
 def _resolver(host: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ asks the keeper what became of each such container.
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import signal
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import health, isolation, logdrivers, restarts
+from tiffin.engine import configuration, health, isolation, logdrivers, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.restarts import Restarts
@@ -34,7 +35,7 @@ from tiffin.errors import Conflict, NotFound, NotModified, TiffinError
 from tiffin.keeper.client import KeeperClient
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.runtime import native
+from tiffin.runtime import foreign, native, oci
 from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
@@ -154,24 +155,45 @@ class Lifecycle:
         """Have the keeper start a container's first process: ``{"pid", "started"}``."""
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
+        container.state.id_base = 0
+        if host.get("UsernsMode") in configuration.REMAPPED:
+            taken = {other.state.id_base for other in self._roster.all()}
+            container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
             folder,
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
+            self._peer,
         )
+        plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
+        if host["Runtime"] != configuration.NATIVE:
+            foreign.check(host["Runtime"], settings)
+            plan["runtime"] = {
+                "name": host["Runtime"],
+                "path": foreign.find(host["Runtime"]),
+                "config": oci.oci_config(settings),
+                "mountpoint": self._mountpoint,
+            }
         log = logdrivers.keeper_options(container, folder)
         size = host.get("ConsoleSize") or None
         return self.keeper.start(
             container.id,
-            native.plan(settings, self._mountpoint, self._cgroups).dump(),
+            plan,
             log=log,
             terminal=container.tty,
             open_stdin=bool(config.get("OpenStdin")),
             stdin_once=bool(config.get("StdinOnce")),
             size=(size[0], size[1]) if size and any(size) else None,
         )
+
+    def _peer(self, reference: str) -> Container:
+        """A running container that another one joins. Raises NotFound, Conflict."""
+        other = self._roster.get(reference)
+        if not other.running:
+            raise Conflict(f"cannot join a namespace of container {reference}: it is not running")
+        return other
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
@@ -441,7 +463,13 @@ class Lifecycle:
     def discard(self, container: Container) -> None:
         """Remove what a container without a row has left on the disk."""
         self._layers.remove_snapshot(container.snapshot)
-        shutil.rmtree(self._root.container(container.id), ignore_errors=False, onerror=_gone)
+        # Moved first: an old log may just be being compressed, and must find no folder to write to.
+        doomed = self._root.work / f"removed-{container.id}"
+        try:
+            os.rename(self._root.container(container.id), doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=False, onerror=_gone)
 
     def _kill_and_wait(self, container: Container) -> None:
         waiter = Waiter(container, "not-running")

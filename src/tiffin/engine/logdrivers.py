@@ -62,10 +62,7 @@ def check(log: Mapping[str, Any]) -> JSON:
     kind = log.get("Type") or "json-file"
     options = dict(log.get("Config") or {})
     if kind not in NAMES:
-        raise InvalidParameter(
-            f'error looking up logging plugin {kind}: plugin "{kind}" not found: '
-            f"{', '.join(NAMES)} are there"
-        )
+        raise InvalidParameter(f'error looking up logging plugin {kind}: plugin "{kind}" not found')
     if kind == "none" and options:
         raise InvalidParameter("invalid logging opts for driver none")
     for name in options:

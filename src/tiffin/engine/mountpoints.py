@@ -160,6 +160,9 @@ def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[
     points: dict[str, MountPoint] = {point.target: point for point in inherited}
     named: set[str] = set()
     asked = [parse_bind(text) for text in host.get("Binds") or []]
+    driver = host.get("VolumeDriver") or "local"
+    for point in asked:
+        point.driver = driver
     asked += [parse_mount(mount) for mount in host.get("Mounts") or []]
     asked += [parse_tmpfs(target, text) for target, text in (host.get("Tmpfs") or {}).items()]
     for point in asked:
@@ -169,6 +172,7 @@ def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[
         points[point.target] = point
     for text in config.get("Volumes") or {}:
         point = parse_bind(text) if ":" in text else MountPoint("volume", _target(text, "volume"))
+        point.driver = driver
         points.setdefault(point.target, point)
     # Outer targets first, so that an inner one isn't covered.
     return sorted(points.values(), key=lambda point: point.target.count("/"))

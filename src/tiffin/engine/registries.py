@@ -32,7 +32,7 @@ from tiffin.image.config import ImageConfig
 from tiffin.image.manifest import Descriptor, Index, Manifest, Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
-from tiffin.registry.credentials import Credentials, host_of
+from tiffin.registry.credentials import Credentials, host_of, parse_header
 from tiffin.registry.endpoints import SYSTEM_FOLDERS, Configuration
 from tiffin.store.database import Database
 
@@ -97,7 +97,13 @@ class Registries:
     """See the module's text."""
 
     def __init__(
-        self, database: Database, root: Root, layers: LayerStore, images: Images, events: Events
+        self,
+        database: Database,
+        root: Root,
+        layers: LayerStore,
+        images: Images,
+        events: Events,
+        spools: Spools,
     ) -> None:
         self._root = root
         self._layers = layers
@@ -105,14 +111,10 @@ class Registries:
         self._events = events
         self._database = database
         self.memory = BlobMemory(database)
-        self.spools = Spools(root.path / "ingest")
+        self.memory.sweep()
+        self.spools = spools
         self.patience: Patience | None = None
         """How patient to be with registries; None is the usual."""
-
-    def sweep(self) -> None:
-        """At start-up: forget what is of no use any more."""
-        self.memory.sweep()
-        self.spools.sweep()
 
     def configuration(self) -> Configuration:
         """What the root and the system say about registries; raises InvalidParameter."""
@@ -457,6 +459,16 @@ class Registries:
             for row in found
             if (official is None or row["is_official"] == official) and row["star_count"] >= stars
         ][:limit]
+
+
+def credentials_of(header: str | None) -> Credentials | None:
+    """The credentials of an ``X-Registry-Auth`` header; raises InvalidParameter."""
+    return parse_header(header)
+
+
+def credentials_in(document: JSON) -> Credentials:
+    """The credentials of the API's AuthConfig; raises InvalidParameter."""
+    return Credentials.of_document(document)
 
 
 def _manifest_of(repository: str, entry: Descriptor, client: Registry) -> Manifest | Index:

@@ -22,13 +22,19 @@ class Root:
 
     def __init__(self, path: str | os.PathLike[str] | None, what: str) -> None:
         self.path = Path(path or os.environ.get("TIFFIN_ROOT") or DEFAULT_ROOT).absolute()
+        if os.geteuid() != 0:
+            raise Forbidden(
+                "containers need root's rights, and this process has not got them: run it as root "
+                "(sudo), or name a daemon that root runs with -H or TIFFIN_HOST"
+            )
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            # Closed to others: what is set-user-ID in a volume is no program for this machine's.
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o710)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except PermissionError as error:
             raise Forbidden(
-                f"the engine root {self.path} can't be used ({error.strerror}): run as root, or "
-                "choose another folder with --root or TIFFIN_ROOT"
+                f"the engine root {self.path} can't be used ({error.strerror}): choose another "
+                "folder with --root or TIFFIN_ROOT"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +54,7 @@ class Root:
             self.keeper,
             self.keeper / "rootfs",
         ):
-            folder.mkdir(exist_ok=True, mode=0o711)
+            folder.mkdir(exist_ok=True, mode=0o710)
 
     def _owner(self) -> str:
         try:

@@ -10,12 +10,15 @@ a warning says so.
 
 from __future__ import annotations
 
+import functools
+import glob
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from tiffin.errors import InvalidParameter
 from tiffin.runtime import seccomp
+from tiffin.runtime.settings import MASKED_PATHS
 
 JSON = dict[str, Any]
 
@@ -121,6 +124,13 @@ def warnings(host: JSON) -> list[str]:
         state = "not supported yet" if selinux_enabled() else "not enabled on this host"
         result.append(f"SELinux labels are {state}. Discarded: {', '.join(labels)}.")
     return result
+
+
+@functools.cache
+def masked_paths() -> tuple[str, ...]:
+    """The paths that are hidden unless asked otherwise; how hot the processors run tells
+    neighbours what others do."""
+    return (*MASKED_PATHS, *sorted(glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle")))
 
 
 def described() -> list[str]:

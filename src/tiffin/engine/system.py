@@ -21,6 +21,7 @@ from tiffin.engine.volumes import Volumes
 from tiffin.errors import NotFound
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.runtime import foreign
 from tiffin.storage import drivers
 from tiffin.store.database import Database
 from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
@@ -159,7 +160,10 @@ class System:
             "Labels": [],
             "ExperimentalBuild": False,
             "ServerVersion": __version__,
-            "Runtimes": {"native": {"path": sys.executable}},
+            "Runtimes": {
+                "native": {"path": sys.executable},
+                **{name: {"path": path} for name in foreign.NAMES if (path := foreign.find(name))},
+            },
             "DefaultRuntime": "native",
             "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "Error": ""},
             "LiveRestoreEnabled": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,10 +99,7 @@ def _mount_volumes(container: Container, place: str) -> None:
         for point in container.spec.mounts:
             if point.kind == "tmpfs" or not os.path.exists(point.source):
                 continue
-            try:
-                target = open_in(root, os.fsencode(point.target), os.O_PATH)
-            except NotFound:
-                continue
+            target = _mount_point(root, point.target, os.path.isdir(point.source))
             try:
                 syscalls.mount(
                     os.path.join(point.source, point.subpath) if point.subpath else point.source,
@@ -113,6 +111,30 @@ def _mount_volumes(container: Container, place: str) -> None:
                 os.close(target)
     finally:
         os.close(root)
+
+
+def _mount_point(root: int, path: str, directory: bool) -> int:
+    """Open where something is mounted; it is made where it is missing, as a start would."""
+    try:
+        return open_in(root, os.fsencode(path), os.O_PATH)
+    except NotFound:
+        pass
+    above, name = posixpath.split(path)
+    parent = _mount_point(root, above, True)
+    try:
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o644, dir_fd=parent))
+    except FileExistsError:
+        # A dangling symlink, which a start refuses too.
+        raise InvalidParameter(
+            f"{path} is a symlink that leads nowhere: nothing can be mounted"
+        ) from None
+    finally:
+        os.close(parent)
+    return open_in(root, os.fsencode(path), os.O_PATH)
 
 
 def open_in(root: int, path: bytes, flags: int, mode: int = 0) -> int:

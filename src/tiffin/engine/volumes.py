@@ -63,7 +63,8 @@ class Volumes:
         anonymous = not name
         name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
-            self.path(name).mkdir(parents=True, exist_ok=True, mode=0o755)
+            self.path(name).mkdir(parents=True, exist_ok=True)
+            self.path(name).chmod(0o755)
             try:
                 self._database.execute(
                     "INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?)",

@@ -168,9 +168,9 @@ class Hierarchy:
     ) -> list[str]:
         """Make the group in every hierarchy, set its limits, and return warnings.
 
-        ``devices`` is the list of what is allowed on version 1 (None: everything). A group that
-        exists is taken over. A limit that the kernel refuses raises OSError, and nothing is left; a
-        controller that is missing gives a warning in Docker's words.
+        ``devices`` is the list of what is allowed, as version 1 writes it (None: everything). A
+        group that exists is taken over. A limit that the kernel refuses raises OSError, and
+        nothing is left; a controller that is missing gives a warning in Docker's words.
         """
         made: list[str] = []
         try:
@@ -195,6 +195,11 @@ class Hierarchy:
                         os.write(fd, rule.encode())
                 finally:
                     os.close(fd)
+            elif devices is not None and self.unified and "devices" not in self.by_name:
+                # Not in a hybrid setup: there it costs a program where files do.
+                from tiffin.linux import device_filter
+
+                device_filter.attach(f"{self.unified}/{name}", devices)
             return self.limit(name, resources) if resources else []
         except OSError:
             for path in reversed(made):

@@ -44,10 +44,35 @@ def _follow(path: str, target: str) -> str:
     return target if target.startswith("/") else f"{path.rstrip('/').rpartition('/')[0]}/{target}"
 
 
+_FINE_IN_PROC = frozenset(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "loadavg",
+        "meminfo",
+        "net/dev",
+        "slabinfo",
+        "stat",
+        "swaps",
+        "uptime",
+    )
+)
+"""What a mount may hide in /proc: files that tell something, and that nothing else depends on."""
+
+
+def _refuse_proc(fd: int, path: str) -> None:
+    """Keep mounts out of /proc, however the path leads there: what is masked, read-only, or
+    written to in there must be what it seems."""
+    if path not in _FINE_IN_PROC and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
+        raise OSError(errno.EPERM, f"{path} is inside /proc, where nothing can be mounted")
+
+
 class Kernel:
     """The real one."""
 
-    def __init__(self) -> None:
+    def __init__(self, user_namespace: int = -1) -> None:
+        self._user_namespace = user_namespace
         self._root = -1
         self._null = -1
         self._trees: dict[str, int] = {}
@@ -87,6 +112,51 @@ class Kernel:
             flags = struct.unpack("16sH14x", answer)[1] | _IFF_UP
             fcntl.ioctl(request, _SIOCSIFFLAGS, struct.pack("16sH14x", encoded, flags))
 
+    # user namespaces; the descriptor is given to __init__
+
+    def map_tree(self, path: str) -> None:
+        """Mount a host path on itself, with its owners mapped for the user namespace."""
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+        try:
+            self._set_attributes(tree, path, syscalls.MOUNT_ATTR_IDMAP, False)
+            target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                syscalls.move_mount(tree, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(tree)
+
+    def own_files_as(self, uid: int, gid: int) -> None:
+        """Let what is made from here on belong to these IDs; all capabilities stay."""
+        _, permitted, inheritable = syscalls.capget()
+        syscalls.set_file_ids(uid, gid)
+        syscalls.capset(permitted, permitted, inheritable)
+
+    def enter_user_namespace(self) -> None:
+        """Become the root of the user namespace, in a mount namespace that is its own."""
+        syscalls.setns(self._user_namespace, syscalls.CLONE_NEWUSER)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+
+    def _set_attributes(self, tree: int, source: str, attributes: int, recursive: bool) -> None:
+        try:
+            syscalls.mount_setattr(
+                tree,
+                attributes,
+                recursive=recursive,
+                user_namespace=max(0, self._user_namespace)
+                if attributes & syscalls.MOUNT_ATTR_IDMAP
+                else 0,
+            )
+        except OSError as error:
+            if not attributes & syscalls.MOUNT_ATTR_IDMAP or error.errno != errno.EINVAL:
+                raise
+            raise OSError(
+                errno.EINVAL,
+                f"the file system of {source} can't be mounted with its owners mapped for a user "
+                "namespace",
+            ) from None
+
     # mounts, host paths
 
     def set_propagation(self, path: str, flags: int) -> None:
@@ -97,6 +167,24 @@ class Kernel:
         """Keep a detached copy of what a host path shows, for a later :meth:`attach_tree`."""
         flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
         self._trees[key] = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+
+    def borrow_tree(self, namespace: str, path: str, key: str) -> None:
+        """Keep a detached copy of what ``path`` shows in another mount namespace."""
+        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            other = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(other, syscalls.CLONE_NEWNS)
+            finally:
+                os.close(other)
+            try:
+                # Looked up from the other's root: its links lead nowhere else.
+                flags = syscalls.OPEN_TREE_CLONE
+                self._trees[key] = syscalls.open_tree(syscalls.AT_FDCWD, path, flags)
+            finally:
+                syscalls.setns(own, syscalls.CLONE_NEWNS)
+        finally:
+            os.close(own)
 
     def mount_root(
         self, fstype: str, source: str, target: str, flags: int, data: str, directory: str | None
@@ -206,9 +294,11 @@ class Kernel:
         """mount(2) of a new file system on an inside directory, made if missing."""
         fd = self._open_directory(target)
         try:
-            syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
-        except OSError as error:
-            raise _named(error, f"mount({fstype} on {target})") from None
+            _refuse_proc(fd, target)
+            try:
+                syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+            except OSError as error:
+                raise _named(error, f"mount({fstype} on {target})") from None
         finally:
             os.close(fd)
 
@@ -248,12 +338,14 @@ class Kernel:
     ) -> None:
         directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         if attributes:
-            syscalls.mount_setattr(tree, attributes, recursive=attributes_recursive)
+            self._set_attributes(tree, source, attributes, attributes_recursive)
         fd = self._open_target(target, directory)
         try:
-            syscalls.move_mount(tree, fd)
-        except OSError as error:
-            raise _named(error, f"mount({source} on {target})") from None
+            _refuse_proc(fd, target)
+            try:
+                syscalls.move_mount(tree, fd)
+            except OSError as error:
+                raise _named(error, f"mount({source} on {target})") from None
         finally:
             os.close(fd)
         if propagation:
@@ -305,13 +397,19 @@ class Kernel:
         if fd is None:
             return
         try:
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
+            directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            null = -1 if directory else self._open_null()
+        except OSError:
+            os.close(fd)
+            raise
+        try:
+            if directory:
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
             else:
-                self._cover(path, fd, self._open_null())
+                self._cover(path, fd, null)
         except OSError as error:
             raise _named(error, f"mask({path})") from None
         finally:
@@ -349,15 +447,33 @@ class Kernel:
         except OSError as error:
             raise _named(error, f"mount(on {path})") from None
 
-    def write(self, path: str, value: str) -> None:
-        """Write to an existing inside file (a sysctl, say)."""
-        fd = self._open(path, os.O_WRONLY)
+    def write_parameter(self, name: str, value: str) -> None:
+        """Write to a file below the container's /proc/sys.
+
+        The file is looked up from the root of a proc file system, without links and mounts: else
+        a container that puts something of its own there could choose what is written to.
+        """
+        path = f"sys/{name}"
+        strict = (
+            syscalls.RESOLVE_BENEATH
+            | syscalls.RESOLVE_NO_XDEV
+            | syscalls.RESOLVE_NO_SYMLINKS
+            | syscalls.RESOLVE_NO_MAGICLINKS
+        )
         try:
-            os.write(fd, value.encode())
+            proc = self._open("/proc", os.O_PATH | os.O_DIRECTORY)
+            try:
+                if syscalls.file_system(proc) != syscalls.PROC_SUPER_MAGIC:
+                    raise OSError(errno.EXDEV, "/proc is not a proc file system")
+                fd = syscalls.openat2(proc, path, os.O_WRONLY, 0, strict)
+            finally:
+                os.close(proc)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise _named(error, f"write({value} to {path})") from None
-        finally:
-            os.close(fd)
+            raise _named(error, f"write({value} to /proc/{path})") from None
 
     def open_terminal(self, rows: int, columns: int) -> None:
         """Open a terminal in the container's devpts, and bind it on /dev/console."""

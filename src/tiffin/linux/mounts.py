@@ -46,6 +46,7 @@ ATTRIBUTES = {
     "nosuid": syscalls.MOUNT_ATTR_NOSUID,
     "nodev": syscalls.MOUNT_ATTR_NODEV,
     "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+    "idmap": syscalls.MOUNT_ATTR_IDMAP,
 }
 
 

@@ -98,8 +98,20 @@ class RecordingKernel(Kernel):
     def mask(self, path: str) -> None:
         self._record("mask", path)
 
-    def write(self, path: str, value: str) -> None:
-        self._record("write", path, value)
+    def write_parameter(self, name: str, value: str) -> None:
+        self._record("write_parameter", name, value)
+
+    def borrow_tree(self, namespace: str, path: str, key: str) -> None:
+        self._record("borrow_tree", namespace, path, key)
+
+    def map_tree(self, path: str) -> None:
+        self._record("map_tree", path)
+
+    def own_files_as(self, uid: int, gid: int) -> None:
+        self._record("own_files_as", uid, gid)
+
+    def enter_user_namespace(self) -> None:
+        self._record("enter_user_namespace")
 
     def open_terminal(self, rows: int, columns: int) -> None:
         self._record("open_terminal", rows, columns)

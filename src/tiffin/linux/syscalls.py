@@ -77,6 +77,9 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_IDMAP = 0x00100000
+
+PROC_SUPER_MAGIC = 0x9FA0
 
 AT_FDCWD = -100
 AT_RECURSIVE = 0x8000
@@ -264,10 +267,18 @@ def move_mount(tree: int, target: int) -> None:
 
 
 def mount_setattr(
-    fd: int, set_: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+    fd: int,
+    set_: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    recursive: bool = False,
+    user_namespace: int = 0,
 ) -> None:
-    """mount_setattr(2) on the mount that ``fd`` is the root of (Linux 5.12)."""
-    attributes = _MountAttr(set_, clear, propagation, 0)
+    """mount_setattr(2) on the mount that ``fd`` is the root of (Linux 5.12).
+
+    ``user_namespace`` is the descriptor that MOUNT_ATTR_IDMAP needs.
+    """
+    attributes = _MountAttr(set_, clear, propagation, user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     result = _libc.syscall(
         SYS_MOUNT_SETATTR,
@@ -279,6 +290,20 @@ def mount_setattr(
     )
     if result != 0:
         raise _fail(f"mount_setattr({set_:#x})")
+
+
+def file_system(fd: int) -> int:
+    """The kind of file system that a descriptor's file is in (``f_type`` of fstatfs(2))."""
+    buffer = (ctypes.c_long * 32)()
+    if _libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
+        raise _fail("fstatfs")
+    return int(buffer[0])
+
+
+def set_file_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2): whose the files are that this process makes."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:

@@ -31,6 +31,7 @@ from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
 from tiffin.runtime.operations import MakeDirectory, Operation, load
+from tiffin.runtime.user_namespace import UserNamespace, become_root
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
     Raises StartFailure with Docker's sentence and exit code.
     """
     cgroup = plan["cgroup"]
+    if plan.get("runtime") is not None:
+        return _launch_foreign(plan, stdio)
     if cgroup is None:
         return _launch(plan, stdio, [])
     groups = hierarchy()
@@ -110,19 +113,43 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
         raise
 
 
+def _launch_foreign(plan: dict[str, Any], stdio: Stdio) -> Launched:
+    from tiffin.runtime import foreign
+
+    try:
+        pid, pidfd, terminal = foreign.launch(plan, stdio)
+    except BaseException:
+        if plan["cgroup"] is not None:
+            hierarchy().delete(plan["cgroup"]["name"])
+        raise
+    return Launched(pid, pidfd, terminal, [])
+
+
 def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched:
     process = plan["process"]
+    wanted = plan["user_namespace"]
+    try:
+        users = None if wanted is None else UserNamespace(wanted)
+    except OSError as error:
+        raise StartFailure(f"failed to create a user namespace: {error.strerror}") from None
     entrances = plan["cgroup"]["entrances"] if plan["cgroup"] is not None else ()
 
     def child(channel: socket.socket, warn: Callable[[str], None]) -> None:
-        _settle(entrances, process["oom_score_adj"], warn)
-        kernel = Kernel()
+        _settle(entrances, process, warn)
+        if users is None:
+            kernel = Kernel()
+        else:
+            _give_away(stdio, users.root)
+            users.join_others()
+            kernel = Kernel(users.fd)
         for item in plan["operations"]:
             operation = load(item)
             try:
                 operation.execute(kernel)
             except OSError as error:
                 raise _refusal(operation, error) from None
+        if users is not None:
+            become_root()
         _become(process, plan["init"], stdio, kernel.terminal, channel, warn)
 
     namespace = None
@@ -138,6 +165,15 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
     finally:
         if namespace is not None:
             os.close(namespace)
+        if users is not None:
+            users.close()
+
+
+def _give_away(stdio: Stdio, root: tuple[int, int]) -> None:
+    """Let the container's root reopen its streams: it has no right to take them itself."""
+    for fd in stdio.fds or ():
+        if not stat.S_ISCHR(os.fstat(fd).st_mode):
+            os.fchown(fd, *root)
 
 
 def _refusal(operation: Operation, error: OSError) -> program.Refusal:
@@ -163,8 +199,14 @@ def enter(
     """
 
     def child(channel: socket.socket, warn: Callable[[str], None]) -> None:
-        _settle(entrances, process["oom_score_adj"], warn)
-        syscalls.setns(pidfd, _TREE)
+        _settle(entrances, process, warn)
+        remapped = process["remapped"]
+        if remapped is None:
+            syscalls.setns(pidfd, _TREE)
+        else:
+            _give_away(stdio, (remapped[0], remapped[1]))
+            syscalls.setns(pidfd, _TREE | syscalls.CLONE_NEWUSER)
+            become_root()
         os.chdir("/")
         terminal = _open_terminal() if process["terminal"] else None
         _become(process, False, stdio, terminal, channel, warn)
@@ -174,10 +216,11 @@ def enter(
 
 def _settle(
     entrances: list[str] | tuple[str, ...],
-    oom_score_adj: int | None,
+    process: dict[str, Any],
     warn: Callable[[str], None],
 ) -> None:
     """What the child does while it still sees the host."""
+    oom_score_adj = process["oom_score_adj"]
     for path in entrances:
         if path.endswith(_UNIFIED):
             continue  # born there
@@ -199,6 +242,17 @@ def _settle(
             os.write(fd, str(oom_score_adj).encode())
         except PermissionError:
             warn(f"oom_score_adj {oom_score_adj} is less than this host allows; it is unchanged")
+        finally:
+            os.close(fd)
+    if process["apparmor"] is not None:
+        # Of the host's /proc: what is mounted there in the container need not be one.
+        fd = os.open("/proc/self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"exec {process['apparmor']}".encode())
+        except OSError as error:
+            raise program.Refusal(
+                f"apparmor profile {process['apparmor']} can't be applied: {error.strerror}", 125
+            ) from None
         finally:
             os.close(fd)
 

@@ -5,8 +5,9 @@
 :mod:`tiffin.runtime.launch` executes it.
 
 The JSON form: ``id``; ``flags`` (namespaces for clone); ``pid_namespace`` (path to join, or
-null); ``cgroup`` {``name``, ``entrances``, ``resources``, ``devices``}, or null; ``operations``
-(lists); ``process`` (as :func:`process_plan` makes it, also for an exec); ``init``.
+null); ``user_namespace`` {``uids``, ``gids``, ``flags``}, or null; ``cgroup`` {``name``,
+``entrances``, ``resources``, ``devices``}, or null; ``operations`` (lists); ``process`` (as
+:func:`process_plan` makes it, also for an exec); ``init``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tiffin.linux.mounts import ATTRIBUTES, parse_options
 from tiffin.runtime import operations as op
 from tiffin.runtime.settings import ULIMITS, ContainerSettings, MountPoint, ProcessSettings
 
+_SHM = "shm"
+"""What a borrowed /dev/shm is kept under."""
 _FLAGS = {
     "pid": syscalls.CLONE_NEWPID,
     "mount": syscalls.CLONE_NEWNS,
@@ -30,6 +33,7 @@ _FLAGS = {
     "ipc": syscalls.CLONE_NEWIPC,
     "network": syscalls.CLONE_NEWNET,
 }
+_OF_USER_NAMESPACE = syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
 _NOSUID_NOEXEC_NODEV = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
 _RO_ALL = (
     syscalls.MOUNT_ATTR_RDONLY
@@ -77,6 +81,7 @@ class Plan:
     id: str
     flags: int
     pid_namespace: str | None
+    user_namespace: dict[str, Any] | None
     cgroup: dict[str, Any] | None
     operations: list[op.Operation]
     process: dict[str, Any]
@@ -90,6 +95,9 @@ class Plan:
             limits = ", ".join(f"{key}={value}" for key, value in self.cgroup["resources"].items())
             lines.append(f"cgroup {self.cgroup['name']}{f' ({limits})' if limits else ''}")
         lines.append(f"clone with new namespaces: {', '.join(new) or 'none'}")
+        if self.user_namespace is not None:
+            maps = ", ".join(f"{a} is {b} ({c})" for a, b, c in self.user_namespace["uids"])
+            lines[-1] += f"; a user namespace, {maps}"
         if self.pid_namespace is not None:
             lines[-1] += f"; in pid namespace {self.pid_namespace}"
         lines += [item.describe() for item in self.operations]
@@ -109,6 +117,7 @@ class Plan:
             "id": self.id,
             "flags": self.flags,
             "pid_namespace": self.pid_namespace,
+            "user_namespace": self.user_namespace,
             "cgroup": self.cgroup,
             "operations": [item.dump() for item in self.operations],
             "process": self.process,
@@ -153,6 +162,8 @@ def process_plan(process: ProcessSettings, privileged: bool = False) -> dict[str
         "no_new_privileges": process.no_new_privileges,
         "rlimits": rlimits,
         "oom_score_adj": process.oom_score_adj,
+        "remapped": None if process.remapped is None else list(process.remapped),
+        "apparmor": process.apparmor,
         "seccomp": None
         if process.seccomp is None
         else [
@@ -181,6 +192,11 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
     for kind, flag in _FLAGS.items():
         if kind in namespaces and namespaces[kind] is None:
             flags |= flag
+    user_namespace = None
+    if settings.id_map is not None:
+        mapping = [[0, *settings.id_map]]
+        own = flags & _OF_USER_NAMESPACE
+        user_namespace = {"uids": mapping, "gids": mapping, "flags": own}
     steps: list[op.Operation] = []
     for kind in ("uts", "ipc", "network", "cgroup"):
         path = namespaces.get(kind)
@@ -205,10 +221,14 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
             "resources": settings.resources.as_dict(),
             "devices": None if settings.privileged else _device_rules(settings),
         }
+    if user_namespace is not None:
+        steps.append(op.EnterUserNamespace())
+        flags &= ~_OF_USER_NAMESPACE
     return Plan(
         id=settings.id,
         flags=flags,
         pid_namespace=namespaces.get("pid"),
+        user_namespace=user_namespace,
         cgroup=cgroup,
         operations=steps,
         process=process_plan(settings.process, settings.privileged),
@@ -239,7 +259,14 @@ def _file_systems(
         ):
             binds[item] = str(number)
             steps.append(op.CopyTree(item.source, "bind" not in item.options, str(number)))
+    if settings.shm_from is not None:
+        steps.append(op.BorrowTree(settings.shm_from, "/dev/shm", _SHM))
     steps.append(op.Isolate())
+    if settings.id_map is not None:
+        first = settings.id_map[0]
+        places = {mount.directory or mount.source: None for mount in settings.rootfs}
+        steps += [op.MapTree(place) for place in places]
+        steps.append(op.OwnFilesAs(first, first))
     for mount in settings.rootfs:
         options = parse_options(mount.options, syscalls.MS_BIND if mount.fstype == "bind" else 0)
         steps.append(
@@ -260,7 +287,7 @@ def _file_systems(
     for item in sorted(
         settings.mounts, key=lambda item: posixpath.normpath(item.target).count("/")
     ):
-        steps.append(_mount_point(item, binds.get(item)))
+        steps.append(_mount_point(item, binds.get(item), settings.id_map))
     if settings.process.terminal:
         steps.append(op.Terminal(*settings.process.console_size))
     for key, value in settings.effective_sysctls.items():
@@ -293,16 +320,31 @@ def _check_sysctl(key: str, namespaces: dict[str, str | None]) -> None:
         raise InvalidParameter(f'sysctl "{key}" is not in a separate kernel namespace')
 
 
-def _mount_point(item: MountPoint, key: str | None) -> op.Operation:
+def _mapped(data: str, id_map: tuple[int, int] | None) -> str:
+    """The options of a tmpfs, whose owner is written as it is inside, as the host needs them."""
+    if id_map is None or not data:
+        return data
+    parts = []
+    for part in data.split(","):
+        name, equals, value = part.partition("=")
+        if name in ("uid", "gid") and value.isdigit():
+            part = f"{name}{equals}{int(value) + id_map[0]}"
+        parts.append(part)
+    return ",".join(parts)
+
+
+def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | None) -> op.Operation:
     target = posixpath.normpath("/" + item.target.lstrip("/"))
     if target == "/":
         raise InvalidParameter("invalid volume specification: destination can't be '/'")
     if item.kind == "tmpfs":
         options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
-        return op.Mount("tmpfs", "tmpfs", target, options.flags, options.data)
+        data = _mapped(options.data, id_map)
+        return op.Mount("tmpfs", "tmpfs", target, options.flags, data)
     attributes = 0
     for option in item.options:
-        attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
+        if option != "idmap" or id_map is not None:
+            attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
     propagation = parse_options(item.options).propagation
     return op.Bind(
         item.source,
@@ -337,7 +379,7 @@ def _defaults(
                 "devpts",
                 "/dev/pts",
                 syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
-                "newinstance,ptmxmode=0666,mode=0620,gid=5",
+                _mapped("newinstance,ptmxmode=0666,mode=0620,gid=5", settings.id_map),
             )
         )
     ro = 0 if privileged else syscalls.MS_RDONLY
@@ -352,7 +394,11 @@ def _defaults(
     if "/dev/mqueue" not in taken:
         steps.append(op.Mount("mqueue", "mqueue", "/dev/mqueue", _NOSUID_NOEXEC_NODEV, ""))
     if "/dev/shm" not in taken:
-        if "ipc" in settings.namespaces:
+        if settings.shm_from is not None:
+            steps.append(op.Bind("/dev/shm", "/dev/shm", key=_SHM))
+        elif not settings.shm_size:
+            pass
+        elif "ipc" in settings.namespaces:
             data = f"mode=1777,size={settings.shm_size}"
             steps.append(op.Mount("tmpfs", "shm", "/dev/shm", _NOSUID_NOEXEC_NODEV, data))
         else:
@@ -361,6 +407,7 @@ def _defaults(
 
 
 def _devices(settings: ContainerSettings) -> list[op.Operation]:
+    first = settings.id_map[0] if settings.id_map is not None else 0
     steps: list[op.Operation] = [
         op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in _DEVICES
     ]
@@ -371,8 +418,8 @@ def _devices(settings: ContainerSettings) -> list[op.Operation]:
             device.major,
             device.minor,
             device.mode,
-            device.uid,
-            device.gid,
+            device.uid + first,
+            device.gid + first,
         )
         for device in settings.devices
     ]

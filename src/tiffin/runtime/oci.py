@@ -77,6 +77,16 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
             "readonlyPaths": [] if settings.privileged else list(settings.readonly_paths),
         },
     }
+    if process.apparmor is not None:
+        config["process"]["apparmorProfile"] = process.apparmor
+    if settings.id_map is not None:
+        first, size = settings.id_map
+        mapping = [{"containerID": 0, "hostID": first, "size": size}]
+        config["linux"]["namespaces"].append({"type": "user"})
+        config["linux"].update(uidMappings=mapping, gidMappings=mapping)
+    if "uts" not in settings.namespaces:
+        # The specification has no name for a container that shares the host's.
+        del config["hostname"]
     if settings.seccomp is not None:
         config["linux"]["seccomp"] = settings.seccomp
     if settings.domainname:
@@ -124,6 +134,10 @@ def _mounts(settings: ContainerSettings) -> list[dict[str, Any]]:
         ("/dev/shm", "tmpfs", "shm", shm),
     ]
     taken = {posixpath.normpath(item.target) for item in settings.mounts}
+    if "ipc" not in settings.namespaces:
+        rows[-1] = ("/dev/shm", "bind", "/dev/shm", ["rbind"])
+    if not settings.shm_size:
+        del rows[-1]
     result = [
         {"destination": target, "type": fstype, "source": source, "options": options}
         for target, fstype, source, options in rows
@@ -133,7 +147,8 @@ def _mounts(settings: ContainerSettings) -> list[dict[str, Any]]:
 
 
 def _mount_point(item: MountPoint) -> dict[str, Any]:
-    options = list(item.options)
+    # Of the native runtime; other runtimes map owners by the mount's own fields.
+    options = [option for option in item.options if option != "idmap"]
     if item.kind == "bind" and "bind" not in options and "rbind" not in options:
         options.insert(0, "rbind")
     source = item.source if item.kind == "bind" else "tmpfs"
@@ -154,6 +169,7 @@ def _resources(settings: ContainerSettings) -> dict[str, Any]:
             }
             for device in settings.devices
         ]
+        devices += [_device_rule(text) for text in settings.device_rules]
     memory = {
         "limit": resources.memory,
         "swap": resources.memory_swap,
@@ -181,6 +197,15 @@ def _resources(settings: ContainerSettings) -> dict[str, Any]:
     if resources.pids_limit:
         result["pids"] = {"limit": resources.pids_limit}
     return result
+
+
+def _device_rule(text: str) -> dict[str, Any]:
+    kind, numbers, access = text.split(" ")
+    rule: dict[str, Any] = {"allow": True, "type": kind, "access": access}
+    for name, number in zip(("major", "minor"), numbers.split(":"), strict=True):
+        if number != "*":
+            rule[name] = int(number)
+    return rule
 
 
 def _block_io(resources: Resources) -> dict[str, Any]:

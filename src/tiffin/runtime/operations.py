@@ -93,6 +93,73 @@ class CopyTree(Operation):
         kernel.copy_tree(self.source, self.recursive, self.key)
 
 
+class BorrowTree(Operation):
+    """Keep a copy of a mount of another container, whose mount namespace a path names."""
+
+    fields = ("namespace", "path", "key")
+    __slots__ = fields
+    name = "borrow-tree"
+
+    def __init__(self, namespace: str, path: str, key: str) -> None:
+        self.namespace = namespace
+        self.path = path
+        self.key = key
+
+    def describe(self) -> str:
+        return f"copy mount {self.path} of {self.namespace}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.borrow_tree(self.namespace, self.path, self.key)
+
+
+class MapTree(Operation):
+    """Show a host path with its owners mapped for the container's user namespace."""
+
+    fields = ("path",)
+    __slots__ = fields
+    name = "map-tree"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"map the owners of {self.path}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.map_tree(self.path)
+
+
+class OwnFilesAs(Operation):
+    """Let what is made from here on belong to the container's root."""
+
+    fields = ("uid", "gid")
+    __slots__ = fields
+    name = "own-files-as"
+
+    def __init__(self, uid: int, gid: int) -> None:
+        self.uid = uid
+        self.gid = gid
+
+    def describe(self) -> str:
+        return f"files belong to {self.uid}:{self.gid}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.own_files_as(self.uid, self.gid)
+
+
+class EnterUserNamespace(Operation):
+    """Become the root of the container's user namespace."""
+
+    __slots__ = ()
+    name = "enter-user-namespace"
+
+    def describe(self) -> str:
+        return "enter the user namespace"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.enter_user_namespace()
+
+
 class Isolate(Operation):
     """Cut the mount namespace off: nothing mounted here shows on the host, nor the reverse."""
 
@@ -388,7 +455,7 @@ class Sysctl(Operation):
         return f"sysctl {self.key}={self.value}"
 
     def execute(self, kernel: Kernel) -> None:
-        kernel.write(f"/proc/sys/{self.key.replace('.', '/')}", self.value)
+        kernel.write_parameter(self.key.replace(".", "/"), self.value)
 
 
 class Hostname(Operation):
@@ -479,6 +546,10 @@ OPERATIONS: dict[str, type[Operation]] = {
         JoinNamespace,
         UnshareCgroup,
         CopyTree,
+        BorrowTree,
+        MapTree,
+        OwnFilesAs,
+        EnterUserNamespace,
         Isolate,
         MountRoot,
         EnterRoot,

@@ -78,6 +78,10 @@ class ProcessSettings:
     rlimits: list[tuple[str, int, int]] = field(default_factory=list)
     """(name as in ``--ulimit``, soft, hard); -1 is unlimited."""
     oom_score_adj: int | None = None
+    remapped: tuple[int, int] | None = None
+    """The IDs that root has outside of the user namespace that an exec enters."""
+    apparmor: str | None = None
+    """The AppArmor profile to run under, on a host that has them."""
     seccomp: tuple[bytes, int] | None = None
     """A compiled filter (:mod:`tiffin.runtime.seccomp`) and its flags."""
 
@@ -87,7 +91,8 @@ class MountPoint:
     """A volume, bind mount or tmpfs.
 
     Options of a bind: ``ro``, ``rro`` (also what is mounted below), ``rbind`` (the default) or
-    ``bind``, nosuid, nodev, noexec, and a propagation (rprivate, the default, rslave, …). Options
+    ``bind``, nosuid, nodev, noexec, ``idmap`` (its owners are those inside a user namespace, if the
+    container has one), and a propagation (rprivate, the default, rslave, …). Options
     of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
     """
 
@@ -211,6 +216,11 @@ class ContainerSettings:
     sysctls: dict[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     shm_size: int = 64 << 20
+    """Of /dev/shm; 0: there is none."""
+    shm_from: str | None = None
+    """The mount namespace (a path) of a container whose /dev/shm is this one's too."""
+    id_map: tuple[int, int] | None = None
+    """A user namespace of its own, where IDs from 0 on are others outside: (first, how many)."""
     seccomp: dict[str, Any] | None = None
     """The resolved profile that the process's filter was made of, for other runtimes."""
     cgroup: str = ""

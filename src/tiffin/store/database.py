@@ -40,6 +40,8 @@ class Database:
         """
         self._spare = Path(f"{path}-spare")
         self._spare.unlink(missing_ok=True)
+        # Containers' environments hold secrets. SQLite gives its log the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         # One connection, serialised by the lock below, is faster here than one a thread: all
         # statements are short, and no reader ever sees half a transaction.
         self._connection = sqlite3.connect(

@@ -11,6 +11,7 @@ from tiffin.api.routes.containers import ContainerRoutes
 from tiffin.api.routes.execs import ExecRoutes
 from tiffin.api.routes.images import ImageRoutes
 from tiffin.api.routes.networks import NetworkRoutes
+from tiffin.api.routes.registries import RegistryRoutes
 from tiffin.api.routes.streams import Crossing, StreamRoutes
 from tiffin.api.routes.system import SystemRoutes
 from tiffin.api.routes.volumes import VolumeRoutes
@@ -32,7 +33,9 @@ def all_routes(engine: Engine, shutdown: Callable[[bool], None]) -> Router:
     StreamRoutes(engine, attaching).register(router)
     ArchiveRoutes(engine).register(router)
     ExecRoutes(engine).register(router)
-    ImageRoutes(engine).register(router)
+    images = ImageRoutes(engine)
+    images.register(router)
+    RegistryRoutes(engine, images).register(router)
     BuildRoutes(engine).register(router)
     VolumeRoutes(engine).register(router)
     NetworkRoutes(engine).register(router)

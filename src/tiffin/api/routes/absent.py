@@ -12,7 +12,7 @@ _NOUNS = ("services", "tasks", "nodes", "secrets", "configs")
 
 
 class AbsentRoutes:
-    """Swarm, plugins, registries and BuildKit sessions."""
+    """Swarm, plugins and BuildKit sessions."""
 
     def register(self, router: Router) -> None:
         """Add the routes."""
@@ -34,8 +34,6 @@ class AbsentRoutes:
             router.add("GET" if action == "privileges" else "POST", f"/plugins/{action}", self.none)
         for action in ("enable", "disable", "upgrade", "push", "set"):
             router.add("POST", f"/plugins/{{name:.*}}/{action}", self.no_plugin)
-        router.add("GET", "/distribution/{name:.*}/json", self.no_registry)
-        router.add("POST", "/auth", self.no_registry)
         router.add("POST", "/session", self.no_session)
         router.add("POST", "/grpc", self.no_session)
 
@@ -56,9 +54,6 @@ class AbsentRoutes:
 
     def none(self, request: Request, response: Response) -> None:
         raise Unsupported("tiffin has no plugins")
-
-    def no_registry(self, request: Request, response: Response) -> None:
-        raise Unsupported("tiffin cannot talk to registries yet: load or import images instead")
 
     def no_session(self, request: Request, response: Response) -> None:
         raise Unsupported(

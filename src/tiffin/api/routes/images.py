@@ -9,12 +9,11 @@ from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routing import Router
 from tiffin.api.source import source
-from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unsupported
+from tiffin.errors import InvalidParameter, TiffinError, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
 
-_NO_REGISTRY = "tiffin cannot talk to registries yet: {}"
 _NOT_OF_IMAGES = (
     *("Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty"),
     *("OpenStdin", "StdinOnce", "Image", "NetworkDisabled", "MacAddress", "StopTimeout"),
@@ -31,15 +30,12 @@ class ImageRoutes:
     def register(self, router: Router) -> None:
         """Add the routes."""
         router.add("GET", "/images/json", self.list)
-        router.add("GET", "/images/search", self.search)
         router.add("GET", "/images/get", self.save)
         router.add("POST", "/images/load", self.load)
-        router.add("POST", "/images/create", self.create)
         router.add("POST", "/images/prune", self.prune)
         router.add("GET", "/images/{name:.*}/get", self.save)
         router.add("GET", "/images/{name:.*}/json", self.inspect)
         router.add("GET", "/images/{name:.*}/history", self.history)
-        router.add("POST", "/images/{name:.*}/push", self.push)
         router.add("POST", "/images/{name:.*}/tag", self.tag)
         router.add("DELETE", "/images/{name:.*}", self.remove)
 
@@ -57,6 +53,10 @@ class ImageRoutes:
         view = self._engine.images.inspect(request.names["name"])
         if request.version < (1, 44):
             view.setdefault("VirtualSize", view["Size"])
+        if request.version < (1, 45):
+            # The container that made the image: there is none, as with BuildKit.
+            view.setdefault("Container", "")
+            view.setdefault("ContainerConfig", dict.fromkeys(view["Config"]))
         if request.version >= (1, 50):
             for member in _NOT_OF_IMAGES:
                 view["Config"].pop(member, None)
@@ -105,13 +105,8 @@ class ImageRoutes:
             # Docker has begun its answer by now, and clients look for the error inside it.
             progress.fail(error)
 
-    def create(self, request: Request, response: Response) -> None:
-        image = query.text(request, "fromImage")
-        if image:
-            # Not found, as what a registry does not have: clients tell this from other failures.
-            raise NotFound(
-                f"cannot pull {image}: " + _NO_REGISTRY.format("load or import the image instead")
-            )
+    def import_image(self, request: Request, response: Response) -> None:
+        """``/images/create`` without an image to pull."""
         origin = query.text(request, "fromSrc")
         if not origin:
             raise InvalidParameter("either fromImage or fromSrc is needed")
@@ -135,13 +130,6 @@ class ImageRoutes:
             if not progress.started:
                 raise
             progress.fail(error)
-
-    def push(self, request: Request, response: Response) -> None:
-        self._engine.images.inspect(request.names["name"])
-        raise Unsupported(_NO_REGISTRY.format("docker save writes the image into a file"))
-
-    def search(self, request: Request, response: Response) -> None:
-        raise Unsupported(_NO_REGISTRY.format("nothing can be searched"))
 
 
 def _as_of(row: dict[str, Any], version: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 import time
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, websocket
 from tiffin.api.bodies import WRITE_SIZE, BodyWriter
 from tiffin.api.exchange import Request, Response, encode_json, media_type
 from tiffin.api.routing import Router
 from tiffin.engine.timestamps import ZERO
-from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError, Unsupported
+from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -70,7 +71,35 @@ class StreamRoutes:
                 response.last_words(text if tty else frame("stderr", text))
 
     def attach_websocket(self, request: Request, response: Response) -> None:
-        raise Unsupported("attaching by WebSocket is not supported yet: use POST …/attach")
+        key = websocket.accept_key(request.headers)
+        engine = self._engine.containers
+        container = engine.inspect(request.names["name"])
+        if container["State"]["Paused"]:
+            raise Conflict(
+                f"Container {container['Id']} is paused, unpause the container before attach"
+            )
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, self._attaching.inside():
+                connection, initial = response.switch("websocket", ("Sec-WebSocket-Accept", key))
+                engine.attach(
+                    container["Id"],
+                    theirs,
+                    stream=query.boolean(request, "stream", True),
+                    logs=query.boolean(request, "logs"),
+                    stdin=query.boolean(request, "stdin"),
+                    stdout=query.boolean(request, "stdout"),
+                    stderr=query.boolean(request, "stderr"),
+                    detach_keys=query.text(request, "detachKeys") or None,
+                    multiplexed=False,
+                )
+            websocket.carry(
+                connection,
+                initial,
+                ours,
+                text=request.version < (1, 28),
+                stopping=request.cancelled,
+            )
 
     def wait(self, request: Request, response: Response) -> None:
         condition = query.text(request, "condition") or "not-running"
@@ -105,8 +134,6 @@ class StreamRoutes:
             follow=follow,
             cancelled=output.cancelled,
         )
-        if query.boolean(request, "details"):
-            lines = _detailed(lines, query.boolean(request, "timestamps"))
         output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
 
     def stats(self, request: Request, response: Response) -> None:
@@ -136,13 +163,6 @@ class StreamRoutes:
                 return
             writer.write(encode_json(reading) + b"\n")
             writer.flush()
-
-
-def _detailed(lines: Iterable[tuple[str, bytes]], with_time: bool) -> Iterator[tuple[str, bytes]]:
-    """Lines with their details, which are none, in front: Docker parts the two by a space."""
-    for name, line in lines:
-        start = line.index(b" ") + 1 if with_time else 0
-        yield name, line[:start] + b" " + line[start:]
 
 
 class _LogOutput:

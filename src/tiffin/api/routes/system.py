@@ -54,7 +54,12 @@ class SystemRoutes:
         response.json(self._engine.system.version())
 
     def info(self, request: Request, response: Response) -> None:
-        response.json(self._engine.system.info())
+        view = self._engine.system.info()
+        if request.version < (1, 42):
+            view.update(KernelMemory=False, KernelMemoryTCP=False)
+        if request.version < (1, 25):
+            view["ExecutionDriver"] = "<not supported>"
+        response.json(view)
 
     def usage(self, request: Request, response: Response) -> None:
         kinds = query.texts(request, "type")
@@ -88,6 +93,10 @@ class SystemRoutes:
                     if left <= 0:
                         return
                     continue
+                if event is None:
+                    # Far behind: it is cut off, so that the client sees that something is missing.
+                    response.abandon()
+                    return
                 if end is not None and event["timeNano"] > end:
                     return
                 if wanted.matches(event):
