@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 from tiffin.errors import Forbidden, Unsupported
@@ -41,7 +41,7 @@ class NetworkRoutes:
         raise Forbidden(f"{network['Name']} is a pre-defined network and cannot be removed")
 
     def create(self, request: Request, response: Response) -> None:
-        request.json_object()
+        request.json_object(shapes.NETWORK)
         raise Unsupported("networks cannot be created yet: use --network none or --network host")
 
     def connect(self, request: Request, response: Response) -> None:
