@@ -231,7 +231,7 @@ class Execs:
         one = self.get(exec_id)
         with one.starting:
             pass
-        if one.running and _is_over(one.pid):
+        if one.running and is_over(one.pid):
             # A client asks for the exit code as soon as its stream ends; the keeper's word of it
             # may still be on the way.
             one.ended.wait(_EVENT_SECONDS)
@@ -289,7 +289,7 @@ def _told(body: JSON) -> str:
     return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
-def _is_over(pid: int) -> bool:
+def is_over(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

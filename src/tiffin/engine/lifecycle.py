@@ -11,6 +11,7 @@ asks the keeper what became of each such container.
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import signal
@@ -462,7 +463,13 @@ class Lifecycle:
     def discard(self, container: Container) -> None:
         """Remove what a container without a row has left on the disk."""
         self._layers.remove_snapshot(container.snapshot)
-        shutil.rmtree(self._root.container(container.id), ignore_errors=False, onerror=_gone)
+        # Moved first: an old log may just be being compressed, and must find no folder to write to.
+        doomed = self._root.work / f"removed-{container.id}"
+        try:
+            os.rename(self._root.container(container.id), doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=False, onerror=_gone)
 
     def _kill_and_wait(self, container: Container) -> None:
         waiter = Waiter(container, "not-running")
