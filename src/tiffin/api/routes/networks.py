@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 
@@ -40,7 +40,7 @@ class NetworkRoutes:
         response.empty()
 
     def create(self, request: Request, response: Response) -> None:
-        response.json(self._engine.networks.create(request.json_object()), 201)
+        response.json(self._engine.networks.create(request.json_object(shapes.NETWORK)), 201)
 
     def connect(self, request: Request, response: Response) -> None:
         body = request.json_object()
