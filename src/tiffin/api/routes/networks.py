@@ -43,14 +43,14 @@ class NetworkRoutes:
         response.json(self._engine.networks.create(request.json_object(shapes.NETWORK)), 201)
 
     def connect(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.CONNECTION)
         self._engine.networks.connect(
             request.names["name"], body.get("Container") or "", body.get("EndpointConfig")
         )
         response.empty(200)
 
     def disconnect(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.DISCONNECTION)
         self._engine.networks.disconnect(
             request.names["name"], body.get("Container") or "", bool(body.get("Force"))
         )
