@@ -339,6 +339,32 @@ def test_a_commit_holds_up_nobody_and_its_pause_is_not_written_down(
     assert seen == [("paused", False), ("running", False)]
 
 
+def test_what_ends_in_the_moment_of_a_pause_is_committed_as_it_is(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = create(engine, "sh", "-c", "echo one > /one; echo ready; sleep 600")
+    engine.containers.start(container)
+    wait_for(lambda: b"ready" in output(engine, container))
+    cgroups = engine._lifecycle._cgroups
+    rest = cgroups.freeze
+
+    def late(name: str) -> None:
+        cgroups.kill(name)
+        wait_for(lambda: not cgroups.exists(name))
+        rest(name)
+
+    monkeypatch.setattr(cgroups, "freeze", late)
+    engine.containers.commit(container, "made", changes=["CMD cat /one"])
+    assert engine.run("made").stdout == b"one\n"
+    assert not engine.containers.inspect(container)["State"]["Running"]
+    monkeypatch.undo()
+    again = create(engine, "sleep", "600")
+    engine.containers.start(again)
+    monkeypatch.setattr(cgroups, "freeze", late)
+    with pytest.raises(Conflict, match="is not running"):
+        engine.containers.pause(again)
+
+
 def test_sizes_are_right_to_the_byte(engine: Engine) -> None:
     container = finished(engine, "sh", "-c", "dd if=/dev/zero of=/big bs=1000 count=77 2>/dev/null")
     row = engine.containers.list(all=True, size=True)[0]

@@ -411,7 +411,11 @@ class Lifecycle:
                 raise Conflict(f"Container {container.id} is already paused")
             if not container.running:
                 raise Conflict(f"Container {container.id} is not running")
-            self._cgroups.freeze(self.cgroup(container))
+            try:
+                self._cgroups.freeze(self.cgroup(container))
+            except FileNotFoundError as error:
+                # It has ended, and its end is about to be told.
+                raise Conflict(f"Container {container.id} is not running") from error
             container.state.status = "paused"
             container.save_state(self._database)
             self.look(container)
@@ -435,8 +439,12 @@ class Lifecycle:
         with container.lock:
             ours = container.state.status == "running"
             if ours:
-                self._cgroups.freeze(self.cgroup(container))
-                container.state.status = "paused"
+                try:
+                    self._cgroups.freeze(self.cgroup(container))
+                    container.state.status = "paused"
+                except FileNotFoundError:
+                    # It has ended, and its end is about to be told: nothing of it moves.
+                    ours = False
         try:
             yield
         finally:

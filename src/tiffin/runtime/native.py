@@ -56,7 +56,7 @@ _IPC_SYSCTLS = frozenset(
     )
 )
 
-_DEVICES = (
+DEVICES = (
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
     ("/dev/full", 1, 7),
@@ -64,7 +64,7 @@ _DEVICES = (
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
 )
-_SYMLINKS = (
+SYMLINKS = (
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
@@ -430,7 +430,7 @@ def _defaults(
 def _devices(settings: ContainerSettings) -> list[op.Operation]:
     first = settings.id_map[0] if settings.id_map is not None else 0
     steps: list[op.Operation] = [
-        op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in _DEVICES
+        op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in DEVICES
     ]
     steps += [
         op.Device(
@@ -444,7 +444,7 @@ def _devices(settings: ContainerSettings) -> list[op.Operation]:
         )
         for device in settings.devices
     ]
-    steps += [op.Symlink(target, path) for target, path in _SYMLINKS]
+    steps += [op.Symlink(target, path) for target, path in SYMLINKS]
     if settings.privileged:
         steps.append(op.HostDevices())
     return steps
@@ -465,10 +465,16 @@ def _cgroups(
         return [op.Bind(source, root, recursive=False, attributes=attributes)]
     if not hierarchy.controllers:
         return []
+    return [op.BindGroups(root, bind_groups(hierarchy, name), attributes)]
+
+
+def bind_groups(hierarchy: Hierarchy, name: str) -> list[list[str]]:
+    """What :class:`~tiffin.runtime.operations.BindGroups` binds for a group: one row a hierarchy,
+    and links for the controllers that share one."""
     groups: list[list[str]] = []
     for item in hierarchy.controllers:
         base = posixpath.basename(item.path)
         groups.append([base, f"{item.path}/{name}"])
         if len(item.names) > 1:
             groups += [[one, f"@{base}"] for one in item.names if one != base]
-    return [op.BindGroups(root, groups, attributes)]
+    return groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 
@@ -40,17 +40,17 @@ class NetworkRoutes:
         response.empty()
 
     def create(self, request: Request, response: Response) -> None:
-        response.json(self._engine.networks.create(request.json_object()), 201)
+        response.json(self._engine.networks.create(request.json_object(shapes.NETWORK)), 201)
 
     def connect(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.CONNECTION)
         self._engine.networks.connect(
             request.names["name"], body.get("Container") or "", body.get("EndpointConfig")
         )
         response.empty(200)
 
     def disconnect(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.DISCONNECTION)
         self._engine.networks.disconnect(
             request.names["name"], body.get("Container") or "", bool(body.get("Force"))
         )
