@@ -182,6 +182,14 @@ def test_names_are_unique_and_found_by_prefix(engine: Engine) -> None:
         create(engine, "true", name="a/b")
 
 
+def test_a_name_that_nobody_chose_gives_way(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiffin.engine.containers.random_name", lambda: "always_this")
+    names = {engine.containers.inspect(create(engine, "true"))["Name"] for _ in range(3)}
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("Cgroup", "x")],

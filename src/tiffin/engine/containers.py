@@ -38,7 +38,7 @@ from tiffin.engine.execs import Execs
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import ANONYMOUS, Lifecycle
 from tiffin.engine.mountpoints import MountPoint
-from tiffin.engine.names import check_name, random_name
+from tiffin.engine.names import check_name, numbered_name, random_name
 from tiffin.engine.probes import HealthChecks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -139,7 +139,7 @@ class Containers:
             spec = Spec(merged, host, networks, points, config.get("Image") or "")
             container = Container(
                 container_id,
-                name or self._free_name(),
+                name or random_name(),
                 image.id,
                 image.top,
                 f"c{container_id[:40]}",
@@ -149,10 +149,10 @@ class Containers:
                 size=0,
             )
             # Checked again when the row is written; here so that nothing is made in vain.
-            if self._roster.name_taken(container.name):
+            if name and self._roster.name_taken(name):
                 self._roster.add(container)
             with space_needed(self._root.path, "the container's files"):
-                self._prepare(container)
+                self._prepare(container, None if name else numbered_name)
         self._events.publish("container", "create", container.id, **container.attributes())
         return {"Id": container.id, "Warnings": [*warnings, *security.warnings(host)]}
 
@@ -163,12 +163,6 @@ class Containers:
                 f"--storage-opt {options} is not supported by the storage driver "
                 f"'{self._layers.driver.name}': leave it out"
             )
-
-    def _free_name(self) -> str:
-        name = random_name()
-        while self._roster.name_taken(name):
-            name = f"{random_name()}{secrets.randbelow(100)}"
-        return name
 
     def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
@@ -186,7 +180,7 @@ class Containers:
                 points.append(copy)
         return points
 
-    def _prepare(self, container: Container) -> None:
+    def _prepare(self, container: Container, another_name: Callable[[], str] | None) -> None:
         folder = self._root.container(container.id)
         made: Names = []
         try:
@@ -202,7 +196,7 @@ class Containers:
                     os.makedirs(point.source, exist_ok=True) if not os.path.lexists(
                         point.source
                     ) else None
-            self._roster.add(container)
+            self._roster.add(container, another_name)
         except BaseException:
             self._layers.remove_snapshot(container.snapshot)
             if folder.exists():

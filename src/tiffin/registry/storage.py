@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tiffin.errors import StorageFull
 from tiffin.image.manifest import INDEX_TYPES, OCI_MANIFEST
 from tiffin.image.reference import is_digest
 from tiffin.layer.space import space_needed
@@ -119,8 +120,9 @@ class Storage:
             return None
 
     def open_blob(self, name: str, digest: str) -> BinaryIO:
-        """A repository's blob, to read; raises Fault."""
-        if self._link(name, "_blobs", digest).exists():
+        """A repository's blob, to read; raises Fault. It is young again, as by
+        :meth:`has_blob`."""
+        if self.has_blob(name, digest) is not None:
             try:
                 return open(self.blob_path(digest), "rb", buffering=0)
             except FileNotFoundError:
@@ -206,6 +208,10 @@ class Storage:
                         while view:
                             view = view[file.write(view) :]
                         offset += count
+            except StorageFull:
+                # What is there would only keep the disk full.
+                self._forget(upload)
+                raise
             finally:
                 with self._mutex:
                     self._hashes[upload] = (file.tell(), running)
@@ -388,8 +394,13 @@ class Storage:
             return []
         found = []
         for entry in sorted(os.listdir(folder)):
-            if not entry.endswith("~"):
+            if entry.endswith("~"):
+                continue
+            try:
                 found.append(json.loads((folder / entry).read_bytes()))
+            except FileNotFoundError:
+                # Its manifest was deleted just now.
+                continue
         return found
 
     def _write(self, path: Path, content: bytes) -> None:

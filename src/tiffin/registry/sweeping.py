@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tiffin.registry.storage import Storage, blob_references, manifest_references
@@ -138,10 +139,14 @@ def _sweep_bytes(storage: Storage, young: float, swept: Swept) -> None:
             for encoded in os.listdir(storage.blobs_folder / algorithm / shard):
                 digest = f"{algorithm}:{encoded}"
                 path = storage.blobs_folder / algorithm / shard / encoded
-                if digest in linked:
+                if digest in linked or encoded.endswith("~"):
                     continue
                 with storage.lock(exclusive=True):
-                    status = path.stat()
+                    try:
+                        status = path.stat()
+                    except FileNotFoundError:
+                        # Another collection was quicker.
+                        continue
                     if status.st_mtime > young or _linked_now(storage, digest):
                         continue
                     path.unlink()
@@ -161,11 +166,16 @@ def _sweep_uploads(storage: Storage, swept: Swept) -> None:
     old = time.time() - UPLOAD_LIFETIME
     for upload in os.listdir(storage.uploads_folder):
         folder = storage.uploads_folder / upload
-        try:
-            if (folder / "data").stat().st_mtime > old:
-                continue
-        except FileNotFoundError:
-            if folder.stat().st_mtime > old:
-                continue
+        # An upload begins with its folder, and ends with its data: either may be all there is.
+        times = [_mtime(folder / "data"), _mtime(folder)]
+        if max(times) > old or not any(times):
+            continue
         shutil.rmtree(folder, ignore_errors=True)
         swept.uploads += 1
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -27,7 +27,13 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, InsecureRequestWarning, SSLError
+from urllib3.exceptions import (
+    HTTPError,
+    InsecureRequestWarning,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
 
 from tiffin.errors import (
     Forbidden,
@@ -217,7 +223,9 @@ class Transport:
             try:
                 answer = self._follow(method, target, headers or {}, body, authorization, redirect)
             except BROKEN as error:
-                if last or _hopeless(error):
+                # Nobody listens, or there is no such host: that rarely passes in seconds.
+                nobody = attempt > 0 and isinstance(error, NewConnectionError | NameResolutionError)
+                if last or nobody or _hopeless(error):
                     raise self._unreachable(error) from error
             else:
                 if answer.status == 401 and self._is_own(answer.url) and not tried:
