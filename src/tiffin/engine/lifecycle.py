@@ -378,7 +378,11 @@ class Lifecycle:
                 raise Conflict(f"Container {container.id} is already paused")
             if not container.running:
                 raise Conflict(f"Container {container.id} is not running")
-            self._cgroups.freeze(self.cgroup(container))
+            try:
+                self._cgroups.freeze(self.cgroup(container))
+            except FileNotFoundError:
+                # It has just ended; the keeper's word of it is on the way.
+                raise Conflict(f"Container {container.id} is not running") from None
             container.state.status = "paused"
             container.save_state(self._database)
             self.look(container)
