@@ -76,7 +76,8 @@ def _run(connection: socket.socket, plain: socket.socket, context: ssl.SSLContex
             one = _Tunnel(connection, plain, context)
             if one.handshake():
                 one.carry()
-        except (ConnectionError, TimeoutError) as error:
+        except OSError as error:
+            # A client may go at any moment, in any of a dozen ways.
             logger.info("a TLS connection ended: %s", error)
 
 

@@ -64,8 +64,8 @@ class Execs:
     def create(self, reference: str, body: JSON) -> JSON:
         """Prepare an exec; raises NotFound, Conflict where the container does not run."""
         container = self._roster.get(reference)
-        # Go reads the names of members without regard to case, and docker-py writes this one small.
-        body.setdefault("DetachKeys", body.pop("detachKeys", ""))
+        if isinstance(body.get("Cmd"), str):
+            body = {**body, "Cmd": [body["Cmd"]]}
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
@@ -231,7 +231,7 @@ class Execs:
         one = self.get(exec_id)
         with one.starting:
             pass
-        if one.running and _is_over(one.pid):
+        if one.running and is_over(one.pid):
             # A client asks for the exit code as soon as its stream ends; the keeper's word of it
             # may still be on the way.
             one.ended.wait(_EVENT_SECONDS)
@@ -289,7 +289,7 @@ def _told(body: JSON) -> str:
     return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
-def _is_over(pid: int) -> bool:
+def is_over(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -8,7 +8,6 @@ Source: Docker Engine API v1.50, ``ContainerArchive``, ``PutContainerArchive``.
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import stat
@@ -165,9 +164,10 @@ class TreeTar:
             info.size = status.st_size
             try:
                 self._tar.addfile(info, _Exactly(file, info.size))
+            except ConnectionError:
+                # It is the reader that is gone.
+                raise
             except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                    raise
                 raise InvalidParameter(f"{arcname} can't be read: {error}") from error
 
     @staticmethod

@@ -46,6 +46,11 @@ def check_volume_name(name: str) -> str:
     return name
 
 
+def numbered_name() -> str:
+    """A name such as ``brisk_cardamom417``, for when plain ones are taken."""
+    return f"{random_name()}{secrets.randbelow(10_000)}"
+
+
 def check_name(name: str, what: str = "container") -> str:
     """The name without a leading slash; raises InvalidParameter in Docker's words."""
     bare = name.removeprefix("/")

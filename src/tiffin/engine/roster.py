@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
 
 from tiffin.engine.container import Container
 from tiffin.errors import Conflict, InvalidParameter, NotFound
@@ -54,10 +55,16 @@ class Roster:
         """Whether a container has the name."""
         return name in self._names
 
-    def add(self, container: Container) -> None:
-        """Record a new container; raises Conflict, in Docker's words, if its name is taken."""
+    def add(self, container: Container, another_name: Callable[[], str] | None = None) -> None:
+        """Record a new container; raises Conflict, in Docker's words, if its name is taken.
+
+        One that nobody chose gives way to ``another_name`` instead.
+        """
         with self._lock:
             holder = self._names.get(container.name)
+            while holder is not None and another_name is not None:
+                container.name = another_name()
+                holder = self._names.get(container.name)
             if holder is not None:
                 raise Conflict(_conflict(container.name, holder))
             try:

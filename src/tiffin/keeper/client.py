@@ -44,6 +44,8 @@ Event = dict[str, Any]
 _Fds = list[int]
 _READY_FD = 3
 _TRIES = 4
+_PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Seconds between the attempts to have a keeper again after one has died."""
 _DIED = "it ended while starting"
 _START_TRIES = 5
 _ONLY_ONCE = ("start", "exec", "signal")
@@ -422,9 +424,18 @@ class KeeperClient:
                     "oom": False,
                 }
             )
-        # Without a keeper nobody could be told; whoever asks next tries again and is.
-        with contextlib.suppress(errors.Unreachable):
-            self.ensure()
+        # Without a keeper the containers' output is not read. A keeper may be killed while it is
+        # starting, too; in the end, whoever asks next tries again and is told.
+        for pause in _PAUSES:
+            with contextlib.suppress(errors.Unreachable):
+                self.ensure()
+                return
+            if self._gone_for_good():
+                return
+            time.sleep(pause)
+
+    def _gone_for_good(self) -> bool:
+        return self._closed
 
     def _tell(self) -> None:
         while (event := self._events.get()) is not None:

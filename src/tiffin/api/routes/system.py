@@ -93,6 +93,10 @@ class SystemRoutes:
                     if left <= 0:
                         return
                     continue
+                if event is None:
+                    # Far behind: it is cut off, so that the client sees that something is missing.
+                    response.abandon()
+                    return
                 if end is not None and event["timeNano"] > end:
                     return
                 if wanted.matches(event):
