@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routes.images import ImageRoutes
@@ -129,10 +129,8 @@ class RegistryRoutes:
     def auth(self, request: Request, response: Response) -> None:
         from tiffin.engine.registries import credentials_in
 
-        body = request.json_object()
+        body = request.json_object(shapes.LOGIN)
         server = body.get("serveraddress") or ""
-        if not isinstance(server, str):
-            raise InvalidParameter("serveraddress must be a string")
         response.json(self._engine.registries.login(server, credentials_in(body)))
 
 
