@@ -34,9 +34,7 @@ class RegistryRoutes:
         router.add("POST", "/images/create", _with_dockers_statuses(self.create))
         router.add("GET", "/images/search", _with_dockers_statuses(self.search))
         router.add("POST", "/images/{name:.*}/push", _with_dockers_statuses(self.push))
-        router.add(
-            "GET", "/distribution/{name:.*}/json", _with_dockers_statuses(self.distribution)
-        )
+        router.add("GET", "/distribution/{name:.*}/json", _with_dockers_statuses(self.distribution))
         router.add("POST", "/auth", _with_dockers_statuses(self.auth))
 
     def create(self, request: Request, response: Response) -> None:
