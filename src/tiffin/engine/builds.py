@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets as tokens
 from collections.abc import Callable, Mapping
@@ -70,8 +69,7 @@ class Builds:
         self._registries = registries
         self._cache = BuildCache(database)
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
-        mark = hashlib.sha256(os.fsencode(root.path)).hexdigest()[:8]
-        lender = Lender(layers, self._folders, root.work, mark)
+        lender = Lender(layers, self._folders, root.work, root.mark)
         self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
         self._digests = DigestCache()
         self._secrets: dict[str, dict[str, bytes]] = {}
