@@ -1034,3 +1034,25 @@ def test_many_come_and_go_at_once(engine: Engine) -> None:
         thread.join()
     assert not failures
     assert len(engine.networks.inspect("busy")["Containers"]) == 1
+
+
+def test_events_tell_who_comes_and_goes(engine: Engine) -> None:
+    engine.networks.create({"Name": "net"})
+    with engine.events.subscribe() as queue:
+        box = start(engine, "sleep 100", "net")
+        engine.networks.connect("bridge", box)
+        engine.containers.remove(box, force=True)
+        engine.networks.remove("net")
+        told = []
+        while not queue.empty():
+            event = queue.get()
+            if event["Type"] == "network":
+                attributes = event["Actor"]["Attributes"]
+                told.append((event["Action"], attributes["name"]))
+    assert told == [
+        ("connect", "net"),
+        ("connect", "bridge"),
+        ("disconnect", "net"),
+        ("disconnect", "bridge"),
+        ("destroy", "net"),
+    ]

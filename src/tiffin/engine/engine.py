@@ -84,7 +84,7 @@ class Engine:
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
             self._fabric = Fabric(self._database, self._root.path, mark)
             self._fabric.make_default()
-            self._sandboxes = Sandboxes(self._root, roster, self._fabric)
+            self._sandboxes = Sandboxes(self._root, roster, self._fabric, self.events)
             self.networks = Networks(
                 self._database, roster, self._fabric, self._sandboxes, self.events
             )

@@ -427,14 +427,20 @@ class Fabric:
         ):
             self._porter.say(({"do": "open", "sandbox": container}, _pidfd(pid)))
 
-    def close(self, container: str) -> None:
-        """A container has ended, or did not start: take its sandbox away."""
+    def close(self, container: str) -> list[Network]:
+        """A container has ended, or did not start: take its sandbox away.
+
+        Gives the networks that it leaves by that.
+        """
         self._pids.pop(container, None)
         plan = self._plans.pop(container, None)
         joined = self.ledger.of_container(container)
         published = self.ledger.ports(container)
         if not joined and not published:
-            return
+            return []
+        if any(one.container == container for one in self._waiting):
+            # It is on its way out already.
+            return []
         for network, endpoint in joined:
             self._links.unplug(network, endpoint)
             if is_named(network):
@@ -443,10 +449,10 @@ class Fabric:
         if told:
             self._porter.say(({"do": "close", "sandbox": container}, ()))
         leaving = _Leaving(container, [endpoint for _, endpoint in joined])
-        del plan
+        left = [network for network, _ in joined] if plan is not None else []
         if not published:
             self._settle(leaving)
-            return
+            return left
         # The kernel takes long to forget a rule; addresses and ports are free only after that.
         leaving.elements = self._port_elements(container)
         with self._lock:
@@ -455,6 +461,7 @@ class Fabric:
                 self._broom = threading.Thread(target=self._sweep, name="networks", daemon=True)
                 self._broom.start()
         self._leaving.put(leaving)
+        return left
 
     def _settle(self, leaving: _Leaving) -> None:
         for endpoint in leaving.endpoints:
