@@ -231,7 +231,7 @@ class Fabric:
         """The IPv4 and the IPv6 address that a container's published ports lead to."""
         found = ["", ""]
         for network, endpoint in self.ledger.of_container(container):
-            if network.settings.driver == "bridge" and not network.settings.internal:
+            if _publishes(network):
                 for position, version in enumerate((4, 6)):
                     found[position] = found[position] or endpoint.address(version)
         return found[0], found[1]
@@ -259,6 +259,9 @@ class Fabric:
         container = plan.container
         if self._waiting:
             self._flush()
+        if not any(_publishes(place.network) for place in plan.places):
+            # As in Docker: nothing leads into an internal network, or past a macvlan's parent.
+            plan.ports = []
         if plan.ports:
             self._firewall.prepare()
         try:
@@ -402,7 +405,9 @@ class Fabric:
         v4, v6 = self._targets(container)
         rows, fds = [], []
         for port, sock in held:
-            if sock is not None:
+            if sock is not None and not (v4 or v6):
+                sock.close()
+            elif sock is not None:
                 rows.append([port.protocol, v4 or v6, port.container_port])
                 fds.append(sock.detach())
         return [
@@ -667,6 +672,11 @@ class _Leaving:
     endpoints: list[Endpoint]
     elements: list[firewall.Element] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
+
+
+def _publishes(network: Network) -> bool:
+    """Whether the ports of the host can lead into a network."""
+    return network.settings.driver == "bridge" and not network.settings.internal
 
 
 def is_named(network: Network) -> bool:
