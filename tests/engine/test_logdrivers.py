@@ -135,7 +135,7 @@ def test_since_and_until(engine: Engine) -> None:
         ("json-file", {"max_size": "x"}, "invalid size: 'x'"),
         ("json-file", {"max_file": "0"}, "max-file must be a number greater than 0"),
         ("json-file", {"compress": "true"}, "compress cannot be true when max-file is less than 2"),
-        ("json-file", {"mode": "fast"}, "logger: log mode not supported: fast"),
+        ("json-file", {"mode": "fast"}, "logger: logging mode not supported: fast"),
         ("json-file", {"max_buffer_size": "1m"}, "max-buffer-size option is only supported with"),
         ("json-file", {"tag": "{{.Nonsense}}"}, "the log tag '{{.Nonsense}}' can't be used"),
         ("none", {"max_size": "1m"}, "invalid logging opts for driver none"),
