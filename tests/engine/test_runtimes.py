@@ -168,12 +168,8 @@ def test_a_terminal(kitchen: Kitchen) -> None:
 
 def test_stdin_execs_signals_and_pausing(kitchen: Kitchen) -> None:
     containers = kitchen.engine.containers
-    container = kitchen.create(
-        "sh",
-        "-c",
-        "trap 'echo bye; exit 7' TERM; read a; echo got $a; while :; do sleep 0.1; done",
-        OpenStdin=True,
-    )
+    script = "trap 'exit 7' TERM; read a; echo got $a; while :; do sleep 0.1; done"
+    container = kitchen.create("sh", "-c", script, OpenStdin=True)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         containers.attach(container, theirs, stdin=True, stdout=True, stderr=True)

@@ -43,7 +43,7 @@ def test_taking_a_smaller_set() -> None:
     if pid == 0:
         try:
             capabilities.drop_bounding(wanted)
-            capabilities.take(wanted)
+            capabilities.take(wanted, wanted)
             same = capabilities.bounding() == capabilities.permitted() == wanted
             os._exit(0 if same else 1)
         finally:

@@ -64,8 +64,8 @@ class Execs:
     def create(self, reference: str, body: JSON) -> JSON:
         """Prepare an exec; raises NotFound, Conflict where the container does not run."""
         container = self._roster.get(reference)
-        # Go reads the names of members without regard to case, and docker-py writes this one small.
-        body.setdefault("DetachKeys", body.pop("detachKeys", ""))
+        if isinstance(body.get("Cmd"), str):
+            body = {**body, "Cmd": [body["Cmd"]]}
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":

@@ -28,6 +28,7 @@ from tiffin.engine.events import Events
 from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
@@ -55,6 +56,7 @@ class Lifecycle:
         roster: Roster,
         layers: LayerStore,
         volumes: Volumes,
+        sandboxes: Sandboxes,
         events: Events,
         cgroup_prefix: str,
     ) -> None:
@@ -63,6 +65,7 @@ class Lifecycle:
         self._roster = roster
         self._layers = layers
         self._volumes = volumes
+        self.sandboxes = sandboxes
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
@@ -152,7 +155,30 @@ class Lifecycle:
         self.look(container)
 
     def launch(self, container: Container) -> JSON:
-        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        """Have the keeper start a container's first process: ``{"pid", "started"}``.
+
+        Its sandbox is made before; whoever learns of the end closes that.
+        """
+        path, namespace = self.sandboxes.open(container)
+        try:
+            self._volumes.use(container)
+            answer = self._launch(container, path)
+            self.sandboxes.started(container, answer["pid"])
+            return answer
+        except BaseException:
+            self.release(container)
+            raise
+        finally:
+            # From here on the container's processes hold it.
+            if namespace is not None:
+                namespace.close()
+
+    def release(self, container: Container) -> None:
+        """A container has ended, or did not start: give back what it had of networks and mounts."""
+        self.sandboxes.close(container)
+        self._volumes.release(container)
+
+    def _launch(self, container: Container, network: str | None) -> JSON:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         container.state.id_base = 0
@@ -161,11 +187,18 @@ class Lifecycle:
             container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
-            folder,
+            self.sandboxes.folder(container),
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
             self._peer,
+            network,
+            self.sandboxes.link_environment(container),
+            {
+                point.target: self._layers.view(point.chain)[-1]
+                for point in container.spec.mounts
+                if point.kind == "image"
+            },
         )
         plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
         if host["Runtime"] != configuration.NATIVE:
@@ -240,6 +273,7 @@ class Lifecycle:
         with container.lock:
             if not container.running:
                 return
+            self.release(container)
             state = container.state
             if oom and not state.oom_killed:
                 self._out_of_memory(container)
@@ -380,9 +414,9 @@ class Lifecycle:
                 raise Conflict(f"Container {container.id} is not running")
             try:
                 self._cgroups.freeze(self.cgroup(container))
-            except FileNotFoundError:
-                # It has just ended; the keeper's word of it is on the way.
-                raise Conflict(f"Container {container.id} is not running") from None
+            except FileNotFoundError as error:
+                # It has ended, and its end is about to be told.
+                raise Conflict(f"Container {container.id} is not running") from error
             container.state.status = "paused"
             container.save_state(self._database)
             self.look(container)
@@ -409,8 +443,12 @@ class Lifecycle:
         with container.lock:
             ours = container.state.status == "running"
             if ours:
-                self._cgroups.freeze(self.cgroup(container))
-                container.state.status = "paused"
+                try:
+                    self._cgroups.freeze(self.cgroup(container))
+                    container.state.status = "paused"
+                except FileNotFoundError:
+                    # It has ended, and its end is about to be told: nothing of it moves.
+                    ours = False
         try:
             yield
         finally:

@@ -131,7 +131,14 @@ def drop_bounding(keep: int) -> None:
             break
 
 
-def take(bits: int) -> None:
-    """Make ``bits`` the effective and permitted set; inheritable and ambient become empty."""
+def take(effective: int, permitted: int, inheritable: int = 0) -> None:
+    """Take on these sets; the ambient one becomes empty."""
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    syscalls.capset(bits, bits, 0)
+    syscalls.capset(effective, permitted, inheritable)
+
+
+def raise_ambient(bits: int) -> None:
+    """Add to the ambient set what is permitted and inheritable."""
+    for number in range(len(NAMES)):
+        if bits >> number & 1:
+            syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)

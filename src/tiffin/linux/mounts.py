@@ -50,6 +50,11 @@ ATTRIBUTES = {
 }
 
 
+def known_options() -> list[str]:
+    """The words that mean something for every mount."""
+    return sorted({*_SET, *_CLEAR, *PROPAGATIONS, "rro"} - {"remount"})
+
+
 class Options:
     """Mount options taken apart: ``flags`` for mount(2), ``propagation`` flags (0: untouched),
     and ``data`` for the file system."""

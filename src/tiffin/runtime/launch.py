@@ -30,7 +30,7 @@ from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
-from tiffin.runtime.operations import MakeDirectory, Operation, load
+from tiffin.runtime.operations import MakeDirectory, Operation, PivotRoot, load
 from tiffin.runtime.user_namespace import UserNamespace, become_root
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
@@ -91,7 +91,29 @@ class Launched:
         self.warnings = warnings
 
 
-def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
+class Halts:
+    """Where a start stops for its caller, as an OCI runtime command needs it.
+
+    ``made`` is called in the parent, with the child's pid, once its namespaces are there and
+    nothing is mounted; ``before_pivot`` in the child, with its pid as the parent knows it, when all
+    is mounted; and before its exec the child tells the parent that it is ready, which returns, and
+    calls ``wait``.
+    """
+
+    __slots__ = ("before_pivot", "made", "wait")
+
+    def __init__(
+        self,
+        made: Callable[[int], None],
+        before_pivot: Callable[[int], None],
+        wait: Callable[[int], None],
+    ) -> None:
+        self.made = made
+        self.before_pivot = before_pivot
+        self.wait = wait
+
+
+def launch(plan: dict[str, Any], stdio: Stdio, halts: Halts | None = None) -> Launched:
     """Make a container and start its first process.
 
     Raises StartFailure with Docker's sentence and exit code.
@@ -100,14 +122,14 @@ def launch(plan: dict[str, Any], stdio: Stdio) -> Launched:
     if plan.get("runtime") is not None:
         return _launch_foreign(plan, stdio)
     if cgroup is None:
-        return _launch(plan, stdio, [])
+        return _launch(plan, stdio, [], halts)
     groups = hierarchy()
     try:
         warnings = groups.create(cgroup["name"], cgroup["resources"], cgroup["devices"])
     except OSError as error:
         raise StartFailure(f"failed to create cgroup {cgroup['name']}: {error.strerror}") from None
     try:
-        return _launch(plan, stdio, warnings)
+        return _launch(plan, stdio, warnings, halts)
     except BaseException:
         groups.delete(cgroup["name"])
         raise
@@ -125,7 +147,9 @@ def _launch_foreign(plan: dict[str, Any], stdio: Stdio) -> Launched:
     return Launched(pid, pidfd, terminal, [])
 
 
-def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched:
+def _launch(
+    plan: dict[str, Any], stdio: Stdio, warnings: list[str], halts: Halts | None
+) -> Launched:
     process = plan["process"]
     wanted = plan["user_namespace"]
     try:
@@ -142,15 +166,27 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
             _give_away(stdio, users.root)
             users.join_others()
             kernel = Kernel(users.fd)
+        gate = pid = None
+        if halts is not None:
+            os.write(channel.fileno(), b'{"made":true}')
+            pid = int(channel.recv(100))
+
+            def gate() -> None:
+                os.write(program.CHANNEL, b'{"created":true}')
+                os.close(program.CHANNEL)
+                halts.wait(pid)
+
         for item in plan["operations"]:
             operation = load(item)
             try:
+                if halts is not None and pid is not None and isinstance(operation, PivotRoot):
+                    halts.before_pivot(pid)
                 operation.execute(kernel)
             except OSError as error:
                 raise _refusal(operation, error) from None
         if users is not None:
             become_root()
-        _become(process, plan["init"], stdio, kernel.terminal, channel, warn)
+        _become(process, plan["init"], stdio, kernel.terminal, channel, warn, gate)
 
     namespace = None
     if plan["pid_namespace"] is not None:
@@ -161,7 +197,7 @@ def _launch(plan: dict[str, Any], stdio: Stdio, warnings: list[str]) -> Launched
                 f"failed to join pid namespace {plan['pid_namespace']}: {error.strerror}"
             ) from None
     try:
-        return _spawn(child, plan["flags"], namespace, entrances, warnings)
+        return _spawn(child, plan["flags"], namespace, entrances, warnings, halts)
     finally:
         if namespace is not None:
             os.close(namespace)
@@ -273,6 +309,7 @@ def _become(
     terminal: tuple[int, int] | None,
     channel: socket.socket,
     warn: Callable[[str], None],
+    gate: Callable[[], None] | None = None,
 ) -> None:
     if terminal is not None:
         master, slave = terminal
@@ -284,7 +321,7 @@ def _become(
     else:
         raise program.Refusal("a process without a terminal needs three streams", 125)
     program.take_streams(fds, channel.fileno())
-    program.become(process, init, terminal is not None, warn)
+    program.become(process, init, terminal is not None, warn, gate)
 
 
 def _spawn(
@@ -293,6 +330,7 @@ def _spawn(
     namespace: int | None,
     entrances: list[str] | tuple[str, ...],
     warnings: list[str],
+    halts: Halts | None = None,
 ) -> Launched:
     """Clone, run ``body`` in the child, and wait until it has executed its program.
 
@@ -312,7 +350,7 @@ def _spawn(
         pidfd = os.pidfd_open(pid)
         terminal: int | None = None
         try:
-            terminal = _listen(ours, warnings)
+            terminal = _listen(ours, warnings, pid, halts)
         except BaseException as error:
             os.close(pidfd)
             _reap(pid)
@@ -362,7 +400,9 @@ def _reap(pid: int) -> None:
         pass
 
 
-def _listen(channel: socket.socket, warnings: list[str]) -> int | None:
+def _listen(
+    channel: socket.socket, warnings: list[str], pid: int, halts: Halts | None
+) -> int | None:
     """Read the child's messages up to their end; the terminal's master, if it sent one."""
     terminal: int | None = None
     channel.settimeout(_PATIENCE)
@@ -374,7 +414,12 @@ def _listen(channel: socket.socket, warnings: list[str]) -> int | None:
             if fds:
                 terminal = fds[0]
             message = json.loads(data)
-            if "warning" in message:
+            if "made" in message and halts is not None:
+                halts.made(pid)
+                channel.sendall(str(pid).encode())
+            elif "created" in message:
+                return terminal
+            elif "warning" in message:
                 warnings.append(message["warning"])
             elif "error" in message:
                 raise StartFailure(message["error"], message["code"])

@@ -56,7 +56,7 @@ _IPC_SYSCTLS = frozenset(
     )
 )
 
-_DEVICES = (
+DEVICES = (
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
     ("/dev/full", 1, 7),
@@ -64,7 +64,7 @@ _DEVICES = (
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
 )
-_SYMLINKS = (
+SYMLINKS = (
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
@@ -341,13 +341,32 @@ def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | No
         options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
         data = _mapped(options.data, id_map)
         return op.Mount("tmpfs", "tmpfs", target, options.flags, data)
+    if item.tree is not None and item.tree.fstype != "bind":
+        options = parse_options(item.tree.options)
+        return op.MountTree(
+            item.tree.fstype,
+            item.tree.source,
+            target,
+            options.flags | syscalls.MS_RDONLY,
+            options.data,
+            item.tree.directory,
+        )
     attributes = 0
     for option in item.options:
         if option != "idmap" or id_map is not None:
             attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
+    if item.below:
+        return op.BindBelow(
+            item.source,
+            item.below,
+            target,
+            "bind" not in item.options,
+            attributes,
+            "rro" in item.options,
+        )
     propagation = parse_options(item.options).propagation
     return op.Bind(
-        item.source,
+        item.tree.source if item.tree is not None else item.source,
         target,
         recursive="bind" not in item.options,
         attributes=attributes,
@@ -384,7 +403,9 @@ def _defaults(
         )
     ro = 0 if privileged else syscalls.MS_RDONLY
     if "/sys" not in taken:
-        if "network" in settings.namespaces:
+        # A network namespace that is not of the user namespace can't be shown by a sysfs of it.
+        joined = settings.id_map is not None and settings.namespaces.get("network") is not None
+        if "network" in settings.namespaces and not joined:
             steps.append(op.Mount("sysfs", "sysfs", "/sys", _NOSUID_NOEXEC_NODEV | ro, ""))
         else:
             attributes = _RO_ALL if not privileged else _RO_ALL & ~syscalls.MOUNT_ATTR_RDONLY
@@ -409,7 +430,7 @@ def _defaults(
 def _devices(settings: ContainerSettings) -> list[op.Operation]:
     first = settings.id_map[0] if settings.id_map is not None else 0
     steps: list[op.Operation] = [
-        op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in _DEVICES
+        op.Device(path, "c", major, minor, 0o666, 0, 0) for path, major, minor in DEVICES
     ]
     steps += [
         op.Device(
@@ -423,7 +444,7 @@ def _devices(settings: ContainerSettings) -> list[op.Operation]:
         )
         for device in settings.devices
     ]
-    steps += [op.Symlink(target, path) for target, path in _SYMLINKS]
+    steps += [op.Symlink(target, path) for target, path in SYMLINKS]
     if settings.privileged:
         steps.append(op.HostDevices())
     return steps
@@ -444,10 +465,16 @@ def _cgroups(
         return [op.Bind(source, root, recursive=False, attributes=attributes)]
     if not hierarchy.controllers:
         return []
+    return [op.BindGroups(root, bind_groups(hierarchy, name), attributes)]
+
+
+def bind_groups(hierarchy: Hierarchy, name: str) -> list[list[str]]:
+    """What :class:`~tiffin.runtime.operations.BindGroups` binds for a group: one row a hierarchy,
+    and links for the controllers that share one."""
     groups: list[list[str]] = []
     for item in hierarchy.controllers:
         base = posixpath.basename(item.path)
         groups.append([base, f"{item.path}/{name}"])
         if len(item.names) > 1:
             groups += [[one, f"@{base}"] for one in item.names if one != base]
-    return [op.BindGroups(root, groups, attributes)]
+    return groups

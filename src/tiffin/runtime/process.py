@@ -115,6 +115,11 @@ def _read_accounts(path: str) -> bytes:
         os.close(fd)
 
 
+def home_of(uid: int) -> str:
+    """The home that the container's own passwd names for a uid, else ``/``."""
+    return accounts.resolve(str(uid), _read_accounts("/etc/passwd"), b"", []).home
+
+
 def resolve_account(user: str, groups: list[str]) -> accounts.Account:
     """The account of the container's user string, from the container's own files."""
     try:
@@ -137,29 +142,46 @@ def _give_streams(uid: int) -> None:
                 raise
 
 
-def take_credentials(
-    account: accounts.Account, bits: int, no_new_privileges: bool, filtered: bool
-) -> int:
-    """Become the user, with these capabilities (-1: all that there are); returns the final set.
+Sets = tuple[int, int, int]
+"""Effective, permitted and inheritable capabilities."""
 
-    Where a seccomp filter is still to be loaded, the right to do so is kept until then.
+
+def take_credentials(
+    account: accounts.Account,
+    bits: int,
+    no_new_privileges: bool,
+    filtered: bool,
+    sets: dict[str, int] | None = None,
+) -> Sets:
+    """Become the user, with these capabilities (-1: all that there are); returns the final sets.
+
+    Where a seccomp filter is still to be loaded, the right to do so is kept until then. ``sets``
+    has effective, permitted, inheritable and ambient ones where they are not all the same.
     """
-    bits &= capabilities.permitted()
-    final = bits if account.uid == 0 else 0
-    now = final | _LOADER if filtered and not no_new_privileges else final
+    held = capabilities.permitted()
+    bits &= held
+    final = (bits, bits, 0) if account.uid == 0 else (0, 0, 0)
+    ambient = 0
+    if sets is not None:
+        permitted = sets["permitted"] & held
+        final = (sets["effective"] & permitted, permitted, sets["inheritable"] & held)
+        ambient = sets["ambient"] & final[1] & final[2]
+    more = _LOADER if filtered and not no_new_privileges else 0
+    now = (final[0] | more, final[1] | more, final[2])
     capabilities.drop_bounding(bits)
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
-    if now:
+    if now[1]:
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     os.setresuid(account.uid, account.uid, account.uid)
-    capabilities.take(now)
+    capabilities.take(*now)
+    capabilities.raise_ambient(ambient)
     if no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     return final
 
 
-def load_filter(seccomp: list[Any] | None, final: int, no_new_privileges: bool) -> None:
+def load_filter(seccomp: list[Any] | None, final: Sets, no_new_privileges: bool) -> None:
     """Load the filter, and let go of the right to; nothing but exec may follow."""
     if seccomp is None:
         return
@@ -167,7 +189,7 @@ def load_filter(seccomp: list[Any] | None, final: int, no_new_privileges: bool) 
     try:
         syscalls.seccomp_filter(program, seccomp[1])
         if not no_new_privileges:
-            syscalls.capset(final, final, 0)
+            syscalls.capset(*final)
     except OSError as error:
         raise Refusal(f"failed to load the seccomp filter: {_reason(error)}", 125) from None
 
@@ -208,15 +230,24 @@ def find_program(name: str, search: str) -> str:
 
 
 def become(
-    process: dict[str, Any], init: bool, terminal: bool, warn: Callable[[str], None]
+    process: dict[str, Any],
+    init: bool,
+    terminal: bool,
+    warn: Callable[[str], None],
+    gate: Callable[[], None] | None = None,
 ) -> None:
     """Turn this process, whose streams and root are the container's, into its program.
 
     Never returns, unless by raising Refusal or OSError. With ``init``, this process stays as the
-    program's parent, and ends with its status.
+    program's parent, and ends with its status. ``gate`` is called when all is checked and made;
+    the program is executed once it returns.
     """
     set_limits(process["rlimits"], warn)
-    account = resolve_account(process["user"], process["groups"])
+    if process.get("account") is not None:
+        uid, gid, groups = process["account"]
+        account = accounts.Account(uid, gid, list(groups), home_of(uid))
+    else:
+        account = resolve_account(process["user"], process["groups"])
     _give_streams(account.uid)
     environment = {}
     for item in process["env"]:
@@ -232,7 +263,11 @@ def become(
         late = error
     seccomp, no_new_privileges = process["seccomp"], process["no_new_privileges"]
     final = take_credentials(
-        account, process["capabilities"], no_new_privileges, seccomp is not None
+        account,
+        process["capabilities"],
+        no_new_privileges,
+        seccomp is not None,
+        process.get("sets"),
     )
     if late is not None:
         try:
@@ -243,7 +278,7 @@ def become(
             ) from None
     args = process["args"]
     path = find_program(args[0], environment.get("PATH", _DEFAULT_PATH))
-    os.umask(0o022)
+    os.umask(process.get("umask", 0o022))
     if init:
         os.setsid()
         child = syscalls.clone(0)
@@ -255,6 +290,8 @@ def become(
     if terminal:
         fcntl.ioctl(0, _TIOCSCTTY, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    if gate is not None:
+        gate()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     load_filter(seccomp, final, no_new_privileges)
     try:

@@ -79,6 +79,17 @@ def available() -> bool:
     return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
 
 
+def features() -> JSON:
+    """What profiles may ask for, as the specification's ``features.md`` lists it."""
+    return {
+        "actions": list(_ACTIONS),
+        "operators": [f"SCMP_CMP_{name}" for name in _OPERATIONS],
+        "archs": [row[1] for row in _MACHINES.values()],
+        "knownFlags": list(_FLAGS),
+        "supportedFlags": list(_FLAGS),
+    }
+
+
 def parse(text: str | bytes) -> JSON:
     """The profile of a file's text. Raises InvalidParameter if it is none."""
     try:
