@@ -249,7 +249,9 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
     if name == "scratch":
         return EmptyTree()
     try:
-        config = session.backend.image(session.named_image(name), platform)
+        config = session.backend.image(
+            session.named_image(name), platform, pull=session.options.pull
+        )
     except NotFound as error:
         raise NotFound(f"invalid from flag value {name}: {error.message}") from error
     if config.chain_id is None:
