@@ -103,12 +103,18 @@ class Builds:
 
     # -- the builder's backend
 
-    def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image, which is pulled if it is not here."""
+    def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
+        """The configuration of a base image, which is pulled if it is not here, or if asked."""
         try:
             image = self._images.find(reference)
         except NotFound:
             image = self._pull(reference, platform)
+        else:
+            # What is named by its ID can't be had from anywhere else.
+            if pull and not image.id.removeprefix("sha256:").startswith(
+                reference.removeprefix("sha256:")
+            ):
+                image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:
