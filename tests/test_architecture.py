@@ -19,7 +19,7 @@ ROOMS = {
     "storage": {"linux", "errors"},
     "layer": {"storage", "linux", "store", "errors"},
     "image": {"layer", "errors"},
-    "runtime": {"storage", "linux", "errors"},
+    "runtime": {"storage", "linux", "errors", "version"},
     "keeper": {"runtime", "linux", "errors"},
     "network": {"linux", "store", "errors"},
     "registry": {"image", "layer", "errors"},

@@ -218,7 +218,7 @@ def test_volumes_from_another_container(engine: Engine) -> None:
     assert shell(engine, "touch /n/g", VolumesFrom=[f"{first}:ro"])[0] == 1
     with pytest.raises(InvalidParameter, match="invalid mode"):
         shell(engine, "true", VolumesFrom=["first:what"])
-    with pytest.raises(NotFound):
+    with pytest.raises(InvalidParameter, match="No such container: nobody"):
         shell(engine, "true", VolumesFrom=["nobody"])
 
 

@@ -98,3 +98,15 @@ def test_names_of_other_networks_are_not_known() -> None:
     assert not directory.find("web", ["three"])
     assert directory.title("10.0.0.2", ["one"]) == "web.net"
     assert directory.title("10.0.0.2", ["two"]) == ""
+
+
+def test_whoever_is_not_told_again_is_forgotten_once_all_is_told() -> None:
+    directory = Directory()
+    directory.join(entry("1", ["stays"], "10.0.0.2"))
+    directory.join(entry("2", ["goes"], "10.0.0.3"))
+    directory.begin()
+    assert directory.find("goes", ["n"])
+    directory.join(entry("1", ["stays"], "10.0.0.2"))
+    directory.settle()
+    assert directory.find("stays", ["n"])
+    assert not directory.find("goes", ["n"])

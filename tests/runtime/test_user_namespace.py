@@ -25,7 +25,7 @@ def test_root_inside_is_another_outside(kitchen: Kitchen) -> None:
     text = Path(f"/proc/{launched.pid}/status").read_text()
     rows = dict(line.split(":", 1) for line in text.splitlines())
     assert rows["Uid"].split() == [str(FIRST)] * 4
-    assert rows["Groups"].split() == []
+    assert rows["Groups"].split() == [str(FIRST)]
 
 
 def test_files_keep_the_owners_that_the_image_knows(kitchen: Kitchen) -> None:

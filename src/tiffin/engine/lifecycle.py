@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,8 @@ class Lifecycle:
             container = self._roster.find(event["id"])
             if container is None:
                 self.keeper.forget(event["id"])
-            else:
+            elif event.get("started", container.state.started) == container.state.started:
+                # Not an earlier run's end, told once more.
                 self._ended(container, event["code"], event["at"], bool(event.get("oom")))
         elif kind == "oom":
             container = self._roster.find(event["id"])
@@ -527,15 +528,23 @@ class Lifecycle:
 
     def reconcile(self) -> None:
         """At start-up: learn from the keeper what became of the containers that were running."""
-        running = {container.id for container in self._roster.all() if container.running}
+        # The keeper's events are heard meanwhile: what is listed may have ended, been removed, or
+        # been restarted by the time that it is looked at.
+        running = {
+            container.id: (container, container.state.runs)
+            for container in self._roster.all()
+            if container.running
+        }
         if running or (self._root.keeper / "keeper.sock").exists():
             self.keeper.ensure()
             for entry in self.keeper.list():
                 if not entry["exec"]:
-                    running.discard(entry["id"])
+                    running.pop(entry["id"], None)
                     self._reconcile_one(entry)
-            for container_id in running:
-                self._ended(self._roster.get(container_id), None, time.time_ns(), False)
+            for container, runs in running.values():
+                with container.lock:
+                    if container.state.runs == runs:
+                        self._ended(container, None, time.time_ns(), False)
         for container in self._roster.all():
             with container.lock:
                 if restarts.wanted_after_boot(container, self._boot):
@@ -553,12 +562,19 @@ class Lifecycle:
         if container is None:
             # Its row is gone, or was never written: nobody can reach it any more.
             if entry["status"] == "running":
-                self.keeper.signal(entry["id"], signal.SIGKILL)
+                with suppress(NotFound):
+                    self.keeper.signal(entry["id"], signal.SIGKILL)
             else:
                 self.keeper.forget(entry["id"])
             return
         with container.lock:
             state = container.state
+            over = state.started == entry["started"] and not container.running
+            if over and entry["status"] == "exited":
+                # The daemon died between writing the end down and telling the keeper so.
+                self.keeper.forget(container.id)
+            if over or state.started > entry["started"] or container.removed:
+                return
             if not container.running or state.started != entry["started"]:
                 # The daemon died between the start and writing it down.
                 state.status, state.started, state.finished = "running", entry["started"], 0

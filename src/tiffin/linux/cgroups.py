@@ -451,9 +451,10 @@ def _remove(directory: str) -> bool:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
     try:
-        for entry in os.scandir(directory):
-            if entry.is_dir() and not _remove(entry.path):
-                return False
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir() and not _remove(entry.path):
+                    return False
         os.rmdir(directory)
     except FileNotFoundError:
         return True

@@ -622,6 +622,7 @@ class Fabric:
                     messages.append(({"do": "open", "sandbox": container}, _pidfd(pid)))
             except (OSError, TiffinError) as error:
                 logger.error("names or ports of %s are not served: %s", container[:12], error)
+        messages.append(({"do": "settled"}, ()))
         return messages
 
     @staticmethod
@@ -646,7 +647,7 @@ class Fabric:
             for network in self.ledger.networks():
                 if network.id in self._up and network.settings.driver == "bridge":
                     self._links.down(network)
-            if self._up:
+            if self._firewall.installed:
                 self._firewall.remove()
         self._links.close()
 

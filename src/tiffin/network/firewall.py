@@ -222,6 +222,11 @@ class Firewall:
         """The table's name; its family is ``inet``."""
         return self._table
 
+    @property
+    def installed(self) -> bool:
+        """Whether the table was made, as far as this object knows."""
+        return self._installed
+
     def install(self) -> None:
         """Make the table as it shall be, whatever was there. Raises Unsupported, TiffinError."""
         with self._lock:

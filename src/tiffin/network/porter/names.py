@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Entry:
     """An endpoint as the directory knows it."""
 
-    __slots__ = ("endpoint", "names", "network", "sandbox", "title", "v4", "v6")
+    __slots__ = ("age", "endpoint", "names", "network", "sandbox", "title", "v4", "v6")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Entry:
         self.title = title
         self.v4 = v4
         self.v6 = v6
+        self.age = 0
 
 
 class Directory:
@@ -46,16 +47,21 @@ class Directory:
         self._names: dict[tuple[str, str], dict[str, Entry]] = {}
         self._addresses: dict[tuple[str, bytes], Entry] = {}
         self._turn = 0
+        self._age = 0
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-        self._names.clear()
-        self._addresses.clear()
+    def begin(self) -> None:
+        """From here on, who there is will be told anew; meanwhile nobody is forgotten."""
+        self._age += 1
+
+    def settle(self) -> None:
+        """All has been told: forget those that were not."""
+        for entry in [one for one in self._entries.values() if one.age != self._age]:
+            self.leave(entry.endpoint)
 
     def join(self, entry: Entry) -> None:
         """Add an endpoint, or change it."""
         self.leave(entry.endpoint)
+        entry.age = self._age
         self._entries[entry.endpoint] = entry
         for name in entry.names:
             self._names.setdefault((entry.network, name), {})[entry.endpoint] = entry

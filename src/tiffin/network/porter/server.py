@@ -2,8 +2,8 @@
 
 Messages are JSON objects, one a packet, with ``do``:
 
-- ``hello`` {``sandboxes``}: a daemon has come; sandboxes that it does not name are let go, and all
-  names are forgotten. Answered by {``have``: sandboxes}.
+- ``hello`` {``sandboxes``}: a daemon has come; sandboxes that it does not name are let go.
+  Answered by {``have``: sandboxes}. ``settled``: it has told all names; others are forgotten.
 - ``open`` {``sandbox``} with a pidfd, or without one as long as there is no process.
 - ``names`` {``sandbox``, ``networks``, ``servers``, ``links``}, with two sockets the first time.
 - ``hold`` {``sandbox``, ``ports``: [[protocol, address, port], …]} with a socket each: where what
@@ -105,6 +105,7 @@ class Server:
             "close": self._close,
             "join": self._join,
             "leave": lambda message, fds: self._directory.leave(message["endpoint"]),
+            "settled": lambda message, fds: self._directory.settle(),
             "shutdown": self._shutdown,
         }
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -171,7 +172,7 @@ class Server:
     def _hello(self, sock: socket.socket, message: dict[str, Any]) -> None:
         for key in set(self._sandboxes) - set(message["sandboxes"]):
             self._sandboxes.pop(key).close()
-        self._directory.clear()
+        self._directory.begin()
         have = [key for key in self._sandboxes if key in message["sandboxes"]]
         sock.send(json.dumps({"have": have}).encode())
 
