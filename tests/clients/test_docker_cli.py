@@ -61,7 +61,7 @@ _EVENED = [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "TIME"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? \+0000 UTC", "TIME"),
         # The client says so if the answer comes before it has sent everything.
-        (r"^time=\S+ level=error msg=\"Can't (add file|close tar writer).*\\n", ""),
+        (r"^time=\S+ level=error msg=\"Can't (add file|close tar writer).*\n", ""),
         # What runc and containerd put around the sentence that says what happened.
         (r"(failed to create \S* ?\w+: )*OCI runtime \w+ failed: (runc create|exec) failed: ", ""),
         (r"unable to start container process: ", ""),
