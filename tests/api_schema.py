@@ -40,6 +40,11 @@ class ApiSchema:
             (method.upper(), path) for path, methods in self._paths.items() for method in methods
         ]
 
+    def parameters(self, method: str, path: str) -> list[str]:
+        """The names that may stand in the query."""
+        known = self._paths[path][method.lower()].get("parameters", ())
+        return [parameter["name"] for parameter in known if parameter["in"] == "query"]
+
     def statuses(self, method: str, path: str) -> set[int]:
         """The statuses that are described."""
         return set(self._paths[path][method.lower()]["responses"])

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tiffin import Engine
+from tiffin.linux import syscalls
+from tiffin.network import netlink
 
 APPLETS = (
     "sh ls cat echo sleep true false touch rm mkdir id pwd env hostname dd ps mount umount ln stat "
     "chmod chown mv cp head tail wc grep sed seq yes kill test tty stty printf find du df mknod "
-    "rmdir readlink od sort uniq tr cut date uname who whoami ip nc httpd wget"
+    "rmdir readlink od sort uniq tr cut date uname who whoami ip nc httpd wget nslookup"
 ).split()
 
 
@@ -50,6 +52,23 @@ def busybox_tar() -> bytes:
         )
         file("etc/group", b"root:x:0:\nusers:x:1000:\nextra:x:2000:user\n")
     return buffer.getvalue()
+
+
+def leave_host_network() -> None:
+    """Put this process into a network namespace of its own, with all that it will start.
+
+    So neither several runs of tests, nor they and whatever networks the machine has, ever meet.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    with netlink.Socket() as kernel:
+        kernel.run(netlink.set_up(1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_network() -> None:
+    """Every test is on a machine of its own, as far as networks go."""
+    if os.geteuid() == 0:
+        leave_host_network()
 
 
 def kill_keeper(root: Path) -> None:

@@ -74,8 +74,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return _fail("containers are made: run this as root")
     if not BUSYBOX.exists():
         return _fail(f"{BUSYBOX} is missing: install busybox-static")
-    # The end of everything goes through the stack's, also after `kill`.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The end of everything goes through the stack's, also after `kill`, and in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _measure(options, names)
     except EngineFailure as error:

@@ -65,7 +65,7 @@ def test_isolation_is_what_a_container_sees(engine: Engine) -> None:
     assert lines[0] == "1"
     assert len(lines[1]) == 12
     assert int(lines[2]) < 10
-    assert lines[3:] == ["3", "0", "/"]
+    assert lines[3:] == ["4", "0", "/"]
 
 
 def test_user_environment_and_working_directory(engine: Engine) -> None:
@@ -192,7 +192,7 @@ def test_a_name_that_nobody_chose_gives_way(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("PortBindings", {"80/tcp": [{"HostPort": "80"}]}), ("Links", ["a:b"]), ("Cgroup", "x")],
+    [("Cgroup", "x")],
 )
 def test_what_is_not_done_yet_is_refused_by_name(engine: Engine, field: str, value: Any) -> None:
     with pytest.raises(Unsupported, match=field):
@@ -337,6 +337,32 @@ def test_a_commit_holds_up_nobody_and_its_pause_is_not_written_down(
     assert engine.containers.inspect(container)["State"]["Status"] == "running"
     engine.containers.commit(container, "running", pause=False)
     assert seen == [("paused", False), ("running", False)]
+
+
+def test_what_ends_in_the_moment_of_a_pause_is_committed_as_it_is(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = create(engine, "sh", "-c", "echo one > /one; echo ready; sleep 600")
+    engine.containers.start(container)
+    wait_for(lambda: b"ready" in output(engine, container))
+    cgroups = engine._lifecycle._cgroups
+    rest = cgroups.freeze
+
+    def late(name: str) -> None:
+        cgroups.kill(name)
+        wait_for(lambda: not cgroups.exists(name))
+        rest(name)
+
+    monkeypatch.setattr(cgroups, "freeze", late)
+    engine.containers.commit(container, "made", changes=["CMD cat /one"])
+    assert engine.run("made").stdout == b"one\n"
+    assert not engine.containers.inspect(container)["State"]["Running"]
+    monkeypatch.undo()
+    again = create(engine, "sleep", "600")
+    engine.containers.start(again)
+    monkeypatch.setattr(cgroups, "freeze", late)
+    with pytest.raises(Conflict, match="is not running"):
+        engine.containers.pause(again)
 
 
 def test_sizes_are_right_to_the_byte(engine: Engine) -> None:

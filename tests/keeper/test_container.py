@@ -272,11 +272,12 @@ def test_exec_has_its_own_streams_and_exit(lab: Lab) -> None:
     client.sendall(b"some input\n")
     client.shutdown(socket.SHUT_WR)
     assert read_all(client) == b"some input\nbad\n"
-    assert lab.event("exited", "run") | {"at": 0} == {
+    assert lab.event("exited", "run") | {"started": 0, "at": 0} == {
         "event": "exited",
         "id": "run",
         "exec": True,
         "code": 5,
+        "started": 0,
         "at": 0,
         "oom": False,
     }

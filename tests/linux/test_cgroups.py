@@ -38,6 +38,23 @@ def test_create_and_delete_everywhere(group: tuple[Hierarchy, str]) -> None:
 
 
 @pytest.mark.root
+def test_a_group_that_goes_while_it_freezes_is_not_waited_for(
+    group: tuple[Hierarchy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hierarchy, name = group
+    hierarchy.create(name)
+    frozen = hierarchy.frozen
+
+    def gone(name: str) -> bool:
+        hierarchy.delete(name)
+        return frozen(name)
+
+    monkeypatch.setattr(hierarchy, "frozen", gone)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        hierarchy.freeze(name)
+
+
+@pytest.mark.root
 def test_a_limit_that_the_kernel_refuses_leaves_nothing(group: tuple[Hierarchy, str]) -> None:
     hierarchy, name = group
     if "cpuset" not in hierarchy.by_name:

@@ -30,6 +30,7 @@ import h11
 import msgspec
 
 from tiffin.api.bodies import BodyWriter, ChunkedBody, Disconnected, SizedBody, send
+from tiffin.api.shapes import checked
 from tiffin.errors import InvalidParameter
 from tiffin.version import API_VERSION, __version__
 
@@ -137,14 +138,18 @@ class Request:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidParameter(f"invalid JSON: {error}") from None
 
-    def json_object(self) -> dict[str, Any]:
-        """The body's JSON object. Raises InvalidParameter if there is no body, or another value."""
+    def json_object(self, shape: Any) -> dict[str, Any]:
+        """The body's JSON object, checked against a shape of :mod:`tiffin.api.shapes`.
+
+        Raises InvalidParameter if there is no body, or another value.
+        """
         value = self.json()
         if value is None:
             raise InvalidParameter("invalid JSON: got EOF while reading request body")
         if not isinstance(value, dict):
             raise InvalidParameter("invalid JSON: expected an object")
-        return value
+        found: dict[str, Any] = checked(value, shape)
+        return found
 
     def cancelled(self) -> bool:
         """Whether an answer is no longer wanted: the client closed, or the server is stopping.

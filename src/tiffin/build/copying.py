@@ -7,8 +7,8 @@ decides what is written, once it is known that the step must run:
   destination ends in a slash or is a directory;
 - a destination is resolved with the image's symlinks, inside the image; below it a symlink of the
   image is replaced by a file of the same name, but not by a directory;
-- directories that are missing on the way are made with mode 0755; the destination keeps what it
-  has, and directories below it take what the source's have;
+- directories that are missing on the way are made with mode 0755 (``--chmod`` is for what is
+  copied); the destination keeps what it has, and directories below it take what the source's have;
 - files of the context belong to root, files of a stage keep their owner, ``--chown`` overrides
   both, also for the directories that are made;
 - permissions and modification times are kept, but none is later than ``SOURCE_DATE_EPOCH``;
@@ -400,7 +400,7 @@ class Placement:
             uid, gid = attributes.owner
         elif pick is None or not pick.keep_owners:
             uid = gid = 0
-        if attributes.mode is not None and origin.kind is not Kind.SYMLINK:
+        if attributes.mode is not None and pick is not None and origin.kind is not Kind.SYMLINK:
             mode = attributes.mode.of(mode, directory=origin.kind is Kind.DIRECTORY)
         if attributes.latest is not None and mtime > attributes.latest:
             mtime = attributes.latest

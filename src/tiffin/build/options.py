@@ -114,59 +114,59 @@ class BuildOptions:
         tiffin does not know how to honour; InvalidParameter for a malformed one.
         """
 
-        def last(name: str) -> str:
+        def first(name: str) -> str:
             values = query.get(name) or ("",)
-            return values[-1]
+            return values[0]
 
         for name, what in _REFUSED.items():
-            if last(name) not in _NOTHING:
+            if first(name) not in _NOTHING:
                 raise Unsupported(f"{what} is not supported by tiffin's builder yet ({name})")
-        if last("version") == "2":
+        if first("version") == "2":
             raise Unsupported(
                 "BuildKit's protocol is not supported by tiffin's builder yet: "
                 "set DOCKER_BUILDKIT=0"
             )
         return cls(
             tags=[tag for tag in query.get("t", ()) if tag],
-            dockerfile=last("dockerfile") or "Dockerfile",
-            build_args=_strings(last("buildargs"), "buildargs", optional=True),
+            dockerfile=first("dockerfile") or "Dockerfile",
+            build_args=_strings(first("buildargs"), "buildargs", optional=True),
             labels={
                 name: value or ""
-                for name, value in _strings(last("labels"), "labels", optional=False).items()
+                for name, value in _strings(first("labels"), "labels", optional=False).items()
             },
-            no_cache=_true(last("nocache")),
-            target=last("target"),
-            platform=last("platform"),
-            network_mode=last("networkmode") or "default",
-            quiet=_true(last("q")),
-            remove=_true(last("rm") or "1"),
-            squash=_true(last("squash")),
-            no_cache_filter=_list(last("nocachefilter"), "nocachefilter"),
-            contexts=_plain(_strings(last("contexts"), "contexts", optional=False)),
-            ssh=_plain(_strings(last("ssh"), "ssh", optional=False)),
-            host=_host(query, last),
-            allow=_list(last("allow"), "allow"),
-            jobs=_number(last("jobs"), "jobs"),
-            debug=last("debug"),
-            why=_true(last("why")),
-            events=_true(last("events")),
-            cache_from=_cache_from(last("cachefrom")),
-            cache_to=last("cacheto"),
+            no_cache=_true(first("nocache")),
+            target=first("target"),
+            platform=first("platform"),
+            network_mode=first("networkmode") or "default",
+            quiet=_true(first("q")),
+            remove=_true(first("rm") or "1"),
+            squash=_true(first("squash")),
+            no_cache_filter=_list(first("nocachefilter"), "nocachefilter"),
+            contexts=_plain(_strings(first("contexts"), "contexts", optional=False)),
+            ssh=_plain(_strings(first("ssh"), "ssh", optional=False)),
+            host=_host(query, first),
+            allow=_list(first("allow"), "allow"),
+            jobs=_number(first("jobs"), "jobs"),
+            debug=first("debug"),
+            why=_true(first("why")),
+            events=_true(first("events")),
+            cache_from=_cache_from(first("cachefrom")),
+            cache_to=first("cacheto"),
         )
 
 
-def _host(query: Mapping[str, Sequence[str]], last: Callable[[str], str]) -> dict[str, Any]:
+def _host(query: Mapping[str, Sequence[str]], first: Callable[[str], str]) -> dict[str, Any]:
     host: dict[str, Any] = {}
     for name, key in _LIMITS.items():
-        if number := _number(last(name), name):
+        if number := _number(first(name), name):
             host[key] = number
     for name, key in _PLACES.items():
-        if last(name):
-            host[key] = last(name)
+        if first(name):
+            host[key] = first(name)
     if hosts := [each for text in query.get("extrahosts", ()) for each in text.split(",") if each]:
         host["ExtraHosts"] = hosts
-    if last("ulimits") not in _NOTHING:
-        host["Ulimits"] = _json(last("ulimits"), "ulimits", list)
+    if first("ulimits") not in _NOTHING:
+        host["Ulimits"] = _json(first("ulimits"), "ulimits", list)
     return host
 
 

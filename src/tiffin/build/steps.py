@@ -96,7 +96,7 @@ class StageBuild:
         if named == base.image and session.named_context(base.image) is not None:
             return self._context_as_base(base)
         if named == SCRATCH:
-            return State(changes.with_path(ImageConfig.scratch()), None, SCRATCH, None)
+            return _from_scratch()
         config = session.backend.image(named, platform)
         if config.chain_id is not None:
             session.hold(config.chain_id)
@@ -109,7 +109,7 @@ class StageBuild:
         """A stage on the files of a named context: as if they were copied into scratch."""
         context = self._session.named_context(base.image)
         assert context is not None
-        state = State(changes.with_path(ImageConfig.scratch()), None, SCRATCH, None)
+        state = _from_scratch()
         instruction = Copy(f"COPY . / (context {base.image})", base.line, (".",), "/")
         return self._transfer(state, instruction, context.source)
 
@@ -417,6 +417,12 @@ class StageBuild:
             if known is not None:
                 return known
         return None
+
+
+def _from_scratch() -> State:
+    """Where a stage on nothing begins: as BuildKit has it, with a PATH and in ``/``."""
+    config = changes.with_path(ImageConfig.scratch()).with_working_dir("/")
+    return State(config, None, SCRATCH, None)
 
 
 def _command_failed(command: str, code: int, more: str, cause: Exception | None) -> NoReturn:

@@ -64,12 +64,23 @@ SYSTEM: dict[str, Entry] = {
     "shutdown": ("system", "SHUTDOWN", "Stop the daemon and the keeper"),
 }
 
+NETWORK: dict[str, Entry] = {
+    "connect": ("networks", "CONNECT", "Put a container into a network"),
+    "create": ("networks", "CREATE", "Create a network"),
+    "disconnect": ("networks", "DISCONNECT", "Take a container out of a network"),
+    "inspect": ("inspection", "NETWORK_INSPECT", "Show everything about networks"),
+    "ls": ("networks", "LS", "List networks"),
+    "prune": ("networks", "PRUNE", "Remove networks that no container is in"),
+    "rm": ("networks", "RM", "Remove networks"),
+}
+
 VOLUME: dict[str, Entry] = {
     "create": ("volumes", "CREATE", "Create a volume"),
     "inspect": ("inspection", "VOLUME_INSPECT", "Show everything about volumes"),
     "ls": ("volumes", "LS", "List volumes"),
     "prune": ("volumes", "PRUNE", "Remove unused volumes"),
     "rm": ("volumes", "RM", "Remove volumes"),
+    "update": ("volumes", "UPDATE", "Change a volume of a cluster"),
 }
 
 BUILDER: dict[str, Entry] = {
@@ -97,6 +108,7 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "container": ("Manage containers", CONTAINER),
     "image": ("Manage images", IMAGE),
     "manifest": ("Manage lists of manifests in registries", MANIFEST),
+    "network": ("Manage networks", NETWORK),
     "registry": ("Run a registry", REGISTRY),
     "system": ("Manage the engine", SYSTEM),
     "volume": ("Manage volumes", VOLUME),
@@ -130,6 +142,7 @@ TOP: dict[str, Entry] = {
 ALIASES: dict[str, dict[str, str]] = {
     "container": {"list": "ls", "ps": "ls", "remove": "rm"},
     "image": {"list": "ls", "remove": "rm"},
+    "network": {"list": "ls", "remove": "rm"},
     "volume": {"list": "ls", "remove": "rm"},
 }
 

@@ -286,6 +286,30 @@ def _network(options: Options, body: dict[str, Any], host: dict[str, Any]) -> No
         body["NetworkingConfig"] = {"EndpointsConfig": endpoints}
 
 
+def endpoint_fields(options: Options) -> dict[str, Any]:
+    """The API's EndpointSettings of ``network connect``'s flags."""
+    fields: dict[str, Any] = {}
+    for flag, field in (("alias", "Aliases"), ("link", "Links")):
+        if options[flag]:
+            fields[field] = options[flag]
+    ipam = {
+        field: options[flag]
+        for flag, field in (
+            ("ip", "IPv4Address"),
+            ("ip6", "IPv6Address"),
+            ("link-local-ip", "LinkLocalIPs"),
+        )
+        if options[flag]
+    }
+    if ipam:
+        fields["IPAMConfig"] = ipam
+    if options["driver-opt"]:
+        fields["DriverOpts"] = values.pairs(options["driver-opt"])
+    if options["gw-priority"]:
+        fields["GwPriority"] = options["gw-priority"]
+    return fields
+
+
 def _network_fields(text: str) -> tuple[str, dict[str, Any]]:
     """A network's name alone, or ``name=…,alias=…,ip=…,driver-opt=…``."""
     if "=" not in text:

@@ -7,6 +7,7 @@ parent of it.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from tiffin.cli.connection import Client
 
+_ATTRIBUTE = "SCHILY.xattr."
+_CAPABILITY = "security.capability"
 _GO_DIRECTORY = 1 << 31
 _GO_SYMLINK = 1 << 27
 _HOPS = 40
@@ -178,6 +181,7 @@ def _unpack(reader: _Reader, base: str, strip: int, *, owners: bool) -> None:
                 os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
             if not entry.issym() and not entry.islnk():
                 os.chmod(path, entry.mode)
+                _keep_attributes(entry, path)
             if not entry.isdir() and not entry.islnk():
                 os.utime(path, (entry.mtime, entry.mtime), follow_symlinks=False)
         # The archive's end: what follows the last entry is read too, so that the answer is whole.
@@ -185,6 +189,20 @@ def _unpack(reader: _Reader, base: str, strip: int, *, owners: bool) -> None:
             continue
     for path, entry in reversed(folders):
         os.utime(path, (entry.mtime, entry.mtime))
+
+
+def _keep_attributes(entry: tarfile.TarInfo, path: str) -> None:
+    """Gives a file its extended attributes, after its owner, who would take them away."""
+    for key, value in entry.pax_headers.items():
+        if key.startswith(_ATTRIBUTE):
+            raw = value.encode("utf-8", "surrogateescape")
+            try:
+                os.setxattr(path, key.removeprefix(_ATTRIBUTE), raw)
+            except OSError as error:
+                # Whoever may not give them, or can't keep them here, gets the file without, as
+                # from docker.
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
 
 
 def _below(base: str, name: str, strip: int) -> str:
@@ -282,7 +300,23 @@ def _pack(sink: BinaryIO, path: str, name: str) -> int:
     """Writes a file or tree as a tar with ``name`` as its root; returns the size of the tar."""
     import tarfile
 
-    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+    class Packer(tarfile.TarFile):
+        """Takes along what a program may do without being root; docker takes no more either."""
+
+        def gettarinfo(self, name: Any = None, arcname: Any = None, fileobj: Any = None) -> Any:
+            info = super().gettarinfo(name, arcname, fileobj)
+            if info is not None and info.isreg():
+                try:
+                    value = os.getxattr(name, _CAPABILITY, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                        raise
+                else:
+                    text = value.decode("utf-8", "surrogateescape")
+                    info.pax_headers = {f"{_ATTRIBUTE}{_CAPABILITY}": text}
+            return info
+
+    with Packer.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         tar.add(path, name)
         return int(tar.offset)
 

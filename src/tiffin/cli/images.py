@@ -57,6 +57,11 @@ def _listing(truncate: bool, human: bool) -> Listing:
         text = item["CreatedBy"].replace("\t", " ")
         return ellipsis(text, _CREATED_BY_WIDTH) if truncate else text
 
+    def created_since(item: dict[str, Any]) -> str:
+        if not human:
+            return rfc3339(item["Created"])
+        return ago(item["Created"]) if item["Created"] > 0 else "N/A"
+
     def identifier(item: dict[str, Any]) -> str:
         return short_id(item["Id"]) if truncate else item["Id"]
 
@@ -67,7 +72,7 @@ def _listing(truncate: bool, human: bool) -> Listing:
             "CreatedAt": ("CREATED AT", lambda item: rfc3339(item["Created"])),
             "CreatedSince": (
                 "CREATED" if human else "CREATED AT",
-                lambda item: ago(item["Created"]) if human else rfc3339(item["Created"]),
+                created_since,
             ),
             "CreatedBy": ("CREATED BY", created_by),
             "Size": (

@@ -123,6 +123,13 @@ IMAGE_INSPECT = Command(
     (_FORMAT,),
     minimum=1,
 )
+NETWORK_INSPECT = Command(
+    _of("network"),
+    "Show everything about networks",
+    "[OPTIONS] NETWORK [NETWORK...]",
+    (_FORMAT, Flag("verbose", BOOL, "Accepted: there is nothing more to show", short="v")),
+    minimum=1,
+)
 VOLUME_INSPECT = Command(
     _of("volume"),
     "Show everything about volumes",

@@ -174,13 +174,14 @@ def _security(text: str) -> str:
 
 
 def prune(call: Invocation) -> int:
-    """Removes stopped containers, unused images, and the build cache."""
+    """Removes stopped containers, unused networks and images, and the build cache."""
     from json import dumps
 
     from tiffin.cli.pruning import confirmed, removed
 
     options, client = call.options, call.client
     lines = ["WARNING! This will remove:", "  - all stopped containers"]
+    lines.append("  - all networks not used by at least one container")
     if options["volumes"]:
         lines.append("  - all anonymous volumes not used by at least one container")
     if options["all"]:
@@ -197,6 +198,7 @@ def prune(call: Invocation) -> int:
     dangling = {"dangling": ["false" if options["all"] else "true"]}
     steps: list[tuple[str, str, dict[str, list[str]], dict[str, Any]]] = [
         ("/containers/prune", "Deleted Containers:", given, {}),
+        ("/networks/prune", "Deleted Networks:", given, {}),
         ("/images/prune", "Deleted Images:", {**given, **dangling}, {}),
         ("/build/prune", "Deleted build cache objects:", given, {"all": options["all"]}),
     ]

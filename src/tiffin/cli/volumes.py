@@ -103,6 +103,13 @@ def prune(call: Invocation) -> int:
     )
 
 
+def update(call: Invocation) -> int:
+    """Changes a volume of a cluster; there is none here, as the daemon says."""
+    body = {"Spec": {"Availability": call.options["availability"]}}
+    call.client.call("PUT", f"/volumes/{escape(call.arguments[0])}", {}, body)
+    return 0
+
+
 CREATE = Command(
     create,
     "Create a volume",
@@ -142,4 +149,12 @@ PRUNE = Command(
         Flag("force", BOOL, "Do not ask", short="f"),
     ),
     maximum=0,
+)
+UPDATE = Command(
+    update,
+    "Change a volume of a cluster",
+    "[OPTIONS] VOLUME",
+    (Flag("availability", STRING, "active, pause or drain", default="active"),),
+    minimum=1,
+    maximum=1,
 )

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import health, limits, logdrivers, security
+from tiffin.engine import health, limits, logdrivers, sandboxes, security
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.runtime import foreign
 from tiffin.runtime.settings import READONLY_PATHS
@@ -27,7 +27,8 @@ _ACTED_ON = frozenset(
     DnsOptions DnsSearch ExtraHosts GroupAdd IpcMode OomScoreAdj PidMode Privileged
     VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
     Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
-    Devices DeviceCgroupRules UsernsMode StorageOpt Annotations""".split()
+    Devices DeviceCgroupRules UsernsMode StorageOpt Annotations PortBindings
+    PublishAllPorts Links""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -39,7 +40,7 @@ NATIVE = "native"
 REMAPPED = ("private", "remap")
 """Modes of ``--userns`` that give a container a user namespace of its own."""
 _DEVICE_RULE = re.compile(r"[acb] (\d+|\*):(\d+|\*) [rwm]{1,3}")
-_CONFIG_REFUSED: Mapping[str, str] = {"MacAddress": "--mac-address"}
+_CONFIG_REFUSED: Mapping[str, str] = {}
 
 
 def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
@@ -48,7 +49,6 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
     Raises InvalidParameter for what makes no sense and Unsupported for what is not done yet.
     """
     host = {**_host_defaults(), **(body.get("HostConfig") or {})}
-    networking = body.get("NetworkingConfig") or {}
     config = {
         key: value
         for key, value in body.items()
@@ -59,7 +59,8 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
             config[key] = [config[key]]
     _check_config(config)
     _check_host(host)
-    return config, host, networking
+    networks = sandboxes.normalise(config, host, body.get("NetworkingConfig") or {})
+    return config, host, {"EndpointsConfig": networks}
 
 
 def _host_defaults() -> JSON:
@@ -67,7 +68,7 @@ def _host_defaults() -> JSON:
         "Binds": None,
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": {}},
-        "NetworkMode": "default",
+        "NetworkMode": "bridge",
         "PortBindings": {},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
@@ -158,11 +159,7 @@ def restart_policy(policy: Mapping[str, Any] | None) -> JSON:
 
 def _check_modes(host: JSON) -> None:
     network = host.get("NetworkMode") or "default"
-    if network not in ("default", "none", "host"):
-        raise Unsupported(
-            f"the network '{network}' can't be used yet: --network none or --network host"
-        )
-    host["NetworkMode"] = network
+    host["NetworkMode"] = "bridge" if network == "default" else network
     for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):
         host[key] = host.get(key) or default
     privileged = bool(host.get("Privileged"))

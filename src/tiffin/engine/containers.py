@@ -22,7 +22,6 @@ from tiffin.engine import (
     files,
     health,
     inspection,
-    isolation,
     limits,
     logs,
     mountpoints,
@@ -137,6 +136,7 @@ class Containers:
                     os.uname().nodename if host["NetworkMode"] == "host" else container_id[:12]
                 )
             spec = Spec(merged, host, networks, points, config.get("Image") or "")
+            self._lifecycle.sandboxes.settle(spec)
             container = Container(
                 container_id,
                 name or random_name(),
@@ -167,7 +167,7 @@ class Containers:
     def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
         for source in sources:
-            reference, _, mode = source.partition(":")
+            reference, mode = mountpoints.parse_source(source)
             try:
                 container = self._roster.get(reference)
             except NotFound as error:
@@ -175,7 +175,7 @@ class Containers:
                 raise InvalidParameter(error.message) from error
             for point in container.spec.mounts:
                 copy = MountPoint(**{field: getattr(point, field) for field in _POINT_FIELDS})
-                copy.writable = point.writable and mode != "ro"
+                copy.writable = point.writable and not mode.startswith("ro")
                 copy.mode = mode if point.mode == ANONYMOUS else point.mode
                 points.append(copy)
         return points
@@ -188,10 +188,16 @@ class Containers:
                 container.snapshot, container.base, mountpoints=True, purpose="container"
             )
             folder.mkdir(mode=0o710)
-            isolation.write_network_files(container, folder)
+            self._lifecycle.sandboxes.write_files(container)
             for point in container.spec.mounts:
                 if point.kind == "volume":
                     self._use_volume(container, point, made)
+                elif point.kind == "image":
+                    image = self._images.find(point.source)
+                    self._images.check_platform(image)
+                    if image.top is None:
+                        raise InvalidParameter(f"image {point.source} has no files to mount")
+                    point.chain = image.top
                 elif point.kind == "bind" and point.create_source:
                     os.makedirs(point.source, exist_ok=True) if not os.path.lexists(
                         point.source
@@ -213,8 +219,10 @@ class Containers:
         point.name, point.source = volume["Name"], volume["Mountpoint"]
         if fresh:
             made.append(point.name)
-        if point.copy and not os.listdir(point.source):
-            self._fill_volume(container, point)
+        if point.copy and not point.subpath:
+            with self._volumes.mounted(point.name):
+                if not os.listdir(point.source):
+                    self._fill_volume(container, point)
 
     def _fill_volume(self, container: Container, point: MountPoint) -> None:
         """A new volume starts with what the image has at its place, owners and modes included."""
@@ -275,7 +283,8 @@ class Containers:
                 and self._matches(container, filters)
             ):
                 sizes = self._sizes(container) if size else None
-                rows.append(inspection.summary(container, sizes, self._shown(container, names)))
+                shown = self._shown(container, names)
+                rows.append(inspection.summary(container, sizes, shown, self._lifecycle.sandboxes))
                 if 0 < limit <= len(rows):
                     break
         return rows
@@ -302,8 +311,7 @@ class Containers:
                 continue
         return found
 
-    @staticmethod
-    def _matches(container: Container, filters: filtering.Filters) -> bool:
+    def _matches(self, container: Container, filters: filtering.Filters) -> bool:
         exited = filters.get("exited")
         volumes = filters.get("volume")
         targets = {value for p in container.spec.mounts for value in (p.name, p.source, p.target)}
@@ -324,7 +332,7 @@ class Containers:
             and (not volumes or bool(targets & set(volumes)))
             and (
                 not filters.get("network")
-                or bool(set(inspection.networks(container)) & set(filters["network"]))
+                or self._lifecycle.sandboxes.uses(container, filters["network"])
             )
         )
 
@@ -336,6 +344,7 @@ class Containers:
             self._root.container(container.id),
             self._layers.driver.name,
             self._sizes(container) if size else None,
+            self._lifecycle.sandboxes,
         )
 
     def top(self, reference: str, arguments: str = "") -> JSON:
@@ -444,6 +453,7 @@ class Containers:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name
         self._roster.rename(container, bare)
+        self._lifecycle.sandboxes.renamed(container)
         attributes = {**container.attributes(), "oldName": f"/{old}"}
         self._events.publish("container", "rename", container.id, **attributes)
 

@@ -17,14 +17,17 @@ from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.networks import Networks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.spools import Spools
 from tiffin.engine.streams import demultiplex
 from tiffin.engine.system import System
 from tiffin.engine.trees import Trees
 from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
+from tiffin.network.fabric import Fabric
 from tiffin.storage import drivers
 from tiffin.store.database import Database
 
@@ -79,12 +82,19 @@ class Engine:
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             # Two roots on one machine must not meet in one cgroup.
             mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
+            self._fabric = Fabric(self._database, self._root.path, mark)
+            self._fabric.make_default()
+            self._sandboxes = Sandboxes(self._root, roster, self._fabric)
+            self.networks = Networks(
+                self._database, roster, self._fabric, self._sandboxes, self.events
+            )
             self._lifecycle = Lifecycle(
                 self._database,
                 self._root,
                 roster,
                 self._layers,
                 self.volumes,
+                self._sandboxes,
                 self.events,
                 f"tiffin/{mark}",
             )
@@ -111,11 +121,16 @@ class Engine:
                 lambda: self.builds,
                 self.events,
             )
+            self.images.mounted = lambda: {
+                point.chain for one in roster.all() for point in one.spec.mounts if point.chain
+            }
             self._roster = roster
             self._builds: Builds | None = None
             self._builds_lock = threading.Lock()
             self._sweep()
             self._lifecycle.reconcile()
+            self._sandboxes.resume()
+            self.volumes.resume()
         except BaseException:
             self._root.release()
             raise
@@ -191,7 +206,7 @@ class Engine:
         name: str | None = None,
         environment: Mapping[str, str] | None = None,
         volumes: Sequence[str] = (),
-        network: str = "none",
+        network: str = "bridge",
         user: str = "",
         working_dir: str = "",
         entrypoint: Sequence[str] | None = None,
@@ -245,6 +260,7 @@ class Engine:
         """Let go of the root; containers go on running under the keeper."""
         self.containers.close()
         self._lifecycle.close()
+        self._fabric.shutdown(idle=not self.busy)
         self._database.close()
         self._root.release()
 

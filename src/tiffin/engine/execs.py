@@ -64,8 +64,8 @@ class Execs:
     def create(self, reference: str, body: JSON) -> JSON:
         """Prepare an exec; raises NotFound, Conflict where the container does not run."""
         container = self._roster.get(reference)
-        # Go reads the names of members without regard to case, and docker-py writes this one small.
-        body.setdefault("DetachKeys", body.pop("detachKeys", ""))
+        if isinstance(body.get("Cmd"), str):
+            body = {**body, "Cmd": [body["Cmd"]]}
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
         if container.state.status == "paused":
@@ -201,8 +201,9 @@ class Execs:
         try:
             self.start(exec_id, detach=True, tty=False, capture=limit)
         except BaseException:
-            del self._execs[exec_id]
-            raise
+            # If a dying keeper's exec has been told of as ended already, that was its end.
+            if self._execs.pop(exec_id, None) is not None:
+                raise
 
     def _ended(self, event: JSON) -> None:
         one = self._execs.get(event["id"])
@@ -221,8 +222,8 @@ class Execs:
             **one.container.attributes(),
         )
         if one.on_end is not None:
-            self._execs.pop(one.id, None)
-            one.on_end(one)
+            if self._execs.pop(one.id, None) is not None:
+                one.on_end(one)
         else:
             self._over.append((time.monotonic(), one.id))
 
@@ -231,7 +232,7 @@ class Execs:
         one = self.get(exec_id)
         with one.starting:
             pass
-        if one.running and is_over(one.pid):
+        if one.running and _is_over(one.pid):
             # A client asks for the exit code as soon as its stream ends; the keeper's word of it
             # may still be on the way.
             one.ended.wait(_EVENT_SECONDS)
@@ -289,7 +290,7 @@ def _told(body: JSON) -> str:
     return f"{body['Cmd'][0]} {' '.join(body['Cmd'][1:])}"
 
 
-def is_over(pid: int) -> bool:
+def _is_over(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -71,6 +71,8 @@ class Images:
         self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
         self._collecting = threading.Lock()
+        self.mounted: Callable[[], set[str]] = set
+        """The layers that containers have mounted beside their own."""
 
     # -- finding ----------------------------------------------------------------------------
 
@@ -414,7 +416,7 @@ class Images:
                 )
                 if row["top"]
             }
-            return self._layers.collect(roots)
+            return self._layers.collect(roots | self.mounted())
 
     def prune(self, filters: filtering.Filters | None = None) -> JSON:
         """Remove images that nothing names (or, with ``dangling=false``, that nothing uses)."""

@@ -13,6 +13,7 @@ from typing import Any
 from tiffin.engine import health, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
+from tiffin.engine.sandboxes import Sandboxes
 
 JSON = dict[str, Any]
 
@@ -97,36 +98,9 @@ def mounts(container: Container) -> list[JSON]:
     ]
 
 
-def networks(container: Container) -> JSON:
-    """The networks that a container is in."""
-    mode = container.spec.host["NetworkMode"]
-    name = "host" if mode == "host" else "none"
-    return {
-        name: {
-            "IPAMConfig": None,
-            "Links": None,
-            "Aliases": None,
-            "MacAddress": "",
-            "DriverOpts": None,
-            "GwPriority": 0,
-            "NetworkID": NETWORK_IDS[name],
-            "EndpointID": "",
-            "Gateway": "",
-            "IPAddress": "",
-            "IPPrefixLen": 0,
-            "IPv6Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
-            "DNSNames": None,
-        }
-    }
-
-
-NETWORK_IDS = {"none": "0" * 63 + "1", "host": "0" * 63 + "2"}
-"""The two networks that are always there have fixed IDs."""
-
-
-def summary(container: Container, sizes: tuple[int, int] | None, image: str) -> JSON:
+def summary(
+    container: Container, sizes: tuple[int, int] | None, image: str, sandboxes: Sandboxes
+) -> JSON:
     """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
     what the image is called."""
     view: JSON = {
@@ -138,12 +112,12 @@ def summary(container: Container, sizes: tuple[int, int] | None, image: str) -> 
         if any(" " in argument for argument in container.arguments)
         else " ".join(container.arguments),
         "Created": container.created // 10**9,
-        "Ports": [],
+        "Ports": sandboxes.ports_view(container),
         "Labels": container.labels,
         "State": container.state.status,
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
-        "NetworkSettings": {"Networks": networks(container)},
+        "NetworkSettings": {"Networks": sandboxes.networks_view(container)},
         "Mounts": mounts(container),
     }
     if sizes is not None:
@@ -174,9 +148,16 @@ def state_view(container: Container) -> JSON:
     return view
 
 
-def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, int] | None) -> JSON:
+def inspect(
+    container: Container,
+    folder: Path,
+    driver: str,
+    sizes: tuple[int, int] | None,
+    sandboxes: Sandboxes,
+) -> JSON:
     """The whole of ``inspect``."""
     arguments = container.arguments
+    files = sandboxes.folder(container)
     log = container.log_path
     view: JSON = {
         "Id": container.id,
@@ -185,9 +166,9 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "Args": arguments[1:],
         "State": state_view(container),
         "Image": container.image,
-        "ResolvConfPath": str(folder / "resolv.conf"),
-        "HostnamePath": str(folder / "hostname"),
-        "HostsPath": str(folder / "hosts"),
+        "ResolvConfPath": str(files / "resolv.conf"),
+        "HostnamePath": str(files / "hostname"),
+        "HostsPath": str(files / "hosts"),
         "LogPath": str(folder / log) if log and "/" not in log else "",
         "Name": f"/{container.name}",
         "RestartCount": container.state.restarts,
@@ -201,26 +182,7 @@ def inspect(container: Container, folder: Path, driver: str, sizes: tuple[int, i
         "GraphDriver": {"Name": driver, "Data": {}},
         "Mounts": mounts(container),
         "Config": container.spec.config,
-        "NetworkSettings": {
-            "Bridge": "",
-            "SandboxID": "",
-            "SandboxKey": "",
-            "Ports": {},
-            "HairpinMode": False,
-            "LinkLocalIPv6Address": "",
-            "LinkLocalIPv6PrefixLen": 0,
-            "SecondaryIPAddresses": None,
-            "SecondaryIPv6Addresses": None,
-            "EndpointID": "",
-            "Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
-            "IPAddress": "",
-            "IPPrefixLen": 0,
-            "IPv6Gateway": "",
-            "MacAddress": "",
-            "Networks": networks(container),
-        },
+        "NetworkSettings": sandboxes.settings_view(container),
     }
     if sizes is not None:
         view["SizeRw"], view["SizeRootFs"] = sizes

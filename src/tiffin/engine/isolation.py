@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,17 @@ def _ipc_donor(container: Container, peer: Peer) -> Container | None:
     return other
 
 
-def namespaces(container: Container, peer: Peer) -> dict[str, str | None]:
-    """Which namespaces are the container's own; a type that's missing is the host's."""
+def namespaces(
+    container: Container, peer: Peer, network: str | None = None
+) -> dict[str, str | None]:
+    """Which namespaces are the container's own; a type that's missing is the host's.
+
+    ``network`` is the path of the network namespace to join, None for a new and empty one.
+    """
     host = container.spec.host
     result: dict[str, str | None] = {"mount": None}
     if host["NetworkMode"] != "host":
-        result["network"] = None
+        result["network"] = network
     if host.get("PidMode") != "host":
         result["pid"] = None
     if host.get("IpcMode") != "host":
@@ -145,23 +150,29 @@ def namespaces(container: Container, peer: Peer) -> dict[str, str | None]:
     return result
 
 
-def _runtime_mount(point: MountPoint) -> RuntimeMount:
+def _runtime_mount(point: MountPoint, tree: Mount | None) -> RuntimeMount:
+    if point.kind == "image":
+        return RuntimeMount("tree", point.source, point.target, ("ro",), tree)
     if point.kind == "tmpfs":
         options = ["nosuid", "nodev", "noexec", *point.tmpfs_options]
         if not point.tmpfs_options:
             options.append(f"mode={point.permissions:o}")
             if point.size:
                 options.append(f"size={point.size}")
+            options += point.extra_options
         if not point.writable:
             options.append("ro")
         return RuntimeMount("tmpfs", "tmpfs", point.target, tuple(options))
-    source = os.path.join(point.source, point.subpath) if point.subpath else point.source
-    options = ["rbind" if point.recursive else "bind", "rw" if point.writable else "ro"]
+    options = ["rbind" if point.recursive else "bind"]
+    if point.writable:
+        options.append("rw")
+    else:
+        options.append("rro" if point.recursive and point.readonly_recursive else "ro")
     options.append(point.propagation or "rprivate")
     if point.kind == "volume":
         # What is in a volume has the IDs that containers see, whatever those are outside.
         options.append("idmap")
-    return RuntimeMount("bind", source, point.target, tuple(options))
+    return RuntimeMount("bind", point.source, point.target, tuple(options), below=point.subpath)
 
 
 def process_settings(
@@ -209,15 +220,22 @@ def container_settings(
     cgroup: str,
     filters: Filters,
     peer: Peer,
+    network: str | None = None,
+    variables: Sequence[str] = (),
+    trees: Mapping[str, Mount] | None = None,
 ) -> ContainerSettings:
     """Everything that the runtime needs to isolate a container.
 
-    ``folder`` is the container's own, with ``hosts``, ``hostname`` and ``resolv.conf`` in it;
-    ``filters`` makes and keeps seccomp filters; ``peer`` finds the containers that this one joins.
+    ``folder`` has ``hosts``, ``hostname`` and ``resolv.conf`` in it; ``network`` is the path of
+    the network namespace to join; ``variables`` come before the container's own environment.
+    ``filters`` makes and keeps seccomp filters; ``peer`` finds the containers that this one joins;
+    ``trees`` are what mounts the images among its mount points, by target.
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
-    mounts = [_runtime_mount(point) for point in container.spec.mounts]
+    mounts = [
+        _runtime_mount(point, (trees or {}).get(point.target)) for point in container.spec.mounts
+    ]
     covered = {point.target for point in container.spec.mounts}
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in covered:
@@ -238,7 +256,7 @@ def container_settings(
         process=process_settings(
             container,
             args=container.arguments,
-            env=environment(container),
+            env=[*variables, *environment(container)],
             user=config.get("User") or "",
             cwd=config.get("WorkingDir") or "/",
             terminal=container.tty,
@@ -247,7 +265,7 @@ def container_settings(
         rootfs=rootfs,
         readonly_rootfs=bool(host.get("ReadonlyRootfs")),
         mounts=mounts,
-        namespaces=namespaces(container, peer),
+        namespaces=namespaces(container, peer, network),
         id_map=(base, ID_COUNT) if base else None,
         devices=[
             node
@@ -272,41 +290,6 @@ def container_settings(
         seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),
     )
-
-
-def write_network_files(container: Container, folder: Path) -> None:
-    """Write the files that are mounted over the container's /etc, as Docker writes them."""
-    name = hostname(container)
-    domain = container.spec.config.get("Domainname") or ""
-    extra = [text.partition(":") for text in container.spec.host.get("ExtraHosts") or []]
-    (folder / "hostname").write_text(f"{name}\n")
-    if container.spec.host["NetworkMode"] == "host":
-        hosts = Path("/etc/hosts").read_text() if Path("/etc/hosts").exists() else ""
-    else:
-        hosts = (
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-            "fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n"
-            "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-        )
-        if domain:
-            hosts += f"127.0.0.1\t{name}.{domain} {name}\n"
-    hosts += "".join(f"{address}\t{host}\n" for host, _, address in extra)
-    (folder / "hosts").write_text(hosts)
-    (folder / "resolv.conf").write_text(_resolver(container.spec.host))
-    for file in ("hostname", "hosts", "resolv.conf"):
-        # Whatever this process's umask: every user in the container reads them.
-        (folder / file).chmod(0o644)
-
-
-def _resolver(host: dict[str, Any]) -> str:
-    if any(host.get(key) for key in ("Dns", "DnsSearch", "DnsOptions")):
-        lines = [f"search {' '.join(host['DnsSearch'])}"] if host.get("DnsSearch") else []
-        lines += [f"nameserver {server}" for server in host.get("Dns") or []]
-        if host.get("DnsOptions"):
-            lines.append(f"options {' '.join(host['DnsOptions'])}")
-        return "\n".join(lines) + "\n"
-    source = Path("/etc/resolv.conf")
-    return source.read_text() if source.exists() else ""
 
 
 def architecture() -> str:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tiffin.engine.events import Events
 from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
@@ -55,6 +56,7 @@ class Lifecycle:
         roster: Roster,
         layers: LayerStore,
         volumes: Volumes,
+        sandboxes: Sandboxes,
         events: Events,
         cgroup_prefix: str,
     ) -> None:
@@ -63,6 +65,7 @@ class Lifecycle:
         self._roster = roster
         self._layers = layers
         self._volumes = volumes
+        self.sandboxes = sandboxes
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
@@ -152,7 +155,30 @@ class Lifecycle:
         self.look(container)
 
     def launch(self, container: Container) -> JSON:
-        """Have the keeper start a container's first process: ``{"pid", "started"}``."""
+        """Have the keeper start a container's first process: ``{"pid", "started"}``.
+
+        Its sandbox is made before; whoever learns of the end closes that.
+        """
+        path, namespace = self.sandboxes.open(container)
+        try:
+            self._volumes.use(container)
+            answer = self._launch(container, path)
+            self.sandboxes.started(container, answer["pid"])
+            return answer
+        except BaseException:
+            self.release(container)
+            raise
+        finally:
+            # From here on the container's processes hold it.
+            if namespace is not None:
+                namespace.close()
+
+    def release(self, container: Container) -> None:
+        """A container has ended, or did not start: give back what it had of networks and mounts."""
+        self.sandboxes.close(container)
+        self._volumes.release(container)
+
+    def _launch(self, container: Container, network: str | None) -> JSON:
         folder = self._root.container(container.id)
         host, config = container.spec.host, container.spec.config
         container.state.id_base = 0
@@ -161,11 +187,18 @@ class Lifecycle:
             container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
-            folder,
+            self.sandboxes.folder(container),
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
             self._peer,
+            network,
+            self.sandboxes.link_environment(container),
+            {
+                point.target: self._layers.view(point.chain)[-1]
+                for point in container.spec.mounts
+                if point.kind == "image"
+            },
         )
         plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
         if host["Runtime"] != configuration.NATIVE:
@@ -217,7 +250,8 @@ class Lifecycle:
             container = self._roster.find(event["id"])
             if container is None:
                 self.keeper.forget(event["id"])
-            else:
+            elif event.get("started", container.state.started) == container.state.started:
+                # Not an earlier run's end, told once more.
                 self._ended(container, event["code"], event["at"], bool(event.get("oom")))
         elif kind == "oom":
             container = self._roster.find(event["id"])
@@ -239,6 +273,7 @@ class Lifecycle:
         with container.lock:
             if not container.running:
                 return
+            self.release(container)
             state = container.state
             if oom and not state.oom_killed:
                 self._out_of_memory(container)
@@ -377,7 +412,11 @@ class Lifecycle:
                 raise Conflict(f"Container {container.id} is already paused")
             if not container.running:
                 raise Conflict(f"Container {container.id} is not running")
-            self._cgroups.freeze(self.cgroup(container))
+            try:
+                self._cgroups.freeze(self.cgroup(container))
+            except FileNotFoundError as error:
+                # It has ended, and its end is about to be told.
+                raise Conflict(f"Container {container.id} is not running") from error
             container.state.status = "paused"
             container.save_state(self._database)
             self.look(container)
@@ -401,8 +440,12 @@ class Lifecycle:
         with container.lock:
             ours = container.state.status == "running"
             if ours:
-                self._cgroups.freeze(self.cgroup(container))
-                container.state.status = "paused"
+                try:
+                    self._cgroups.freeze(self.cgroup(container))
+                    container.state.status = "paused"
+                except FileNotFoundError:
+                    # It has ended, and its end is about to be told: nothing of it moves.
+                    ours = False
         try:
             yield
         finally:
@@ -485,15 +528,23 @@ class Lifecycle:
 
     def reconcile(self) -> None:
         """At start-up: learn from the keeper what became of the containers that were running."""
-        running = {container.id for container in self._roster.all() if container.running}
+        # The keeper's events are heard meanwhile: what is listed may have ended, been removed, or
+        # been restarted by the time that it is looked at.
+        running = {
+            container.id: (container, container.state.runs)
+            for container in self._roster.all()
+            if container.running
+        }
         if running or (self._root.keeper / "keeper.sock").exists():
             self.keeper.ensure()
             for entry in self.keeper.list():
                 if not entry["exec"]:
-                    running.discard(entry["id"])
+                    running.pop(entry["id"], None)
                     self._reconcile_one(entry)
-            for container_id in running:
-                self._ended(self._roster.get(container_id), None, time.time_ns(), False)
+            for container, runs in running.values():
+                with container.lock:
+                    if container.state.runs == runs:
+                        self._ended(container, None, time.time_ns(), False)
         for container in self._roster.all():
             with container.lock:
                 if restarts.wanted_after_boot(container, self._boot):
@@ -511,12 +562,19 @@ class Lifecycle:
         if container is None:
             # Its row is gone, or was never written: nobody can reach it any more.
             if entry["status"] == "running":
-                self.keeper.signal(entry["id"], signal.SIGKILL)
+                with suppress(NotFound):
+                    self.keeper.signal(entry["id"], signal.SIGKILL)
             else:
                 self.keeper.forget(entry["id"])
             return
         with container.lock:
             state = container.state
+            over = state.started == entry["started"] and not container.running
+            if over and entry["status"] == "exited":
+                # The daemon died between writing the end down and telling the keeper so.
+                self.keeper.forget(container.id)
+            if over or state.started > entry["started"] or container.removed:
+                return
             if not container.running or state.started != entry["started"]:
                 # The daemon died between the start and writing it down.
                 state.status, state.started, state.finished = "running", entry["started"], 0

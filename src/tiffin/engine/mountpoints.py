@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tiffin.engine.names import check_volume_name
-from tiffin.errors import InvalidParameter
+from tiffin.errors import InvalidParameter, Unsupported
 
 JSON = dict[str, Any]
 
@@ -28,11 +28,11 @@ class MountPoint(msgspec.Struct):
     """One mount of a container; kept with the container."""
 
     kind: str
-    """``bind``, ``volume`` or ``tmpfs``."""
+    """``bind``, ``volume``, ``tmpfs`` or ``image``."""
     target: str
     """Absolute path inside the container."""
     source: str = ""
-    """The host's path of a bind; filled in from the volume for a volume."""
+    """The host's path of a bind; filled in from the volume for a volume; an image's name."""
     name: str = ""
     """The volume's name; empty for an anonymous one until it is made."""
     writable: bool = True
@@ -40,6 +40,8 @@ class MountPoint(msgspec.Struct):
     """The mode as it was written (``ro``, ``z``)."""
     propagation: str = ""
     recursive: bool = True
+    readonly_recursive: bool = True
+    """Whether what is mounted below a read-only bind is read-only too."""
     copy: bool = True
     """Whether a new volume is filled from the image."""
     create_source: bool = False
@@ -52,6 +54,10 @@ class MountPoint(msgspec.Struct):
     """A tmpfs's size in bytes, 0 for the kernel's default."""
     permissions: int = 0o1777
     tmpfs_options: list[str] = []
+    extra_options: list[str] = []
+    """Further options of a tmpfs beside its size and mode."""
+    chain: str = ""
+    """The top of the layers of an image's mount, which it keeps."""
 
 
 def _target(path: str, what: str) -> str:
@@ -115,13 +121,30 @@ def parse_mount(mount: JSON) -> MountPoint:
         if point.propagation not in _PROPAGATION:
             raise InvalidParameter(f"invalid propagation mode: {point.propagation}")
         point.recursive = not options.get("NonRecursive")
+        point.readonly_recursive = not options.get("ReadOnlyNonRecursive")
+        if options.get("ReadOnlyForceRecursive"):
+            if not mount.get("ReadOnly"):
+                raise InvalidParameter(
+                    'invalid mount config for type "bind": BindOptions.ReadOnlyForceRecursive '
+                    "needs the mount to be read-only"
+                )
+            if point.propagation not in ("private", "rprivate"):
+                raise InvalidParameter(
+                    'invalid mount config for type "bind": BindOptions.ReadOnlyForceRecursive '
+                    "needs the propagation private or rprivate"
+                )
         point.create_source = bool(options.get("CreateMountpoint"))
     elif kind == "volume":
         options = mount.get("VolumeOptions") or {}
         point.name = check_volume_name(source) if source else ""
         point.copy = not options.get("NoCopy")
         point.labels = options.get("Labels") or {}
-        point.subpath = options.get("Subpath") or ""
+        point.subpath = _subpath(options.get("Subpath") or "")
+        if point.subpath and not point.name:
+            raise InvalidParameter(
+                'invalid mount config for type "volume": must not set Subpath when using '
+                "anonymous volumes"
+            )
         driver = options.get("DriverConfig") or {}
         point.driver = driver.get("Name") or "local"
         point.options = driver.get("Options") or {}
@@ -133,11 +156,37 @@ def parse_mount(mount: JSON) -> MountPoint:
             )
         point.size = options.get("SizeBytes") or 0
         point.permissions = options.get("Mode") or 0o1777
+        if point.size < 0:
+            raise InvalidParameter('invalid mount config for type "tmpfs": the size is negative')
+        point.extra_options = ["=".join(pair) for pair in options.get("Options") or []]
+    elif kind == "image":
+        options = mount.get("ImageOptions") or {}
+        if not source:
+            raise InvalidParameter(
+                'invalid mount config for type "image": field Source must not be empty'
+            )
+        if options.get("Subpath"):
+            raise Unsupported("image-subpath can't be used yet: mount the whole image")
+        # Nothing keeps what would be written to it.
+        point.source, point.writable = source, False
     else:
         raise InvalidParameter(
-            f'invalid mount config for type "{kind}": mount type unknown: bind, volume, tmpfs'
+            f'invalid mount config for type "{kind}": mount type unknown: bind, volume, tmpfs, '
+            "image"
         )
     return point
+
+
+def _subpath(text: str) -> str:
+    if not text:
+        return ""
+    normal = posixpath.normpath(text)
+    if normal.startswith(("/", "../")) or normal == "..":
+        raise InvalidParameter(
+            f'invalid mount config for type "volume": the subpath {text!r} must be relative, and '
+            "stay in the volume"
+        )
+    return normal
 
 
 def parse_tmpfs(target: str, options: str) -> MountPoint:
@@ -148,6 +197,14 @@ def parse_tmpfs(target: str, options: str) -> MountPoint:
         tmpfs_options=[option for option in options.split(",") if option],
         mode=options,
     )
+
+
+def parse_source(text: str) -> tuple[str, str]:
+    """``--volumes-from CONTAINER[:ro|rw]`` as (container, mode); raises InvalidParameter."""
+    reference, _, mode = text.partition(":")
+    if not reference or mode not in ("", "ro", "rw", "z", "Z", "ro,z", "ro,Z", "rw,z", "rw,Z"):
+        raise InvalidParameter(f"invalid mode: {mode}" if reference else "invalid volumes-from")
+    return reference, mode
 
 
 def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[MountPoint]:

@@ -12,7 +12,7 @@ import time
 from tiffin.engine import health
 from tiffin.engine.container import Container, Probe
 from tiffin.engine.events import Events
-from tiffin.engine.execs import Exec, Execs, is_over
+from tiffin.engine.execs import Exec, Execs
 from tiffin.engine.health import Check
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.schedule import Due, Schedule
@@ -20,6 +20,7 @@ from tiffin.errors import NotFound, TiffinError
 from tiffin.store.database import Database
 
 _KILLED = 128 + signal.SIGKILL
+_GRACE = 2.0
 
 
 class _Monitor:
@@ -101,10 +102,11 @@ class HealthChecks:
             pass
 
     def _ended(self, monitor: _Monitor, one: Exec) -> None:
-        if one.exit_code == _KILLED and not monitor.late and is_over(monitor.container.state.pid):
-            # It died with its container, whose end is told next: that says nothing of its health.
-            return
-        if monitor.late:
+        if one.exit_code == _KILLED and not monitor.late:
+            # It may have died with its container, whose end is told after this one: that would say
+            # nothing of its health.
+            self._schedule.after(_GRACE, lambda: self._result(monitor, _KILLED, one.output))
+        elif monitor.late:
             text = f"Health check exceeded timeout ({health.duration(monitor.check.timeout)})"
             self._result(monitor, -1, f"{text}: {one.output}" if one.output else text)
         elif one.exit_code is None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
 from tiffin.build.tree import EmptyTree
-from tiffin.engine import configuration, isolation
+from tiffin.engine import configuration
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.loans import Lender, Places, clamp
@@ -67,7 +67,6 @@ class Steps:
                     container.snapshot, step.top, mountpoints=True, purpose=purpose
                 )
                 folder.mkdir(mode=0o710)
-                isolation.write_network_files(container, folder)
                 code = self._execute(container, output, cancelled)
                 if code and step.keep is not None and not cancelled():
                     with self._layers.own_directory(container.snapshot) as directory:
@@ -159,6 +158,7 @@ class Steps:
                         self._kill(container)
                 end = ends.get()
                 keeper.forget(container.id)
+                self._lifecycle.release(container)
         return int(end["code"]) if end["code"] is not None else 255
 
     def _kill(self, container: Container) -> None:

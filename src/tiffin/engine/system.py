@@ -1,4 +1,4 @@
-"""The engine as a whole: info, version, disk usage, pruning, the two networks there always are."""
+"""The engine as a whole: info, version, disk usage, pruning."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, logdrivers, security, timestamps
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
-from tiffin.engine.inspection import NETWORK_IDS
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.volumes import Volumes
-from tiffin.errors import NotFound
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import foreign
@@ -197,51 +194,6 @@ class System:
             "BuildCache": cache,
             "BuilderSize": sum(record["Size"] for record in cache),
         }
-
-    def networks(self, filters: filtering.Filters | None = None) -> list[JSON]:
-        """Docker's view of the networks."""
-        filters = filters or {}
-        return [
-            _network(name)
-            for name in ("host", "none")
-            if filtering.pattern(filters, "name", [name])
-            and filtering.any_of(filters, "driver", _DRIVERS[name])
-            and (
-                not filters.get("id") or any(NETWORK_IDS[name].startswith(i) for i in filters["id"])
-            )
-            and (not filters.get("type") or "builtin" in filters["type"])
-        ]
-
-    def network(self, reference: str) -> JSON:
-        """One network by name or ID; raises NotFound."""
-        for name, network_id in NETWORK_IDS.items():
-            if reference in (name, network_id):
-                return _network(name)
-        raise NotFound(f"network {reference} not found")
-
-
-_DRIVERS = {"none": "null", "host": "host"}
-
-
-def _network(name: str) -> JSON:
-    return {
-        "Name": name,
-        "Id": NETWORK_IDS[name],
-        "Created": timestamps.ZERO,
-        "Scope": "local",
-        "Driver": _DRIVERS[name],
-        "EnableIPv4": True,
-        "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": None},
-        "Internal": False,
-        "Attachable": False,
-        "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
-        "Containers": {},
-        "Options": {},
-        "Labels": {},
-    }
 
 
 def _operating_system() -> str:

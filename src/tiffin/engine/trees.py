@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tiffin.engine.container import Container
+from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.root import Root
 from tiffin.errors import InvalidParameter, NotFound, TiffinError
 from tiffin.layer.store import LayerStore
@@ -97,20 +98,36 @@ def _mount_volumes(container: Container, place: str) -> None:
     root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for point in container.spec.mounts:
-            if point.kind == "tmpfs" or not os.path.exists(point.source):
+            if point.kind in ("tmpfs", "image") or not os.path.exists(point.source):
                 continue
             target = _mount_point(root, point.target, os.path.isdir(point.source))
             try:
-                syscalls.mount(
-                    os.path.join(point.source, point.subpath) if point.subpath else point.source,
-                    f"/proc/self/fd/{target}",
-                    None,
-                    syscalls.MS_BIND | syscalls.MS_REC,
-                )
+                with _source(point) as source:
+                    place_of_target = f"/proc/self/fd/{target}"
+                    flags = syscalls.MS_BIND | syscalls.MS_REC
+                    syscalls.mount(source, place_of_target, None, flags)
             finally:
                 os.close(target)
     finally:
         os.close(root)
+
+
+@contextmanager
+def _source(point: MountPoint) -> Iterator[str]:
+    """The host's path of what a mount point mounts; out of a volume no symlink leads."""
+    if not point.subpath:
+        yield point.source
+        return
+    directory = os.open(point.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+        found = syscalls.openat2(directory, point.subpath, os.O_PATH, 0, resolve)
+    finally:
+        os.close(directory)
+    try:
+        yield f"/proc/self/fd/{found}"
+    finally:
+        os.close(found)
 
 
 def _mount_point(root: int, path: str, directory: bool) -> int:

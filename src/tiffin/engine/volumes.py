@@ -1,23 +1,37 @@
-"""Volumes: data that outlives containers, each a folder ``ROOT/volumes/NAME/_data``."""
+"""Volumes: data that outlives containers, each a folder ``ROOT/volumes/NAME/_data``.
+
+A volume with options (``type``, ``device``, ``o``: as mount(8) has them) is a file system that is
+mounted on that folder while a container that uses it runs, as in Docker: several containers share
+one, also where each mount of its kind is another file system (tmpfs). These are the only mounts
+that the host sees; those that a killed engine has left are taken away at start-up.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
+import socket
 import sqlite3
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
+from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
-from tiffin.errors import Conflict, NotFound, Unsupported
+from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
+from tiffin.linux import mounts as mounting
+from tiffin.linux import syscalls
 from tiffin.store.database import Database, Row
 
 JSON = dict[str, Any]
@@ -31,6 +45,9 @@ class Volumes:
         self._root = root
         self._roster = roster
         self._events = events
+        self._lock = threading.Lock()
+        self._mounted: dict[str, set[str]] = {}
+        """Of each volume with options that is mounted, who uses it."""
 
     def path(self, name: str) -> Path:
         """The folder that holds a volume's data."""
@@ -39,6 +56,22 @@ class Volumes:
     def exists(self, name: str) -> bool:
         """Whether there is a volume of that name."""
         return self._database.one("SELECT 1 FROM volumes WHERE name = ?", (name,)) is not None
+
+    def resume(self) -> None:
+        """At start-up: the containers know where the volumes are now (the root may have been
+        moved), and what no running container uses is not mounted."""
+        used: dict[str, set[str]] = {}
+        for container in self._roster.all():
+            for point in container.spec.mounts:
+                if point.kind == "volume":
+                    point.source = str(self.path(point.name))
+                    if container.running:
+                        used.setdefault(point.name, set()).add(container.id)
+        for row in self._database.all("SELECT name FROM volumes WHERE options != ?", (b"{}",)):
+            if row["name"] in used:
+                self._mounted[row["name"]] = used[row["name"]]
+            else:
+                self._unmount(row["name"])
 
     def create(
         self,
@@ -56,10 +89,8 @@ class Volumes:
                 f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not '
                 "found: the one driver is local"
             )
-        if options:
-            raise Unsupported(
-                f"volume options ({', '.join(options)}) can't be used yet: leave them out"
-            )
+        options = {key: value for key, value in (options or {}).items() if value}
+        _check_options(options)
         anonymous = not name
         name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
@@ -72,7 +103,7 @@ class Volumes:
                         name,
                         anonymous,
                         driver,
-                        b"{}",
+                        json.dumps(options).encode(),
                         json.dumps(labels or {}).encode(),
                         time.time_ns(),
                     ),
@@ -103,6 +134,78 @@ class Volumes:
     def inspect(self, name: str) -> JSON:
         """Docker's view of one volume; raises NotFound."""
         return self._view(self._row(name))
+
+    # -- mounts -----------------------------------------------------------------------------
+
+    def _mount(self, name: str, user: str) -> None:
+        """Mount a volume that has options, for one more user. Raises InvalidParameter."""
+        options = json.loads(self._row(name)["options"])
+        if not options:
+            return
+        with self._lock:
+            users = self._mounted.setdefault(name, set())
+            if not users:
+                try:
+                    _mount_options(options, str(self.path(name)))
+                except OSError as error:
+                    del self._mounted[name]
+                    raise InvalidParameter(
+                        f"failed to mount local storage: mount {options['device']}:"
+                        f"{self.path(name)}, {options.get('o', '')}: "
+                        f"{os.strerror(error.errno or 0).lower()}"
+                    ) from error
+            users.add(user)
+
+    def _release(self, name: str, user: str) -> None:
+        with self._lock:
+            users = self._mounted.get(name)
+            if users is None or user not in users:
+                return
+            users.discard(user)
+            if not users:
+                del self._mounted[name]
+                self._unmount(name)
+
+    def _unmount(self, name: str) -> None:
+        """Take away whatever is mounted on a volume's folder."""
+        while True:
+            try:
+                syscalls.umount(
+                    str(self.path(name)), syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW
+                )
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.ENOENT):
+                    # Nothing is mounted there (any more).
+                    return
+                raise
+
+    @contextmanager
+    def mounted(self, name: str) -> Iterator[None]:
+        """Inside the block, the volume's files are in its folder, whatever kind it is of."""
+        user = f"engine {secrets.token_hex(4)}"
+        self._mount(name, user)
+        try:
+            yield
+        finally:
+            self._release(name, user)
+
+    def use(self, container: Container) -> None:
+        """A container is about to start: its volumes are mounted until :meth:`release`.
+
+        A subpath is looked up again by the start itself; here, for a sentence that says what is
+        wrong. Raises InvalidParameter, NotFound.
+        """
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                self._mount(point.name, container.id)
+                if point.subpath:
+                    _check_subpath(point.source, point.subpath)
+
+    def release(self, container: Container) -> None:
+        """A container has ended, or did not start."""
+        for point in container.spec.mounts:
+            if point.kind == "volume":
+                self._release(point.name, container.id)
 
     def users(self, name: str) -> list[str]:
         """The IDs of the containers that mount a volume."""
@@ -142,6 +245,8 @@ class Volumes:
 
     def discard(self, name: str) -> None:
         """Delete the folder of a volume that has no row any more."""
+        # First of all: what is mounted there is not ours to delete.
+        self._unmount(name)
         trash = self._root.work / f"volume-{secrets.token_hex(8)}"
         try:
             os.rename(self._root.volumes / name, trash)
@@ -185,3 +290,67 @@ class Volumes:
                 removed.append(row["name"])
         self._events.publish("volume", "prune", "", reclaimed=str(space))
         return {"VolumesDeleted": removed, "SpaceReclaimed": space}
+
+
+_OPTIONS = ("type", "device", "o")
+_NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3")
+
+
+def _check_options(options: dict[str, str]) -> None:
+    for option in options:
+        if option == "size":
+            raise Unsupported(
+                "the volume option 'size' can't be used yet: it needs quotas; type=tmpfs with "
+                "o=size=… has a size"
+            )
+        if option not in _OPTIONS:
+            raise InvalidParameter(f'invalid option: "{option}"')
+    if options:
+        for option in ("type", "device"):
+            if option not in options and not (option == "type" and _binds(options)):
+                raise InvalidParameter(f'missing required option: "{option}"')
+
+
+def _binds(options: dict[str, str]) -> bool:
+    return bool({"bind", "rbind"} & set(options.get("o", "").split(",")))
+
+
+def _mount_options(options: dict[str, str], target: str) -> None:
+    kind = options.get("type", "none")
+    words = options.get("o", "").split(",")
+    if kind in _NETWORK_TYPES:
+        # The kernel takes addresses only.
+        words = [
+            f"addr={socket.gethostbyname(word.removeprefix('addr='))}"
+            if word.startswith("addr=")
+            else word
+            for word in words
+        ]
+    parsed = mounting.parse_options(words)
+    syscalls.mount(options["device"], target, kind, parsed.flags, parsed.data)
+    extra = parsed.flags & (
+        syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    )
+    if parsed.flags & syscalls.MS_BIND and extra:
+        # A bind mount takes its flags only when it is mounted again.
+        again = extra | syscalls.MS_BIND | syscalls.MS_REMOUNT
+        syscalls.mount(None, target, None, again)
+    if parsed.propagation:
+        syscalls.mount(None, target, None, parsed.propagation)
+
+
+def _check_subpath(source: str, subpath: str) -> None:
+    directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+        os.close(syscalls.openat2(directory, subpath, os.O_PATH, 0, resolve))
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise InvalidParameter(
+                f"invalid subpath {subpath!r}: it leads out of the volume"
+            ) from error
+        raise NotFound(
+            f"cannot access path {source}/{subpath}: {os.strerror(error.errno or 0).lower()}"
+        ) from error
+    finally:
+        os.close(directory)

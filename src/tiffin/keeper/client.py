@@ -6,9 +6,10 @@ pidfd, and its terminal or its FIFOs. The new keeper adopts what lives.
 
 Events come one after the other, in order, in a thread of the client's own:
 
-- ``{"event": "exited", "id", "exec": bool, "code": int | None, "at": ns, "oom": bool}``. All output
-  is in the log and with the attached clients before it. For a container it is repeated to each
-  client that connects until :meth:`KeeperClient.forget`, so a listener must not mind it twice.
+- ``{"event": "exited", "id", "exec": bool, "code": int | None, "started": ns, "at": ns, "oom":
+  bool}``. All output is in the log and with the attached clients before it. For a container it is
+  repeated to each client that connects until :meth:`KeeperClient.forget`, so a listener must not
+  mind it twice.
 - ``{"event": "oom", "id"}``: the kernel killed a process in it for want of memory.
 - ``{"event": "detached", "id", "exec": bool}``: an attached client typed its detach keys.
 - ``{"event": "adopted", "id", "pid", "started"}``: a new keeper found the container alive.
@@ -44,8 +45,6 @@ Event = dict[str, Any]
 _Fds = list[int]
 _READY_FD = 3
 _TRIES = 4
-_PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Seconds between the attempts to have a keeper again after one has died."""
 _DIED = "it ended while starting"
 _START_TRIES = 5
 _ONLY_ONCE = ("start", "exec", "signal")
@@ -424,18 +423,9 @@ class KeeperClient:
                     "oom": False,
                 }
             )
-        # Without a keeper the containers' output is not read. A keeper may be killed while it is
-        # starting, too; in the end, whoever asks next tries again and is told.
-        for pause in _PAUSES:
-            with contextlib.suppress(errors.Unreachable):
-                self.ensure()
-                return
-            if self._gone_for_good():
-                return
-            time.sleep(pause)
-
-    def _gone_for_good(self) -> bool:
-        return self._closed
+        # Without a keeper nobody could be told; whoever asks next tries again and is.
+        with contextlib.suppress(errors.Unreachable):
+            self.ensure()
 
     def _tell(self) -> None:
         while (event := self._events.get()) is not None:

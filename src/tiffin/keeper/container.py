@@ -162,6 +162,7 @@ class Process:
             "id": self.id,
             "exec": self.is_exec,
             "code": self.code,
+            "started": self.started,
             "at": self.at,
             "oom": self.oom,
         }

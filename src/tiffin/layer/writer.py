@@ -139,7 +139,19 @@ class LayerWriter:
             found = os.fstat(source) if source is not None else None
             if opened is not None and found is not None and not stat.S_ISREG(found.st_mode):
                 raise InvalidParameter(f"{content!s} is not a regular file")
-            entry = replace(entry, path=path, size=0, digest=b"")
+            # Not dataclasses.replace, which takes ten times as long.
+            entry = Entry(
+                path,
+                entry.kind,
+                entry.mode,
+                entry.uid,
+                entry.gid,
+                entry.mtime_ns,
+                0,
+                entry.target,
+                entry.device,
+                entry.xattrs,
+            )
             fd = self._tree.create(folder, name, entry)
             try:
                 self._emit_implied()

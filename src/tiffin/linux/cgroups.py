@@ -307,7 +307,10 @@ class Hierarchy:
         return any(os.path.isdir(path) for path in self.directories(name))
 
     def freeze(self, name: str, timeout: float = 10.0) -> None:
-        """Stop every process of the group, and return when they have stopped."""
+        """Stop every process of the group, and return when they have stopped.
+
+        Raises FileNotFoundError if the group is gone, or goes meanwhile.
+        """
         self._freeze(name, True, timeout)
 
     def thaw(self, name: str, timeout: float = 10.0) -> None:
@@ -332,6 +335,8 @@ class Hierarchy:
             raise OSError(errno.ENOSYS, "no cgroup freezer is mounted")
         deadline = time.monotonic() + timeout
         while self.frozen(name) is not wanted:
+            if not self.exists(name):
+                raise FileNotFoundError(errno.ENOENT, "the cgroup is gone", name)
             if time.monotonic() > deadline:
                 raise OSError(errno.ETIMEDOUT, f"cgroup {name} does not change its freezer state")
             time.sleep(0.001)

@@ -202,6 +202,13 @@ class Kernel:
             again = flags & extra | syscalls.MS_BIND | syscalls.MS_REMOUNT
             syscalls.mount(None, target, None, again)
 
+    def change_directory(self, path: str) -> None:
+        """Go to a host path, where the next mount's names are looked up."""
+        try:
+            os.chdir(path)
+        except OSError as error:
+            raise _named(error, f"chdir({path})") from None
+
     def enter_root(self, path: str) -> None:
         """Take a host path as the root that inside paths are looked up in."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -324,6 +331,37 @@ class Kernel:
             tree = self._trees.pop(key)
         try:
             self._attach(tree, source, target, attributes, attributes_recursive, propagation)
+        finally:
+            os.close(tree)
+
+    def attach_below(
+        self,
+        source: str,
+        below: str,
+        target: str,
+        recursive: bool = True,
+        attributes: int = 0,
+        attributes_recursive: bool = False,
+    ) -> None:
+        """Bind what is at ``below`` in the host directory ``source`` at an inside path.
+
+        Others may write to the directory: no symlink in it leads out of it.
+        """
+        directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+            found = syscalls.openat2(directory, below, os.O_PATH, 0, resolve)
+        finally:
+            os.close(directory)
+        try:
+            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+            tree = syscalls.open_tree(
+                found, "", flags | (syscalls.AT_RECURSIVE if recursive else 0)
+            )
+        finally:
+            os.close(found)
+        try:
+            self._attach(tree, source, target, attributes, attributes_recursive)
         finally:
             os.close(tree)
 

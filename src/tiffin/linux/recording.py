@@ -37,6 +37,9 @@ class RecordingKernel(Kernel):
     def raise_interface(self, name: str) -> None:
         self._record("raise_interface", name)
 
+    def change_directory(self, path: str) -> None:
+        self._record("change_directory", path)
+
     def set_propagation(self, path: str, flags: int) -> None:
         self._record("set_propagation", path, flags)
 
@@ -84,6 +87,19 @@ class RecordingKernel(Kernel):
             attributes_recursive,
             propagation,
             key,
+        )
+
+    def attach_below(
+        self,
+        source: str,
+        below: str,
+        target: str,
+        recursive: bool = True,
+        attributes: int = 0,
+        attributes_recursive: bool = False,
+    ) -> None:
+        self._record(
+            "attach_below", source, below, target, recursive, attributes, attributes_recursive
         )
 
     def bind_groups(self, root: str, groups: list[list[str]], attributes: int) -> None:

@@ -1,0 +1,1 @@
+"""Networks: addresses, links, bridges, the firewall, published ports and names."""

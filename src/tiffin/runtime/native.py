@@ -341,13 +341,32 @@ def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | No
         options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
         data = _mapped(options.data, id_map)
         return op.Mount("tmpfs", "tmpfs", target, options.flags, data)
+    if item.tree is not None and item.tree.fstype != "bind":
+        options = parse_options(item.tree.options)
+        return op.MountTree(
+            item.tree.fstype,
+            item.tree.source,
+            target,
+            options.flags | syscalls.MS_RDONLY,
+            options.data,
+            item.tree.directory,
+        )
     attributes = 0
     for option in item.options:
         if option != "idmap" or id_map is not None:
             attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
+    if item.below:
+        return op.BindBelow(
+            item.source,
+            item.below,
+            target,
+            "bind" not in item.options,
+            attributes,
+            "rro" in item.options,
+        )
     propagation = parse_options(item.options).propagation
     return op.Bind(
-        item.source,
+        item.tree.source if item.tree is not None else item.source,
         target,
         recursive="bind" not in item.options,
         attributes=attributes,
@@ -384,7 +403,9 @@ def _defaults(
         )
     ro = 0 if privileged else syscalls.MS_RDONLY
     if "/sys" not in taken:
-        if "network" in settings.namespaces:
+        # A network namespace that is not of the user namespace can't be shown by a sysfs of it.
+        joined = settings.id_map is not None and settings.namespaces.get("network") is not None
+        if "network" in settings.namespaces and not joined:
             steps.append(op.Mount("sysfs", "sysfs", "/sys", _NOSUID_NOEXEC_NODEV | ro, ""))
         else:
             attributes = _RO_ALL if not privileged else _RO_ALL & ~syscalls.MOUNT_ATTR_RDONLY

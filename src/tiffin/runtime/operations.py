@@ -240,6 +240,33 @@ class Mount(Operation):
         kernel.mount(self.fstype, self.source, self.target, self.flags, self.data)
 
 
+class MountTree(Operation):
+    """Mount a file system inside whose options speak of names in a host's directory."""
+
+    fields = ("fstype", "source", "target", "flags", "data", "directory")
+    __slots__ = fields
+    name = "mount-tree"
+
+    def __init__(
+        self, fstype: str, source: str, target: str, flags: int, data: str, directory: str | None
+    ) -> None:
+        self.fstype = fstype
+        self.source = source
+        self.target = target
+        self.flags = flags
+        self.data = data
+        self.directory = directory
+
+    def describe(self) -> str:
+        place = f" (from {self.directory})" if self.directory else ""
+        return f"mount {self.fstype} on {self.target} {self.data}{place}"
+
+    def execute(self, kernel: Kernel) -> None:
+        if self.directory is not None:
+            kernel.change_directory(self.directory)
+        kernel.mount(self.fstype, self.source, self.target, self.flags, self.data)
+
+
 class Bind(Operation):
     """Bind a host path inside."""
 
@@ -286,6 +313,44 @@ class Bind(Operation):
             self.attributes_recursive,
             self.propagation,
             self.key,
+        )
+
+
+class BindBelow(Operation):
+    """Bind what is at ``below`` in a host directory that others may write to."""
+
+    fields = ("source", "below", "target", "recursive", "attributes", "attributes_recursive")
+    __slots__ = fields
+    name = "bind-below"
+
+    def __init__(
+        self,
+        source: str,
+        below: str,
+        target: str,
+        recursive: bool = True,
+        attributes: int = 0,
+        attributes_recursive: bool = False,
+    ) -> None:
+        self.source = source
+        self.below = below
+        self.target = target
+        self.recursive = recursive
+        self.attributes = attributes
+        self.attributes_recursive = attributes_recursive
+
+    def describe(self) -> str:
+        how = "ro" if self.attributes & syscalls.MOUNT_ATTR_RDONLY else "rw"
+        return f"bind {self.below} in {self.source} on {self.target} {how}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.attach_below(
+            self.source,
+            self.below,
+            self.target,
+            self.recursive,
+            self.attributes,
+            self.attributes_recursive,
         )
 
 
@@ -554,7 +619,9 @@ OPERATIONS: dict[str, type[Operation]] = {
         MountRoot,
         EnterRoot,
         Mount,
+        MountTree,
         Bind,
+        BindBelow,
         BindGroups,
         Device,
         HostDevices,

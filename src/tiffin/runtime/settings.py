@@ -88,7 +88,7 @@ class ProcessSettings:
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """A volume, bind mount or tmpfs.
+    """A volume, bind mount or tmpfs, or the tree of an image (``tree``: what mounts it).
 
     Options of a bind: ``ro``, ``rro`` (also what is mounted below), ``rbind`` (the default) or
     ``bind``, nosuid, nodev, noexec, ``idmap`` (its owners are those inside a user namespace, if the
@@ -96,10 +96,13 @@ class MountPoint:
     of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
     """
 
-    kind: Literal["bind", "tmpfs"]
+    kind: Literal["bind", "tmpfs", "tree"]
     source: str
     target: str
     options: tuple[str, ...] = ()
+    tree: Mount | None = None
+    below: str = ""
+    """What of a bind's source is meant: a path in it, out of which no symlink leads."""
 
 
 @dataclass(frozen=True, slots=True)

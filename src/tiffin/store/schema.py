@@ -126,4 +126,26 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (image, digest)
     ) STRICT;
     """,
+    # networks
+    """
+    CREATE TABLE networks (
+        id        TEXT PRIMARY KEY,        -- 64 hex digits
+        name      TEXT NOT NULL UNIQUE,
+        settings  BLOB NOT NULL,           -- what was asked, the chosen subnets filled in
+        created   INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE endpoints (               -- the places of running containers in networks
+        id        TEXT PRIMARY KEY,        -- 64 hex digits
+        network   TEXT NOT NULL REFERENCES networks,
+        container TEXT NOT NULL,           -- also of a build's step, which has no row
+        settings  BLOB NOT NULL,           -- interface, addresses, names
+        UNIQUE (network, container)
+    ) STRICT;
+
+    CREATE TABLE published_ports (         -- the host's ports of running containers
+        container TEXT PRIMARY KEY,
+        ports     BLOB NOT NULL
+    ) STRICT;
+    """,
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routing import Router
@@ -94,7 +94,7 @@ class BuildRoutes:
         try:
             kept = {
                 name: base64.b64decode(text, validate=True)
-                for name, text in request.json_object().items()
+                for name, text in request.json_object(shapes.Map(str)).items()
             }
         except (ValueError, TypeError):
             raise InvalidParameter("secrets must be a JSON object of base64 texts") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routes.streams import Crossing
 from tiffin.api.routing import Router
@@ -51,7 +51,9 @@ class ContainerRoutes:
 
     def create(self, request: Request, response: Response) -> None:
         name = query.text(request, "name") or None
-        response.json(self._engine.containers.create(request.json_object(), name), 201)
+        response.json(
+            self._engine.containers.create(request.json_object(shapes.CONTAINER), name), 201
+        )
 
     def prune(self, request: Request, response: Response) -> None:
         response.json(self._engine.containers.prune(query.filters(request)))
@@ -109,7 +111,7 @@ class ContainerRoutes:
         response.empty()
 
     def update(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.RESOURCES)
         response.json(self._engine.containers.update(request.names["name"], body))
 
     def resize(self, request: Request, response: Response) -> None:
@@ -127,7 +129,7 @@ class ContainerRoutes:
         response.empty()
 
     def commit(self, request: Request, response: Response) -> None:
-        config = request.json()
+        config = shapes.checked(request.json(), shapes.CONFIG)
         made = self._engine.containers.commit(
             query.text(request, "container"),
             query.text(request, "repo"),
@@ -136,6 +138,6 @@ class ContainerRoutes:
             author=query.text(request, "author"),
             pause=query.boolean(request, "pause", True),
             changes=query.texts(request, "changes"),
-            config=config if isinstance(config, dict) else None,
+            config=config,
         )
         response.json(made, 201)

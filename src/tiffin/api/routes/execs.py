@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response, media_type
 from tiffin.api.routes.streams import frame
 from tiffin.api.routing import Router
@@ -31,13 +31,15 @@ class ExecRoutes:
         router.add("GET", "/exec/{name}/json", self.inspect)
 
     def create(self, request: Request, response: Response) -> None:
-        made = self._engine.containers.exec_create(request.names["name"], request.json_object())
+        made = self._engine.containers.exec_create(
+            request.names["name"], request.json_object(shapes.EXEC)
+        )
         response.json(made, 201)
 
     def start(self, request: Request, response: Response) -> None:
         engine = self._engine.containers
         exec_id = request.names["name"]
-        body = request.json() or {}
+        body = shapes.checked(request.json(), shapes.EXEC_START) or {}
         tty = bool(body.get("Tty"))
         size = body.get("ConsoleSize") or None
         if size is not None and not (

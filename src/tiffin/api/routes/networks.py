@@ -1,13 +1,12 @@
-"""Networks: the two that there always are, ``none`` and ``host``."""
+"""Networks: create, list, inspect, connect, disconnect, remove."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
-from tiffin.errors import Forbidden, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -26,29 +25,36 @@ class NetworkRoutes:
         router.add("POST", "/networks/create", self.create)
         router.add("POST", "/networks/prune", self.prune)
         router.add("POST", "/networks/{name:.*}/connect", self.connect)
-        router.add("POST", "/networks/{name:.*}/disconnect", self.connect)
+        router.add("POST", "/networks/{name:.*}/disconnect", self.disconnect)
         router.add("GET", "/networks/{name:.*}", self.inspect)
         router.add("DELETE", "/networks/{name:.*}", self.remove)
 
     def list(self, request: Request, response: Response) -> None:
-        response.json(self._engine.system.networks(query.filters(request)))
+        response.json(self._engine.networks.list(query.filters(request)))
 
     def inspect(self, request: Request, response: Response) -> None:
-        response.json(self._engine.system.network(request.names["name"]))
+        response.json(self._engine.networks.inspect(request.names["name"]))
 
     def remove(self, request: Request, response: Response) -> None:
-        network = self._engine.system.network(request.names["name"])
-        raise Forbidden(f"{network['Name']} is a pre-defined network and cannot be removed")
+        self._engine.networks.remove(request.names["name"])
+        response.empty()
 
     def create(self, request: Request, response: Response) -> None:
-        request.json_object()
-        raise Unsupported("networks cannot be created yet: use --network none or --network host")
+        response.json(self._engine.networks.create(request.json_object(shapes.NETWORK)), 201)
 
     def connect(self, request: Request, response: Response) -> None:
-        self._engine.system.network(request.names["name"])
-        raise Unsupported("a container cannot change its network yet: choose it at create")
+        body = request.json_object(shapes.CONNECTION)
+        self._engine.networks.connect(
+            request.names["name"], body.get("Container") or "", body.get("EndpointConfig")
+        )
+        response.empty(200)
+
+    def disconnect(self, request: Request, response: Response) -> None:
+        body = request.json_object(shapes.DISCONNECTION)
+        self._engine.networks.disconnect(
+            request.names["name"], body.get("Container") or "", bool(body.get("Force"))
+        )
+        response.empty(200)
 
     def prune(self, request: Request, response: Response) -> None:
-        # Built-in networks are never pruned, and there are no others.
-        query.filters(request)
-        response.json({"NetworksDeleted": []})
+        response.json(self._engine.networks.prune(query.filters(request)))

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routes.images import ImageRoutes
-from tiffin.api.routing import Router
-from tiffin.errors import InvalidParameter, TiffinError
+from tiffin.api.routing import Handler, Router
+from tiffin.errors import InvalidParameter, TiffinError, TooManyRequests, Unreachable
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -31,11 +31,11 @@ class RegistryRoutes:
 
     def register(self, router: Router) -> None:
         """Add the routes."""
-        router.add("POST", "/images/create", self.create)
-        router.add("GET", "/images/search", self.search)
-        router.add("POST", "/images/{name:.*}/push", self.push)
-        router.add("GET", "/distribution/{name:.*}/json", self.distribution)
-        router.add("POST", "/auth", self.auth)
+        router.add("POST", "/images/create", _with_dockers_statuses(self.create))
+        router.add("GET", "/images/search", _with_dockers_statuses(self.search))
+        router.add("POST", "/images/{name:.*}/push", _with_dockers_statuses(self.push))
+        router.add("GET", "/distribution/{name:.*}/json", _with_dockers_statuses(self.distribution))
+        router.add("POST", "/auth", _with_dockers_statuses(self.auth))
 
     def create(self, request: Request, response: Response) -> None:
         name = query.text(request, "fromImage")
@@ -129,11 +129,22 @@ class RegistryRoutes:
     def auth(self, request: Request, response: Response) -> None:
         from tiffin.engine.registries import credentials_in
 
-        body = request.json_object()
+        body = request.json_object(shapes.LOGIN)
         server = body.get("serveraddress") or ""
-        if not isinstance(server, str):
-            raise InvalidParameter("serveraddress must be a string")
         response.json(self._engine.registries.login(server, credentials_in(body)))
+
+
+def _with_dockers_statuses(handler: Handler) -> Handler:
+    """A registry that fails is an error of the daemon's (500) to Docker's clients: 503 and 429
+    would say that of the daemon itself."""
+
+    def answer(request: Request, response: Response) -> None:
+        try:
+            handler(request, response)
+        except (Unreachable, TooManyRequests) as error:
+            raise TiffinError(error.message) from error
+
+    return answer
 
 
 def _is_bare(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
+from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 from tiffin.errors import Unsupported
@@ -33,7 +33,7 @@ class VolumeRoutes:
         response.json({"Volumes": rows, "Warnings": None})
 
     def create(self, request: Request, response: Response) -> None:
-        body = request.json_object()
+        body = request.json_object(shapes.VOLUME)
         made = self._engine.volumes.create(
             body.get("Name") or "",
             driver=body.get("Driver") or "local",

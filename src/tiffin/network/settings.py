@@ -1,0 +1,142 @@
+"""What a network is, and what an endpoint is: a container's place in a network.
+
+Both are kept in the database, the settings as JSON.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import msgspec
+
+from tiffin.errors import InvalidParameter
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+_PREFIX = "com.docker.network."
+BRIDGE_NAME = f"{_PREFIX}bridge.name"
+ICC = f"{_PREFIX}bridge.enable_icc"
+MASQUERADE = f"{_PREFIX}bridge.enable_ip_masquerade"
+HOST_BINDING = f"{_PREFIX}bridge.host_binding_ipv4"
+MTU = f"{_PREFIX}driver.mtu"
+INTERFACE_PREFIX = f"{_PREFIX}container_iface_prefix"
+DEFAULT_BRIDGE = f"{_PREFIX}bridge.default_bridge"
+
+_TRUE = frozenset(("1", "t", "true"))
+_FALSE = frozenset(("0", "f", "false"))
+
+
+class NetworkSettings(msgspec.Struct):
+    """A network as it was asked for, with what was chosen for it filled in."""
+
+    driver: str = "bridge"
+    ipv4: bool = True
+    ipv6: bool = False
+    internal: bool = False
+    attachable: bool = False
+    ipam: list[dict[str, Any]] = []
+    """Docker's IPAM configurations: Subnet, IPRange, Gateway, AuxiliaryAddresses."""
+    ipam_options: dict[str, str] = {}
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+    def flag(self, option: str, default: bool) -> bool:
+        """A yes-or-no option; raises InvalidParameter."""
+        text = self.options.get(option)
+        if text is None or text == "":
+            return default
+        if text.lower() not in _TRUE | _FALSE:
+            raise InvalidParameter(f"invalid value for {option}: {text!r}: true or false")
+        return text.lower() in _TRUE
+
+    @property
+    def icc(self) -> bool:
+        """Whether the containers of the network may talk to each other."""
+        return self.flag(ICC, True)
+
+    @property
+    def masquerade(self) -> bool:
+        """Whether what leaves the network comes from the host's address."""
+        return self.flag(MASQUERADE, True) and not self.internal
+
+    @property
+    def mtu(self) -> int:
+        """The largest packet, 0 for the kernel's default; raises InvalidParameter."""
+        text = self.options.get(MTU) or self.options.get("mtu") or "0"
+        if not text.isdigit() or (0 < int(text) < 68) or int(text) > 65535:
+            raise InvalidParameter(f"invalid value for {MTU}: {text!r}: 68 to 65535")
+        return int(text)
+
+
+class Asked(msgspec.Struct):
+    """What a container wants of a network: Docker's ``EndpointSettings`` of a request."""
+
+    ipv4: str = ""
+    ipv6: str = ""
+    mac: str = ""
+    aliases: list[str] = []
+    links: list[str] = []
+    options: dict[str, str] = {}
+    priority: int = 0
+
+    @classmethod
+    def of_request(cls, body: dict[str, Any] | None) -> Asked:
+        """From the API's form; raises InvalidParameter for an address that is none."""
+        body = body or {}
+        ipam = body.get("IPAMConfig") or {}
+        asked = cls(
+            ipam.get("IPv4Address") or "",
+            ipam.get("IPv6Address") or "",
+            (body.get("MacAddress") or "").lower().replace("-", ":"),
+            list(body.get("Aliases") or []),
+            list(body.get("Links") or []),
+            dict(body.get("DriverOpts") or {}),
+            int(body.get("GwPriority") or 0),
+        )
+        for text, version in ((asked.ipv4, 4), (asked.ipv6, 6)):
+            if text:
+                try:
+                    right = ipaddress.ip_address(text).version == version
+                except ValueError:
+                    right = False
+                if not right:
+                    raise InvalidParameter(f"invalid IPv{version} address: {text}")
+        return asked
+
+
+class Endpoint(msgspec.Struct):
+    """A running container's place in a network."""
+
+    id: str
+    network: str
+    """The network's ID."""
+    container: str
+    interface: str
+    """Its name inside (``eth0``)."""
+    mac: str
+    ipv4: str = ""
+    """With the prefix length (``172.17.0.2/16``)."""
+    ipv6: str = ""
+    names: list[str] = []
+    """What it is called in the network."""
+
+    @property
+    def interfaces(self) -> list[Interface]:
+        """Its addresses."""
+        return [ipaddress.ip_interface(text) for text in (self.ipv4, self.ipv6) if text]
+
+    def address(self, version: int) -> str:
+        """Its address without the prefix length, empty if it has none."""
+        return (self.ipv4 if version == 4 else self.ipv6).partition("/")[0]
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A published port: where it is on the host, and what it leads to."""
+
+    protocol: str
+    container_port: int
+    host_address: str
+    """``0.0.0.0`` and ``::`` are every address."""
+    host_port: int
