@@ -18,9 +18,13 @@ import pytest
 
 from command.conftest import Command
 from conftest import busybox_tar, kill_keeper
-from registry.conftest import Connect, MadeImage, digest_of, layer_tar
+from registry.conftest import Connect, MadeImage, Start, digest_of, layer_tar
+from registry.test_client import htpasswd
 from tiffin.image.manifest import OCI_MANIFEST
+from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import referrers_tag
+from tiffin.registry.credentials import Credentials
+from tiffin.registry.protocol import Policy
 from tiffin.registry.server import RegistryServer
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
@@ -35,9 +39,7 @@ def need(program: str) -> None:
 
 
 def run(*words: str, code: int | None = 0, **options: Any) -> str:
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=180, check=False, **options
-    )
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **options)
     if code is not None:
         assert done.returncode == code, f"{words}: {done.returncode} {done.stdout}{done.stderr}"
     return done.stdout
@@ -290,3 +292,34 @@ def test_dockerd(tiffin: Command, island: Island, tmp_path: Path) -> None:
     tiffin("tag", theirs, other)
     assert digest in tiffin("push", other)
     assert digest in island.docker("pull", other)
+
+
+def test_dockers_command_line(
+    tiffin: Command, start_registry: Start, connect: Connect, tmp_path: Path
+) -> None:
+    need("docker")
+    passwords = Passwords(htpasswd(tmp_path))
+    server = start_registry(policy=Policy(passwords, Tokens(tmp_path, passwords, "tests")))
+    tiffin("version")
+    environment = {**os.environ, "DOCKER_CONFIG": str(tmp_path / "docker-cli")}
+
+    def docker(*words: str, code: int | None = 0, **options: Any) -> str:
+        host = f"unix://{tiffin.root}/tiffin.sock"
+        return run("docker", "-H", host, *words, code=code, env=environment, **options)
+
+    name = f"{server.address}/shell:1"
+    docker("tag", "shell", name)
+    docker("push", name, code=1)
+    docker("login", "-u", "user", "--password-stdin", server.address, input="secret")
+    pushed = docker("push", name)
+    digest = connect(server, Credentials("user", "secret")).manifest("shell", "1").digest
+    assert f"1: digest: {digest} size: " in pushed
+    docker("rmi", "-f", name, "shell")
+    assert f"Digest: {digest}" in docker("pull", name)
+    assert digest in docker("images", "--digests")
+    docker("rmi", name)
+    ran = docker("run", "--rm", "--network", "none", name, "echo", "pulled")
+    assert ran == "pulled\n"
+    docker("logout", server.address)
+    docker("rmi", name)
+    docker("pull", name, code=1)

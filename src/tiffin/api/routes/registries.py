@@ -13,7 +13,15 @@ from tiffin.api.exchange import Request, Response
 from tiffin.api.progress import Progress
 from tiffin.api.routes.images import ImageRoutes
 from tiffin.api.routing import Handler, Router
-from tiffin.errors import InvalidParameter, TiffinError, TooManyRequests, Unreachable
+from tiffin.errors import (
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    TiffinError,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -62,7 +70,11 @@ class RegistryRoutes:
                 for one in pulled:
                     say({"aux": {"Why": one.why()}})
 
-        self._reported(response, pull)
+        try:
+            self._reported(response, pull)
+        except (Unauthorized, Forbidden) as error:
+            # As Docker: to 401 its client would answer by asking a person for a password.
+            raise NotFound(error.message) from error
 
     @staticmethod
     def _reported(
