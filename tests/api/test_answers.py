@@ -138,7 +138,7 @@ def test_changes_answer_as_described(
         ("GET", "/containers/json?limit=x", None, 400, "invalid value 'x' for limit"),
         ("GET", "/volumes/nope", None, 404, "no such volume"),
         ("GET", "/networks/nope", None, 404, "network nope not found"),
-        ("POST", "/images/create?fromImage=127.0.0.1:1/nope&tag=x", None, 503, "can't be reached"),
+        ("POST", "/images/create?fromImage=127.0.0.1:1/nope&tag=x", None, 500, "can't be reached"),
         ("GET", "/nodes", None, 503, "This node is not a swarm manager."),
         ("POST", "/services/create", {}, 503, "This node is not a swarm manager."),
         ("POST", "/session", None, 501, "DOCKER_BUILDKIT=0"),
