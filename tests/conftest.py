@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from tiffin import Engine
 from tiffin.linux import syscalls
+from tiffin.linux.cgroups import Hierarchy
 from tiffin.network import netlink
 
 APPLETS = (
@@ -103,6 +105,8 @@ def root(tmp_path: Path) -> Iterator[Path]:
     yield path
     kill_keeper(path)
     shutil.rmtree(path, ignore_errors=True)
+    mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    Hierarchy.detect().delete(f"tiffin/{mark}")
 
 
 @pytest.fixture

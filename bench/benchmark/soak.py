@@ -401,7 +401,7 @@ def keepers(root: Path) -> list[int]:
     return [
         pid
         for pid, words in processes()
-        if mark in words and any(b"keeper" in word for word in words)
+        if mark in words and any(b"keeper/__main__" in word for word in words)
     ]
 
 

@@ -52,6 +52,7 @@ class Kitchen:
         self.ran: list[RunStep] = []
         self.before_run: Callable[[], None] = lambda: None
         self.turns = Turns()
+        self.pulled: list[str] = []
         self.work = root / "work"
 
     def close(self) -> None:
@@ -62,7 +63,9 @@ class Kitchen:
     def folder(self, path: str) -> BuildContext:
         return from_folder(Path(path), self.digests, content=b"FROM scratch")
 
-    def image(self, reference: str, platform: str) -> ImageConfig:
+    def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
+        if pull:
+            self.pulled.append(reference)
         for name in (reference, f"{reference}:latest"):
             if name in self.images:
                 return self.images[name]

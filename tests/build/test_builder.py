@@ -363,3 +363,12 @@ def test_collection_during_a_build_takes_nothing_from_it(kitchen: Kitchen, conte
     kitchen.before_run = lambda: None
     kitchen.build(context)
     assert kitchen.cached() == 1, "the COPY is not cached any more, the RUN is"
+
+
+def test_pull_asks_for_every_image(kitchen: Kitchen, context: Path) -> None:
+    kitchen.base()
+    dockerfile = "FROM base AS a\nFROM a\nCOPY --from=base /etc/passwd /p\n"
+    kitchen.build(context, dockerfile)
+    assert kitchen.pulled == []
+    kitchen.build(context, dockerfile, pull=True)
+    assert kitchen.pulled == ["base", "base"]

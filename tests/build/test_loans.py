@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tiffin import Engine
+from tiffin.engine import agents
 from tiffin.engine.builds import BuildOptions
 from tiffin.errors import BuildFailure
 
@@ -149,26 +150,45 @@ def test_secrets_reach_nothing_but_the_command(build: Builds, engine: Engine, ro
     assert build.text.count("Using cache") == 3
 
 
-def test_an_agent_is_forwarded(build: Builds, tmp_path: Path) -> None:
-    agent = tmp_path / "agent"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(agent))
-        listener.listen()
+def _listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def test_an_agent_is_lent(build: Builds, tmp_path: Path) -> None:
+    with _listening(tmp_path / "agent"):
+        image = build(
+            "FROM busybox\nRUN --mount=type=ssh,mode=666,uid=1000 echo $SSH_AUTH_SOCK; "
+            "stat -c '%a %u %F' $SSH_AUTH_SOCK\n"
+            "RUN --mount=type=ssh,id=b,target=/s --mount=type=ssh ls /s $SSH_AUTH_SOCK\n",
+            ssh={"default": str(tmp_path / "agent"), "b": str(tmp_path / "agent")},
+        )
+    assert "/run/buildkit/ssh_agent.0\n666 1000 socket\n" in build.text
+    assert build.layers(image) == [[], []]
+
+
+def test_what_is_said_to_a_lent_socket_reaches_the_agent(tmp_path: Path) -> None:
+    with _listening(tmp_path / "agent") as listener:
 
         def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(connection.recv(100).upper())
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(connection.recv(100).upper())
 
-        thread = threading.Thread(target=answer, daemon=True)
+        thread = threading.Thread(target=answer)
         thread.start()
-        build(
-            "FROM busybox\nRUN --mount=type=ssh,mode=666,uid=1000 "
-            "echo $SSH_AUTH_SOCK; stat -c '%a %u' $SSH_AUTH_SOCK; "
-            "echo hello | nc local:$SSH_AUTH_SOCK || true\n",
-            ssh={"default": str(agent)},
-        )
-    assert "/run/buildkit/ssh_agent.0\n666 1000\n" in build.text
+        with agents.forwarded(str(tmp_path / "agent"), tmp_path / "lent", mode=0o600, uid=0, gid=0):
+            for _ in range(2):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(tmp_path / "lent"))
+                    client.sendall(b"hello")
+                    assert client.recv(100) == b"HELLO"
+                    assert client.recv(100) == b""
+        thread.join()
+    assert not (tmp_path / "lent").exists()
 
 
 def test_a_locked_cache_is_used_by_one_at_a_time(build: Builds) -> None:

@@ -92,7 +92,6 @@ def test_everything_else() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("pull", "1", "--pull"),
         ("remote", "https://x/y.git", "a remote context"),
         ("outputs", '[{"Type":"local"}]', "--output"),
         ("networkmode", "mynet", "network mode 'mynet'"),

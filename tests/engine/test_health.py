@@ -196,7 +196,7 @@ def keepers(root: Path) -> list[int]:
                 line = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if os.fsencode(root) in line:
+            if os.fsencode(root) in line and any(b"keeper/__main__" in word for word in line):
                 found.append(int(entry.name))
     return found
 

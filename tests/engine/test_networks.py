@@ -326,7 +326,9 @@ def test_an_internal_network_is_cut_off(engine: Engine, outside: Namespace) -> N
         assert refused(engine, box, OUTSIDE, 7)
         assert "default" not in inside(engine, box, "ip route")
         with outside.visit():
-            assert not reaches(HOST, 8081) or not fetch_or_nothing(HOST, 8081)
+            assert not reaches(HOST, 8081)
+        assert not reaches("127.0.0.1", 8081)
+        assert engine.containers.inspect(web)["NetworkSettings"]["Ports"] == {}
         # Not even with a route: whoever may change the container's routes gets nowhere.
         subnet = engine.networks.inspect("inner")["IPAM"]["Config"][0]
         with Namespace.of_process(engine.containers.inspect(web)["State"]["Pid"]) as place:
@@ -1034,3 +1036,25 @@ def test_many_come_and_go_at_once(engine: Engine) -> None:
         thread.join()
     assert not failures
     assert len(engine.networks.inspect("busy")["Containers"]) == 1
+
+
+def test_events_tell_who_comes_and_goes(engine: Engine) -> None:
+    engine.networks.create({"Name": "net"})
+    with engine.events.subscribe() as queue:
+        box = start(engine, "sleep 100", "net")
+        engine.networks.connect("bridge", box)
+        engine.containers.remove(box, force=True)
+        engine.networks.remove("net")
+        told = []
+        while not queue.empty():
+            event = queue.get()
+            if event["Type"] == "network":
+                attributes = event["Actor"]["Attributes"]
+                told.append((event["Action"], attributes["name"]))
+    assert told == [
+        ("connect", "net"),
+        ("connect", "bridge"),
+        ("disconnect", "net"),
+        ("disconnect", "bridge"),
+        ("destroy", "net"),
+    ]

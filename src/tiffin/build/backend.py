@@ -139,8 +139,8 @@ class Backend(Protocol):
     def folder(self, path: str) -> BuildContext:
         """A folder of this machine as a named context."""
 
-    def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of an image that is here, by name or id.
+    def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
+        """The configuration of an image, by name or id; ``pull`` asks its registry first.
 
         ``platform`` is empty or as in ``--platform``. Raises NotFound with what to do.
         """

@@ -17,7 +17,6 @@ ENTITLEMENTS = ("network.host", "security.insecure")
 MOST_JOBS = 64
 
 _REFUSED = {
-    "pull": "--pull: pull the base image before the build",
     "outputs": "--output by the API: the image is stored; export it from there",
     "remote": "a remote context: clone or download it, and build the folder",
     "cgroupparent": "--cgroup-parent",
@@ -57,6 +56,8 @@ class BuildOptions:
     quiet: bool = False
     remove: bool = True
     """Accepted: a step's container never outlives its step."""
+    pull: bool = False
+    """Whether base images are asked for at their registry though they are here."""
     squash: bool = False
     no_cache_filter: Sequence[str] = ()
     """Stages, by name, of which nothing is taken from the cache."""
@@ -140,6 +141,7 @@ class BuildOptions:
             network_mode=first("networkmode") or "default",
             quiet=_true(first("q")),
             remove=_true(first("rm") or "1"),
+            pull=_true(first("pull")),
             squash=_true(first("squash")),
             no_cache_filter=_list(first("nocachefilter"), "nocachefilter"),
             contexts=_plain(_strings(first("contexts"), "contexts", optional=False)),

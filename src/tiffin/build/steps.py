@@ -97,7 +97,7 @@ class StageBuild:
             return self._context_as_base(base)
         if named == SCRATCH:
             return _from_scratch()
-        config = session.backend.image(named, platform)
+        config = session.backend.image(named, platform, pull=session.options.pull)
         if config.chain_id is not None:
             session.hold(config.chain_id)
             session.base_chains.update(config.chain_ids)

@@ -18,11 +18,12 @@ from typing import Protocol
 from tiffin.build import copying, remote
 from tiffin.build.cache import Parts
 from tiffin.build.context import BuildContext, from_folder
-from tiffin.build.copying import Attributes, Pick, Picker, Placement
+from tiffin.build.copying import Attributes, Placement
 from tiffin.build.digests import DigestCache
 from tiffin.build.inline import InlineFiles
 from tiffin.build.instructions import Add, Copy
 from tiffin.build.ownership import mode_of, owner_of
+from tiffin.build.picking import Pick, Picker, picked_files
 from tiffin.build.session import Session, State
 from tiffin.build.tree import EmptyTree, LowerTree, Source, StageFiles
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
@@ -57,7 +58,7 @@ class _Local:
         return self._picks
 
     def keyed(self) -> list[Entry]:
-        entries = copying.picked_files(self._picks)
+        entries = picked_files(self._picks)
         if self._picks:
             identify = self._picks[0].source.identify
             for entry in entries:
@@ -249,7 +250,9 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
     if name == "scratch":
         return EmptyTree()
     try:
-        config = session.backend.image(session.named_image(name), platform)
+        config = session.backend.image(
+            session.named_image(name), platform, pull=session.options.pull
+        )
     except NotFound as error:
         raise NotFound(f"invalid from flag value {name}: {error.message}") from error
     if config.chain_id is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets as tokens
 from collections.abc import Callable, Mapping
@@ -70,8 +69,7 @@ class Builds:
         self._registries = registries
         self._cache = BuildCache(database)
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
-        mark = hashlib.sha256(os.fsencode(root.path)).hexdigest()[:8]
-        lender = Lender(layers, self._folders, root.work, mark)
+        lender = Lender(layers, self._folders, root.work, root.mark)
         self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
         self._digests = DigestCache()
         self._secrets: dict[str, dict[str, bytes]] = {}
@@ -105,12 +103,18 @@ class Builds:
 
     # -- the builder's backend
 
-    def image(self, reference: str, platform: str) -> ImageConfig:
-        """The configuration of a base image, which is pulled if it is not here."""
+    def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
+        """The configuration of a base image, which is pulled if it is not here, or if asked."""
         try:
             image = self._images.find(reference)
         except NotFound:
             image = self._pull(reference, platform)
+        else:
+            # What is named by its ID can't be had from anywhere else.
+            if pull and not image.id.removeprefix("sha256:").startswith(
+                reference.removeprefix("sha256:")
+            ):
+                image = self._pull(reference, platform)
         if platform:
             self._images.check_platform(image)
         if image.top:

@@ -499,18 +499,22 @@ class Containers:
                     'cannot be "update".'
                 )
             before = container.spec.host
-            after, warnings = limits.updated(before, body)
-            if policy["Name"] != "no" or (body.get("RestartPolicy") or {}).get("Name"):
-                if container.auto_remove and policy["Name"] != "no":
-                    raise InvalidParameter(
-                        "Restart policy cannot be updated because AutoRemove is enabled for the "
-                        "container"
-                    )
-                after["RestartPolicy"] = policy
-            if container.running:
-                group = self._lifecycle.cgroup(container)
-                what = f"Cannot update container {container.id}"
-                limits.apply(Hierarchy.detect(), group, before, after, what)
+            try:
+                after, warnings = limits.updated(before, body)
+                if (body.get("RestartPolicy") or {}).get("Name"):
+                    if container.auto_remove and policy["Name"] != "no":
+                        raise InvalidParameter(
+                            "Restart policy cannot be updated because AutoRemove is enabled for "
+                            "the container"
+                        )
+                    after["RestartPolicy"] = policy
+                if container.running:
+                    group = self._lifecycle.cgroup(container)
+                    limits.apply(Hierarchy.detect(), group, before, after)
+            except (InvalidParameter, Conflict) as error:
+                raise type(error)(
+                    f"Cannot update container {container.id}: {error.message}"
+                ) from None
             container.spec.host = after
             container.save_spec(self._database)
         self._events.publish("container", "update", container.id, **container.attributes())

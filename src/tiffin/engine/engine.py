@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
@@ -80,11 +79,9 @@ class Engine:
             self._registries: Registries | None = None
             self._loading = threading.Lock()
             self.volumes = Volumes(self._database, self._root, roster, self.events)
-            # Two roots on one machine must not meet in one cgroup.
-            mark = hashlib.sha256(os.fsencode(self._root.path)).hexdigest()[:8]
-            self._fabric = Fabric(self._database, self._root.path, mark)
+            self._fabric = Fabric(self._database, self._root.path, self._root.mark)
             self._fabric.make_default()
-            self._sandboxes = Sandboxes(self._root, roster, self._fabric)
+            self._sandboxes = Sandboxes(self._root, roster, self._fabric, self.events)
             self.networks = Networks(
                 self._database, roster, self._fabric, self._sandboxes, self.events
             )
@@ -96,7 +93,7 @@ class Engine:
                 self.volumes,
                 self._sandboxes,
                 self.events,
-                f"tiffin/{mark}",
+                f"tiffin/{self._root.mark}",
             )
             self._lifecycle.collect = self.images.collect
             self.containers = Containers(

@@ -427,7 +427,10 @@ class Lifecycle:
         with container.lock:
             if container.state.status != "paused":
                 raise Conflict(f"Container {container.id} is not paused")
-            self._cgroups.thaw(self.cgroup(container))
+            try:
+                self._cgroups.thaw(self.cgroup(container))
+            except FileNotFoundError:
+                raise Conflict(f"Container {container.id} is not running") from None
             container.state.status = "running"
             container.save_state(self._database)
             self.look(container)

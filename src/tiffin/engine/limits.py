@@ -154,7 +154,9 @@ def _check_cpuset(host: JSON) -> None:
         try:
             wanted = _numbers(text)
         except ValueError:
-            raise InvalidParameter(f"Invalid value {text} for cpuset {title}") from None
+            raise InvalidParameter(
+                f"Invalid value {text} for cpuset {title}: invalid format: {text}"
+            ) from None
         available = "0"
         if os.path.exists(path):
             with open(path, encoding="ascii") as file:
@@ -234,6 +236,7 @@ def updated(host: JSON, body: JSON) -> tuple[JSON, list[str]]:
     result = {**host, **changed}
     _check_conflicts(host, changed)
     if changed.get("Memory") and not changed.get("MemorySwap"):
+        # Unlike at creation, the swap stays as it was.
         old = host.get("MemorySwap") or 0
         if 0 < old < changed["Memory"]:
             raise InvalidParameter(
@@ -258,7 +261,7 @@ def _check_conflicts(host: JSON, changed: JSON) -> None:
             )
 
 
-def apply(hierarchy: Hierarchy, group: str, before: JSON, after: JSON, describe: str) -> None:
+def apply(hierarchy: Hierarchy, group: str, before: JSON, after: JSON) -> None:
     """Set the limits of ``after`` in a group that has those of ``before``.
 
     All or nothing: where the kernel refuses one, the others are set back. Raises Conflict.
@@ -275,4 +278,4 @@ def apply(hierarchy: Hierarchy, group: str, before: JSON, after: JSON, describe:
         with contextlib.suppress(OSError):
             # What can't be set back either is what the message below names.
             hierarchy.limit(group, old)
-        raise Conflict(f"{describe}: {error.strerror or error}") from None
+        raise Conflict(error.strerror or str(error)) from None

@@ -77,7 +77,7 @@ def check(log: Mapping[str, Any]) -> JSON:
 def _check_values(kind: str, options: Mapping[str, str]) -> None:
     mode = options.get("mode") or "blocking"
     if mode not in ("blocking", "non-blocking"):
-        raise InvalidParameter(f"logger: log mode not supported: {mode}")
+        raise InvalidParameter(f"logger: logging mode not supported: {mode}")
     if "max-buffer-size" in options and mode != "non-blocking":
         raise InvalidParameter(
             "logger: max-buffer-size option is only supported with 'mode=non-blocking'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -62,6 +63,12 @@ class Root:
             return f"{owner['what']} (process {owner['pid']})"
         except (ValueError, KeyError, TypeError):
             return "another process that is just starting"
+
+    @property
+    def mark(self) -> str:
+        """Eight digits for what lies outside of the root (cgroups, firewall tables): two roots of
+        one machine must not meet there."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:8]
 
     @property
     def database(self) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiffin.engine.container import Container, Spec
+from tiffin.engine.events import Events
 from tiffin.engine.isolation import hostname
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -122,10 +123,11 @@ def _check_shared(config: JSON, host: JSON, mac: str) -> None:
 class Sandboxes:
     """The sandboxes of a root's containers."""
 
-    def __init__(self, root: Root, roster: Roster, fabric: Fabric) -> None:
+    def __init__(self, root: Root, roster: Roster, fabric: Fabric, events: Events) -> None:
         self._root = root
         self._roster = roster
         self._fabric = fabric
+        self._events = events
 
     # -- what was asked ---------------------------------------------------------------------
 
@@ -237,12 +239,26 @@ class Sandboxes:
 
     def started(self, container: Container, pid: int) -> None:
         """A container has its first process."""
-        if self._fabric.ledger.of_container(container.id):
+        joined = self._fabric.ledger.of_container(container.id)
+        if joined:
             self._fabric.started(container.id, pid)
+        for network, _ in joined:
+            self._tell("connect", network, container)
+
+    def _tell(self, action: str, network: Network, container: Container) -> None:
+        self._events.publish(
+            "network",
+            action,
+            network.id,
+            container=container.id,
+            name=network.name,
+            type=network.settings.driver,
+        )
 
     def close(self, container: Container) -> None:
         """A container has ended, or did not start."""
-        self._fabric.close(container.id)
+        for network in self._fabric.close(container.id):
+            self._tell("disconnect", network, container)
 
     def resume(self) -> None:
         """At start-up, when it is known what runs."""

@@ -231,7 +231,7 @@ class Fabric:
         """The IPv4 and the IPv6 address that a container's published ports lead to."""
         found = ["", ""]
         for network, endpoint in self.ledger.of_container(container):
-            if network.settings.driver == "bridge" and not network.settings.internal:
+            if _publishes(network):
                 for position, version in enumerate((4, 6)):
                     found[position] = found[position] or endpoint.address(version)
         return found[0], found[1]
@@ -259,6 +259,9 @@ class Fabric:
         container = plan.container
         if self._waiting:
             self._flush()
+        if not any(_publishes(place.network) for place in plan.places):
+            # As in Docker: nothing leads into an internal network, or past a macvlan's parent.
+            plan.ports = []
         if plan.ports:
             self._firewall.prepare()
         try:
@@ -402,7 +405,9 @@ class Fabric:
         v4, v6 = self._targets(container)
         rows, fds = [], []
         for port, sock in held:
-            if sock is not None:
+            if sock is not None and not (v4 or v6):
+                sock.close()
+            elif sock is not None:
                 rows.append([port.protocol, v4 or v6, port.container_port])
                 fds.append(sock.detach())
         return [
@@ -427,14 +432,20 @@ class Fabric:
         ):
             self._porter.say(({"do": "open", "sandbox": container}, _pidfd(pid)))
 
-    def close(self, container: str) -> None:
-        """A container has ended, or did not start: take its sandbox away."""
+    def close(self, container: str) -> list[Network]:
+        """A container has ended, or did not start: take its sandbox away.
+
+        Gives the networks that it leaves by that.
+        """
         self._pids.pop(container, None)
         plan = self._plans.pop(container, None)
         joined = self.ledger.of_container(container)
         published = self.ledger.ports(container)
         if not joined and not published:
-            return
+            return []
+        if any(one.container == container for one in self._waiting):
+            # It is on its way out already.
+            return []
         for network, endpoint in joined:
             self._links.unplug(network, endpoint)
             if is_named(network):
@@ -443,10 +454,10 @@ class Fabric:
         if told:
             self._porter.say(({"do": "close", "sandbox": container}, ()))
         leaving = _Leaving(container, [endpoint for _, endpoint in joined])
-        del plan
+        left = [network for network, _ in joined] if plan is not None else []
         if not published:
             self._settle(leaving)
-            return
+            return left
         # The kernel takes long to forget a rule; addresses and ports are free only after that.
         leaving.elements = self._port_elements(container)
         with self._lock:
@@ -455,6 +466,7 @@ class Fabric:
                 self._broom = threading.Thread(target=self._sweep, name="networks", daemon=True)
                 self._broom.start()
         self._leaving.put(leaving)
+        return left
 
     def _settle(self, leaving: _Leaving) -> None:
         for endpoint in leaving.endpoints:
@@ -660,6 +672,11 @@ class _Leaving:
     endpoints: list[Endpoint]
     elements: list[firewall.Element] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
+
+
+def _publishes(network: Network) -> bool:
+    """Whether the ports of the host can lead into a network."""
+    return network.settings.driver == "bridge" and not network.settings.internal
 
 
 def is_named(network: Network) -> bool:

@@ -33,6 +33,8 @@ _FLAGS = {
 }
 _OF_USERS = syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
 _NOT_DATA = ("tmpcopyup", "copy-symlink", "rro", "rrw", "rnosuid", "rnodev", "rnoexec")
+_RLIMITS = {**ULIMITS, "as": 9}
+"""The specification has one that Docker's ``--ulimit`` doesn't."""
 _INFINITY = (1 << 63) - 1
 
 
@@ -146,10 +148,10 @@ def process_plan(process: JSON, filters: JSON | None, remapped: tuple[int, int] 
     rlimits = []
     for item in process.get("rlimits") or []:
         short = str(item.get("type", "")).removeprefix("RLIMIT_").lower()
-        if short not in ULIMITS or not str(item["type"]).startswith("RLIMIT_"):
+        if short not in _RLIMITS or not str(item["type"]).startswith("RLIMIT_"):
             raise InvalidParameter(f"invalid rlimit type: {item.get('type')}")
         soft, hard = (-1 if value > _INFINITY else value for value in (item["soft"], item["hard"]))
-        rlimits.append([ULIMITS[short], soft, hard, short])
+        rlimits.append([_RLIMITS[short], soft, hard, short])
     program = None
     if filters is not None:
         program = [

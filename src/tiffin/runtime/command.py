@@ -269,7 +269,7 @@ class Runtime:
             raise
         status = record.status(self.hierarchy)
         if status not in ("stopped", "creating"):
-            if not self.arguments.has("force") and status != "created":
+            if not self.arguments.has("force"):
                 raise Conflict(
                     f"cannot delete container {record.content['id']} that is not stopped: {status}"
                 )
