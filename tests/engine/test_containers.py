@@ -185,7 +185,7 @@ def test_names_are_unique_and_found_by_prefix(engine: Engine) -> None:
 def test_a_name_that_nobody_chose_gives_way(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiffin.engine.containers.random_name", lambda: "always_this")
+    monkeypatch.setattr("tiffin.engine.creation.random_name", lambda: "always_this")
     names = {engine.containers.inspect(create(engine, "true"))["Name"] for _ in range(3)}
     assert len(names) == 3
 
