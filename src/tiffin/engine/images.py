@@ -7,29 +7,25 @@ on any more.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
-from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
+from tiffin.errors import Conflict, InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
-from tiffin.image.moment import format_moment
 from tiffin.image.reference import Reference
-from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
 
 if TYPE_CHECKING:
-    from tiffin.image.archive import SavedLayer
+    pass
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -73,6 +69,13 @@ class Images:
         self._collecting = threading.Lock()
         self.mounted: Callable[[], set[str]] = set
         """The layers that containers have mounted beside their own."""
+        # Here, since archives know what an image is.
+        from tiffin.engine.archives import Archives
+
+        archives = Archives(self, root, layers, events)
+        self.load = archives.load
+        self.save = archives.save
+        self.import_ = archives.import_
 
     # -- finding ----------------------------------------------------------------------------
 
@@ -92,14 +95,14 @@ class Images:
 
         Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
         """
-        return self._find(reference)[0]
+        return self.named(reference)[0]
 
-    def _find(self, reference: str) -> tuple[Image, str | None]:
-        """The image, and the tag that named it, if a tag did."""
+    def named(self, reference: str) -> tuple[Image, str | None]:
+        """As :meth:`find`: the image, and the tag that named it, if a tag did."""
         if not reference:
             raise InvalidParameter("no image named: give a name or an ID")
         bare = reference.removeprefix("sha256:")
-        if len(bare) == 64 and _is_hex(bare):
+        if len(bare) == 64 and is_hex(bare):
             image = self.by_id(f"sha256:{bare}")
             if image is not None:
                 return image, None
@@ -118,7 +121,7 @@ class Images:
             )
             if row is not None:
                 return self._image(row), name.canonical
-        if _is_hex(bare):
+        if is_hex(bare):
             rows = self._database.all(
                 "SELECT * FROM images WHERE id >= ? AND id < ? LIMIT 2",
                 (f"sha256:{bare}", f"sha256:{bare}g"),
@@ -345,7 +348,7 @@ class Images:
 
         Raises Conflict where a container uses it, or where an ID has several names.
         """
-        image, name = self._find(reference)
+        image, name = self.named(reference)
         tags = self.tags(image.id)
         done: Rows = []
         if name is not None:
@@ -452,134 +455,6 @@ class Images:
         self._events.publish("image", "prune", "", reclaimed=str(space))
         return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
 
-    # -- archives ---------------------------------------------------------------------------
-
-    @contextmanager
-    def _opened(self, source: BinaryIO | str | os.PathLike[str]) -> Iterator[BinaryIO]:
-        if isinstance(source, (str, os.PathLike)):
-            with open(source, "rb", buffering=0) as file:
-                yield file
-        else:
-            yield source
-
-    @contextmanager
-    def _collected_on_failure(self) -> Iterator[None]:
-        """Free the layers that an attempt has brought in before it failed."""
-        try:
-            yield
-        except BaseException:
-            self.collect()
-            raise
-
-    def load(
-        self, source: BinaryIO | str | os.PathLike[str], progress: Progress | None = None
-    ) -> Loaded:
-        """Take in the images of a ``docker save`` archive or an OCI layout.
-
-        Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
-        """
-        # Loaded when somebody loads or saves, as the start of the daemon is waited for.
-        from tiffin.image.archive import read_archive
-
-        say = progress or (lambda message: None)
-        loaded = []
-        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            for one in read_archive(
-                file, self._ingest, known=self._layers.known, spool=self._root.work
-            ):
-                names = [Reference.parse(name) for name in one.names]
-                image = self.add(one.config, one.top, names)
-                loaded.append(image)
-                for name in names:
-                    say({"stream": f"Loaded image: {name.familiar}\n"})
-                if not names:
-                    say({"stream": f"Loaded image ID: {image.id}\n"})
-                self._events.publish("image", "load", image.id, name=image.id)
-        return loaded
-
-    def _ingest(self, stream: BinaryIO, parent: str | None, diff_id: str | None) -> Layer:
-        return self._layers.ingest(stream, parent, diff_id=diff_id)
-
-    def save(self, references: Sequence[str], output: BinaryIO) -> None:
-        """Write images with their names as one archive: OCI layout and ``docker save`` in one.
-
-        Raises NotFound before the first byte is written.
-        """
-        from tiffin.image.archive import SavedImage, write_archive
-
-        found: dict[str, tuple[Image, list[Reference]]] = {}
-        with self._layers.lease():
-            for reference in references:
-                image, name = self._find(reference)
-                _, names = found.setdefault(image.id, (image, []))
-                if name is not None:
-                    names.append(Reference.parse(name))
-                elif ":" not in reference and not _is_hex(reference):
-                    names += [Reference.parse(tag) for tag in self.tags(image.id)]
-            write_archive(
-                output,
-                [
-                    SavedImage(
-                        image.config,
-                        [name.familiar for name in names],
-                        [self._saved(layer) for layer in self._stack(image)],
-                    )
-                    for image, names in found.values()
-                ],
-            )
-        for image_id in found:
-            self._events.publish("image", "save", image_id, name=image_id)
-
-    def _stack(self, image: Image) -> Layers:
-        return self._layers.chain(image.top) if image.top else []
-
-    def _saved(self, layer: Layer) -> SavedLayer:
-        from tiffin.image.archive import SavedLayer
-
-        return SavedLayer(
-            layer.diff_id,
-            layer.tar_size,
-            lambda output: self._layers.write_tar(layer, output),
-        )
-
-    def import_(
-        self,
-        source: BinaryIO | str | os.PathLike[str],
-        repository: str = "",
-        tag: str = "",
-        message: str = "",
-        changes: Sequence[str] = (),
-        platform: str = "",
-        progress: Progress | None = None,
-        created: int | None = None,
-    ) -> str:
-        """Make an image of one layer out of a tar of a root file system; its ID.
-
-        ``created`` (seconds since the epoch) makes the ID depend on the tar alone.
-        """
-        from tiffin.build.changes import apply_changes
-
-        name = name_of(repository, tag) if repository else None
-        system, _, architecture = platform.partition("/")
-        if system not in ("", "linux"):
-            raise Unsupported(f"images for {system} can't be imported: linux")
-        config = ImageConfig.scratch(architecture=architecture or isolation.architecture())
-        config = apply_changes(config, changes)
-        with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
-            layer = self._layers.ingest(decompressed(file), None)
-            now = format_moment(time.time_ns() if created is None else created * 10**9)
-            config = config.with_created(now).with_layer(
-                layer.diff_id,
-                HistoryEntry(created=now, comment=message or "Imported from -"),
-            )
-            image = self.add(config, layer.chain_id, [name] if name else [])
-        if progress:
-            progress({"status": image.id})
-        if name:
-            self._events.publish("image", "tag", image.id, name=name.familiar)
-        self._events.publish("image", "import", image.id, name=image.id)
-        return image.id
-
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
@@ -601,7 +476,8 @@ def _with_digests(name: str, names: Sequence[str]) -> list[str]:
     return [name, *(one for one in same if one != name)]
 
 
-def _is_hex(text: str) -> bool:
+def is_hex(text: str) -> bool:
+    """Whether a text could be an ID or the beginning of one."""
     return bool(text) and all(digit in "0123456789abcdef" for digit in text)
 
 
