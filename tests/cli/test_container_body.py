@@ -237,7 +237,7 @@ def test_an_unknown_image_is_named_with_what_to_do(tiffin: Tiffin, daemon: Scrip
     assert outcome.code == 125
     assert outcome.err.startswith("Unable to find image 'nosuch:latest' locally\n")
     assert "tiffin load -i FILE" in outcome.err
-    assert "tiffin image pack nosuch:latest" in outcome.err
+    assert "tiffin image pack nosuch PROGRAM" in outcome.err
     never = tiffin("run", "--pull", "never", "nosuch")
     assert never.code == 125
     assert "Unable to find" not in never.err

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from conftest import busybox_tar
+from conftest import busybox_tar, leave_host_network
 from tiffin import Engine
 from tiffin.errors import Conflict, Forbidden, InvalidParameter, NotFound, TiffinError, Unsupported
 from tiffin.network import links, netlink
@@ -31,6 +31,12 @@ from tiffin.network.namespace import Namespace
 HTTPD = "mkdir -p /w; echo {} > /w/index.html; exec httpd -f -p {} -h /w"
 HOST_BRIDGE = "172.17.0.1"
 OUTSIDE, HOST = "198.51.100.2", "198.51.100.1"
+
+
+@pytest.fixture(autouse=True)
+def machine_without_networks() -> None:
+    """Each test is on a machine of its own: others leave networks behind when they kill engines."""
+    leave_host_network()
 
 
 def create(engine: Engine, command: str, network: str = "bridge", **options: Any) -> str:
