@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from conftest import busybox_tar, leave_host_network
+from conftest import busybox_tar
 from tiffin import Engine
 from tiffin.errors import Conflict, Forbidden, InvalidParameter, NotFound, TiffinError, Unsupported
 from tiffin.network import links, netlink
@@ -35,8 +35,16 @@ OUTSIDE, HOST = "198.51.100.2", "198.51.100.1"
 
 @pytest.fixture(autouse=True)
 def machine_without_networks() -> None:
-    """Each test is on a machine of its own: others leave networks behind when they kill engines."""
-    leave_host_network()
+    """Nothing of earlier tests, which leave networks behind when they kill engines.
+
+    The namespace stays the same: the library that sets rules belongs to the one it began in.
+    """
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    with netlink.Socket() as kernel:
+        for link in kernel.links():
+            made = link.kind in ("bridge", "veth", "macvlan", "ipvlan", "dummy", "vlan")
+            if made and kernel.link(link.name) is not None:
+                kernel.run(netlink.delete_link(link.name))
 
 
 def create(engine: Engine, command: str, network: str = "bridge", **options: Any) -> str:

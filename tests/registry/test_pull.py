@@ -65,7 +65,7 @@ def files_of(engine: Engine, image: str) -> dict[str, bytes]:
     import tarfile
 
     found = {}
-    stack = engine.images._stack(engine.images.find(image))
+    stack = engine.images._layers.chain(engine.images.find(image).top)
     for layer in stack:
         output = io.BytesIO()
         engine.images._layers.write_tar(layer, output)
