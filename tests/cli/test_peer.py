@@ -160,7 +160,7 @@ def timeless(text: str) -> str:
     text = re.sub(r"Less than a second|\d+ seconds?|About a minute|\d+ minutes?", "T", text)
     text = re.sub(r" +|-{2,}", " ", text)
     # The names of one image, and what a container changed, come in any order from docker.
-    unordered = "busybox latest" in text or text.startswith(("A /", "C /", "D /"))
+    unordered = re.search("busybox[ :]latest", text) or text.startswith(("A /", "C /", "D /"))
     return "".join(sorted(text.splitlines(keepends=True))) if unordered else text
 
 

@@ -6,7 +6,9 @@ import io
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +194,31 @@ def test_execs_are_told_of_and_end_with_their_code(engine: Engine) -> None:
     assert (found["ExitCode"], found["Running"]) == (9, False)
     with pytest.raises(Conflict, match="has already run"):
         engine.containers.exec_start(made["Id"], detach=True)
+
+
+def test_an_end_told_before_the_start_is_written_down_is_not_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle = engine._lifecycle
+    start, told = lifecycle.keeper.start, threading.Event()
+    container = create(engine, "true")
+
+    def hear(event: dict[str, Any]) -> None:
+        lifecycle.keeper_event(event)
+        if event["event"] == "exited":
+            told.set()
+
+    def start_late(*words: Any, **options: Any) -> dict[str, Any]:
+        answer = start(*words, **options)
+        # Either the end has been heard by now, or whoever hears it waits for this start.
+        told.wait(0.5)
+        return answer
+
+    monkeypatch.setattr(lifecycle.keeper, "_on_event", hear)
+    monkeypatch.setattr(lifecycle.keeper, "start", start_late)
+    engine.containers.start(container)
+    assert engine.containers.wait_later(container).result(PATIENCE) is not None
+    assert state(engine, container)["Status"] == "exited"
 
 
 def test_old_execs_are_forgotten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,9 +250,8 @@ class Lifecycle:
             container = self._roster.find(event["id"])
             if container is None:
                 self.keeper.forget(event["id"])
-            elif event.get("started", container.state.started) == container.state.started:
-                # Not an earlier run's end, told once more.
-                self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+            else:
+                self._run_ended(container, event)
         elif kind == "oom":
             container = self._roster.find(event["id"])
             if container is not None and container.running:
@@ -268,6 +267,13 @@ class Lifecycle:
                 container.state.oom_killed = True
                 container.save_state(self._database)
         self._events.publish("container", "oom", container.id, **container.attributes())
+
+    def _run_ended(self, container: Container, event: JSON) -> None:
+        # The lock first: whoever is just starting it may not have written its start down yet.
+        with container.lock:
+            if event.get("started", container.state.started) == container.state.started:
+                # Not an earlier run's end, told once more.
+                self._ended(container, event["code"], event["at"], bool(event.get("oom")))
 
     def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
         with container.lock:
