@@ -69,7 +69,7 @@ def test_what_is_not_there(registry: Registry) -> None:
 
 def test_tags_come_in_pages(registry: Registry, server: RegistryServer) -> None:
     IMAGE.push(registry, "app", "t0000")
-    folder = server.storage.repository("app") / "_tags"
+    folder = server.storage.root / "repositories" / "app" / "_tags"
     for number in range(1, 1500):
         (folder / f"t{number:04}").write_text(IMAGE.digest)
     assert list(registry.tags("app")) == [f"t{number:04}" for number in range(1500)]

@@ -44,7 +44,7 @@ TWO = MadeImage([BASE, layer_tar({"two": b"2"})])
 
 
 def blobs(server: RegistryServer) -> set[str]:
-    return {path.name for path in server.storage.blobs_folder.rglob("*") if path.is_file()}
+    return {path.name for path in (server.storage.root / "blobs").rglob("*") if path.is_file()}
 
 
 def aged(server: RegistryServer) -> None:

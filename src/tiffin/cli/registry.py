@@ -1,14 +1,21 @@
-"""``registry``: a registry of one's own, served from a folder, and looked after."""
+"""``registry``: a registry of one's own in a folder or an object store, served and looked after."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
 from tiffin.cli.flags import BOOL, STRING, Flag
 from tiffin.cli.units import human_size
+
+if TYPE_CHECKING:
+    from tiffin.registry.storage import Storage
+    from tiffin.registry.stores import ObjectStore
+
+_WORK = Flag("work", STRING, "Local folder of a registry in an object store: uploads, locks")
 
 
 def serve(call: Invocation) -> int:
@@ -67,6 +74,7 @@ def serve(call: Invocation) -> int:
         policy=policy,
         certificate=certificate,
         upstream=upstream,
+        store=_store(call),
     )
     ended = threading.Event()
 
@@ -77,7 +85,9 @@ def serve(call: Invocation) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     print(
-        f"Serving {folder} at {'https' if certificate else 'http'}://{server.address}", flush=True
+        f"Serving {_url(call) or folder} at"
+        f" {'https' if certificate else 'http'}://{server.address}",
+        flush=True,
     )
     if options["gc-interval"]:
         from tiffin.cli.units import parse_duration
@@ -93,14 +103,26 @@ def serve(call: Invocation) -> int:
     return 0
 
 
+def _url(call: Invocation) -> str:
+    """The object store that is meant, or nothing."""
+    return call.arguments[0] if call.arguments and "://" in call.arguments[0] else ""
+
+
 def _folder(call: Invocation) -> Path:
-    if call.arguments and "://" in call.arguments[0]:
-        raise CommandError(
-            f"{call.arguments[0]}: only local folders can hold a registry yet (no object stores)"
-        )
-    if call.arguments:
+    """The local folder: all of the registry, or what goes with an object store."""
+    if call.options["work"]:
+        if not _url(call):
+            raise CommandError("--work is for object stores: a folder has its work in itself")
+        return Path(call.options["work"])
+    if call.arguments and not _url(call):
         return Path(call.arguments[0])
     return Path(call.endpoint.root) / "registry"
+
+
+def _store(call: Invocation) -> ObjectStore | None:
+    from tiffin.registry.stores import ObjectStore
+
+    return ObjectStore(_url(call)) if _url(call) else None
 
 
 def _is_local(host: str) -> bool:
@@ -112,23 +134,23 @@ def _is_local(host: str) -> bool:
 def collect(call: Invocation) -> int:
     """Removes what no image of a registry's folder needs; the registry may be running."""
     from tiffin.cli.units import parse_duration
-    from tiffin.registry.storage import Storage
     from tiffin.registry.sweeping import GRACE, sweep
 
     grace = call.options["grace"]
     seconds = parse_duration(grace) / 1e9 if grace else GRACE
-    folder = _existing(call)
-    swept = sweep(Storage(folder), untagged=call.options["untagged"], grace=seconds)
+    swept = sweep(_existing(call), untagged=call.options["untagged"], grace=seconds)
     print(f"Removed {swept.blobs} blobs, {swept.manifests} manifests, {swept.uploads} uploads")
     print(f"Total reclaimed space: {human_size(swept.bytes)}")
     return 0
 
 
-def _existing(call: Invocation) -> Path:
+def _existing(call: Invocation) -> Storage:
+    from tiffin.registry.storage import Storage
+
     folder = _folder(call)
-    if not os.path.isdir(folder / "blobs"):
+    if not _url(call) and not os.path.isdir(folder / "uploads"):
         raise CommandError(f"{folder} holds no registry")
-    return folder
+    return Storage(folder, _store(call))
 
 
 def statistics(call: Invocation) -> int:
@@ -137,9 +159,8 @@ def statistics(call: Invocation) -> int:
 
     from tiffin.cli.tables import columns
     from tiffin.registry.sharing import measure
-    from tiffin.registry.storage import Storage
 
-    report = measure(Storage(_existing(call)))
+    report = measure(_existing(call))
     if call.options["json"]:
         print(dumps(report.document(), indent=2))
         return 0
@@ -168,7 +189,7 @@ def statistics(call: Invocation) -> int:
 REGISTRY_SERVE = Command(
     serve,
     "Run a registry in the foreground",
-    "[OPTIONS] [FOLDER]",
+    "[OPTIONS] [FOLDER|URL]",
     (
         Flag("anonymous-pull", BOOL, "Let everybody pull although there are users"),
         Flag("gc-interval", STRING, "Collect garbage this often (1h)"),
@@ -180,24 +201,29 @@ REGISTRY_SERVE = Command(
         Flag("tls-cert", STRING, "Certificate (chain) in PEM form"),
         Flag("tls-key", STRING, "Its key"),
         Flag("token-auth", BOOL, "Give tokens to the users, instead of asking each time"),
+        _WORK,
     ),
     maximum=1,
-    notes="Without FOLDER: the folder registry in the engine root.",
+    notes=(
+        "Without FOLDER: the folder registry in the engine root. URL is an object store, as"
+        " s3://BUCKET/FOLDER; its credentials and endpoint are the environment's."
+    ),
 )
 REGISTRY_GC = Command(
     collect,
     "Remove what no image of a registry needs",
-    "[OPTIONS] [FOLDER]",
+    "[OPTIONS] [FOLDER|URL]",
     (
         Flag("grace", STRING, "Keep what is younger (1h)"),
         Flag("untagged", BOOL, "Remove manifests without a tag too"),
+        _WORK,
     ),
     maximum=1,
 )
 REGISTRY_STATS = Command(
     statistics,
     "Show what sharing layers saves in a registry",
-    "[OPTIONS] [FOLDER]",
-    (Flag("json", BOOL, "As JSON"),),
+    "[OPTIONS] [FOLDER|URL]",
+    (Flag("json", BOOL, "As JSON"), _WORK),
     maximum=1,
 )

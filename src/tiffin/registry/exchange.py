@@ -200,7 +200,7 @@ class Exchange(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self.wfile.flush()
-        if isinstance(self.connection, ssl.SSLSocket):
+        if isinstance(self.connection, ssl.SSLSocket) or not isinstance(file, io.FileIO):
             file.seek(start)
             left = end - start
             while left and (data := file.read(min(_PIECE, left))):

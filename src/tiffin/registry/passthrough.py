@@ -32,7 +32,7 @@ class Upstream:
         """Have the manifest of a tag or digest here, as new as can be had."""
         storage = self._storage
         known = storage.resolve(name, reference)
-        if known is not None and not storage.link_path(name, "_manifests", known).exists():
+        if known is not None and not storage.is_linked(name, "_manifests", known):
             known = None
         if known is not None and is_digest(reference):
             return
@@ -75,7 +75,7 @@ class Upstream:
             request.begin(200, headers, size)
             return
         with self._locks.held(digest):
-            if storage.blob_path(digest).exists():
+            if storage.has_bytes(digest):
                 with storage.lock():
                     storage.adopt(name, digest)
             else:

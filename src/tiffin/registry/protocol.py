@@ -217,7 +217,7 @@ class Protocol:
             self._upstream.send_blob(request, name, digest, headers)
             return
         with self.storage.open_blob(name, digest) as file:
-            request.file(file, os.fstat(file.fileno()).st_size, headers)
+            request.file(file, file.seek(0, os.SEEK_END), headers)
 
     @staticmethod
     def _check_digest(digest: str) -> str:

@@ -1,4 +1,4 @@
-"""A registry of our own: an HTTP(S) server on a folder of the local disk.
+"""A registry of our own: an HTTP(S) server on a folder of the local disk, or an object store.
 
 ::
 
@@ -25,6 +25,7 @@ from tiffin.registry.exchange import Exchange
 from tiffin.registry.passthrough import Upstream
 from tiffin.registry.protocol import Policy, Protocol
 from tiffin.registry.storage import Storage
+from tiffin.registry.stores import Store
 
 
 class _Server(socketserver.ThreadingMixIn, HTTPServer):
@@ -70,14 +71,16 @@ class RegistryServer:
         policy: Policy | None = None,
         certificate: tuple[Path, Path] | None = None,
         upstream: Registry | None = None,
+        store: Store | None = None,
     ) -> None:
-        """``certificate`` is a chain and its key: with it the server speaks TLS only. ``upstream``
-        makes it a read-only cache of another registry.
+        """``store`` keeps the contents, if not ``folder`` itself. ``certificate`` is a chain and
+        its key: with it the server speaks TLS only. ``upstream`` makes it a read-only cache of
+        another registry.
 
         Raises Conflict where the address is in use, InvalidParameter for a certificate that can't
         be used.
         """
-        self.storage = Storage(folder)
+        self.storage = Storage(folder, store)
         self._upstream = upstream
         protocol = Protocol(
             self.storage,

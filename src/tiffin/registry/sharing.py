@@ -73,7 +73,7 @@ def measure(storage: Storage) -> Report:
         tags += len(storage.tags(name))
         for digest in storage.manifests(name):
             try:
-                document = json.loads(storage.blob_path(digest).read_bytes())
+                document = json.loads(storage.bytes_of(digest))
             except FileNotFoundError:
                 continue
             if document.get("mediaType") in INDEX_TYPES or "manifests" in document:
@@ -93,7 +93,7 @@ def measure(storage: Storage) -> Report:
         for blob, size in sizes.items()
     ]
     layers.sort(key=lambda layer: (-layer.size * (len(layer.images) - 1), layer.digest))
-    stored = sum(size for blob, size in sizes.items() if storage.blob_path(blob).exists())
+    stored = sum(size for blob, size in sizes.items() if storage.has_bytes(blob))
     return Report(len(names), len(images), tags, referenced, stored, tuple(layers))
 
 

@@ -1,23 +1,28 @@
-"""What a registry keeps on the local disk.
+"""What a registry keeps, in a store (:mod:`tiffin.registry.stores`) and on the local disk.
 
-On disk::
+In the store, which is a local folder unless another is given::
 
-    DATA/lock                                 flock: shared by who adds references, exclusive by gc
-    DATA/blobs/ALGORITHM/ab/HEX               the bytes of a blob or manifest, once for all
-    DATA/uploads/UUID/data, repository        uploads under way
-    DATA/repositories/NAME/_blobs/ALGORITHM/HEX        the blob belongs to the repository
-    DATA/repositories/NAME/_manifests/ALGORITHM/HEX    the same for a manifest; holds its media type
-    DATA/repositories/NAME/_tags/TAG                   holds the manifest's digest
-    DATA/repositories/NAME/_referrers/ALGORITHM/HEX/ALGORITHM-HEX   a descriptor, by its subject
+    blobs/ALGORITHM/ab/HEX                        the bytes of a blob or manifest, once for all
+    repositories/NAME/_blobs/ALGORITHM/HEX        the blob belongs to the repository
+    repositories/NAME/_manifests/ALGORITHM/HEX    the same for a manifest; holds its media type
+    repositories/NAME/_tags/TAG                   holds the manifest's digest
+    repositories/NAME/_referrers/ALGORITHM/HEX/ALGORITHM-HEX   a descriptor, by its subject
+
+Always in the local folder::
+
+    lock                                  flock: shared by who adds references, exclusive by gc
+    uploads/UUID/data, repository         uploads under way
 
 No component of a repository's name starts with ``_``, so the names don't collide.
 
-Rules: files appear by rename, complete. A blob is there before anything refers to it, and a
-reference is gone before its blob is. Several processes may use one folder.
+Rules: contents appear complete. A blob is there before anything refers to it, and a reference is
+gone before its blob is. Several processes may use one local folder; those that share another store
+must share the local folder too, since the lock is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -37,6 +42,7 @@ from tiffin.image.reference import is_digest
 from tiffin.layer.space import space_needed
 from tiffin.registry.client import referrer
 from tiffin.registry.faults import Fault
+from tiffin.registry.stores import LocalStore, Store
 
 MANIFEST_LIMIT = 8 << 20
 _BLOCK = 1 << 20
@@ -55,13 +61,12 @@ class StoredManifest:
 class Storage:
     """See the module's text. Any thread may use it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: Store | None = None) -> None:
+        """``root`` is the local folder; ``store`` keeps what is not local, if anything isn't."""
         self.root = root
-        self.repositories_folder = root / "repositories"
-        self.blobs_folder = root / "blobs"
+        self.store: Store = store or LocalStore(root)
         self.uploads_folder = root / "uploads"
-        for folder in (self.repositories_folder, self.blobs_folder, self.uploads_folder):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.uploads_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Running hashes of uploads, which are made again from the data if they are lost.
         self._hashes: dict[str, tuple[int, Any]] = {}
         self._busy: set[str] = set()
@@ -79,43 +84,50 @@ class Storage:
 
     # Names.
 
-    def repository(self, name: str) -> Path:
-        """The folder of a repository."""
-        return self.repositories_folder / name
-
     def exists(self, name: str) -> bool:
         """Whether anything was ever stored in the repository."""
-        place = self.repository(name)
-        return any((place / kind).is_dir() for kind in ("_manifests", "_blobs"))
+        return bool({"_manifests", "_blobs"}.intersection(self.store.names(_repository(name))))
 
     def repositories(self) -> list[str]:
         """The names of all repositories, sorted."""
         found = []
-        top = os.fspath(self.repositories_folder)
-        for folder, children, _ in os.walk(top):
-            if "_manifests" in children or "_blobs" in children:
-                found.append(os.path.relpath(folder, top))
-            children[:] = [child for child in children if not child.startswith("_")]
+        pending = self.store.names("repositories")
+        while pending:
+            name = pending.pop()
+            below = self.store.names(_repository(name))
+            if "_manifests" in below or "_blobs" in below:
+                found.append(name)
+            pending += [f"{name}/{part}" for part in below if not part.startswith("_")]
         return sorted(found)
 
-    def blob_path(self, digest: str) -> Path:
-        """Where the bytes of a digest are."""
-        algorithm, _, encoded = digest.partition(":")
-        return self.blobs_folder / algorithm / encoded[:2] / encoded
+    def has_bytes(self, digest: str) -> bool:
+        """Whether the bytes of a digest are here, in whichever repository."""
+        try:
+            self.store.size(bytes_key(digest))
+        except FileNotFoundError:
+            return False
+        return True
 
-    def _link(self, name: str, kind: str, digest: str) -> Path:
-        algorithm, _, encoded = digest.partition(":")
-        return self.repository(name) / kind / algorithm / encoded
+    def bytes_of(self, digest: str) -> bytes:
+        """The bytes of a (small) digest; raises FileNotFoundError."""
+        return self.store.read(bytes_key(digest))
+
+    def is_linked(self, name: str, kind: str, digest: str) -> bool:
+        """Whether a digest is a repository's (``kind``: ``_blobs``, ``_manifests``)."""
+        try:
+            self.store.size(link_key(name, kind, digest))
+        except FileNotFoundError:
+            return False
+        return True
 
     # Blobs.
 
     def has_blob(self, name: str, digest: str) -> int | None:
         """The size of a repository's blob, or None. Whoever asks may be about to refer to it, so
         the collection takes it for new again."""
-        link = self._link(name, "_blobs", digest)
         try:
-            os.utime(link)
-            return self.blob_path(digest).stat().st_size
+            self.store.touch(link_key(name, "_blobs", digest))
+            return self.store.size(bytes_key(digest))
         except FileNotFoundError:
             return None
 
@@ -124,7 +136,7 @@ class Storage:
         :meth:`has_blob`."""
         if self.has_blob(name, digest) is not None:
             try:
-                return open(self.blob_path(digest), "rb", buffering=0)
+                return self.store.open(bytes_key(digest))
             except FileNotFoundError:
                 pass
         raise Fault("BLOB_UNKNOWN", "blob unknown to registry", digest=digest)
@@ -132,18 +144,18 @@ class Storage:
     def delete_blob(self, name: str, digest: str) -> None:
         """Take a blob out of a repository; the collection frees its bytes. Raises Fault."""
         try:
-            self._link(name, "_blobs", digest).unlink()
+            self.store.delete(link_key(name, "_blobs", digest))
         except FileNotFoundError:
             raise Fault("BLOB_UNKNOWN", "blob unknown to registry", digest=digest) from None
 
     def mount(self, name: str, digest: str, source: str | None) -> bool:
         """Make a blob of another repository (any, if None) this one's too; whether there is one."""
         with self.lock():
-            if not self.blob_path(digest).exists():
+            if not self.has_bytes(digest):
                 return False
-            if source is not None and not self._link(source, "_blobs", digest).exists():
+            if source is not None and not self.is_linked(source, "_blobs", digest):
                 return False
-            self._write(self._link(name, "_blobs", digest), b"")
+            self.adopt(name, digest)
         return True
 
     # Uploads.
@@ -250,18 +262,16 @@ class Storage:
                 )
             with self.lock():
                 self.place(path, digest)
-                self._write(self._link(name, "_blobs", digest), b"")
+                self.adopt(name, digest)
             self._forget(upload)
 
     def place(self, path: Path, digest: str) -> None:
         """Let a complete file become the bytes of a digest; under :meth:`lock`."""
-        target = self.blob_path(digest)
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.rename(path, target)
+        self.store.take(path, bytes_key(digest))
 
     def adopt(self, name: str, digest: str) -> None:
         """Make a blob whose bytes are there a repository's."""
-        self._write(self._link(name, "_blobs", digest), b"")
+        self.store.write(link_key(name, "_blobs", digest), b"")
 
     def cancel(self, name: str, upload: str) -> None:
         """End an upload; raises Fault."""
@@ -280,8 +290,8 @@ class Storage:
         digest = self.resolve(name, reference)
         if digest is not None:
             try:
-                media_type = self._link(name, "_manifests", digest).read_text()
-                return StoredManifest(self.blob_path(digest).read_bytes(), media_type, digest)
+                media_type = self.store.read(link_key(name, "_manifests", digest)).decode()
+                return StoredManifest(self.bytes_of(digest), media_type, digest)
             except FileNotFoundError:
                 pass
         if not self.exists(name):
@@ -293,7 +303,7 @@ class Storage:
         if is_digest(reference):
             return reference
         try:
-            return (self.repository(name) / "_tags" / reference).read_text()
+            return self.store.read(_tag_key(name, reference)).decode()
         except FileNotFoundError:
             return None
 
@@ -316,17 +326,15 @@ class Storage:
         with self.lock():
             if check:
                 self._check_references(name, document)
-            target = self.blob_path(digest)
-            if not target.exists():
-                self._write(target, raw)
-            self._write(self._link(name, "_manifests", digest), media_type.encode())
-            subject = _subject(document)
+            if not self.has_bytes(digest):
+                self.store.write(bytes_key(digest), raw)
+            self.store.write(link_key(name, "_manifests", digest), media_type.encode())
+            subject = subject_of(document)
             if subject:
-                entry = referrer(document, media_type, digest, len(raw))
-                place = self._link(name, "_referrers", subject) / digest.replace(":", "-")
-                self._write(place, json.dumps(entry).encode())
+                entry = json.dumps(referrer(document, media_type, digest, len(raw)))
+                self.store.write(_referrer_key(name, subject, digest), entry.encode())
             for tag in tags:
-                self._write(self.repository(name) / "_tags" / tag, digest.encode())
+                self.store.write(_tag_key(name, tag), digest.encode())
 
     def _check_references(self, name: str, document: dict[str, Any]) -> None:
         missing = [
@@ -341,33 +349,35 @@ class Storage:
 
     def delete_manifest(self, name: str, digest: str) -> None:
         """Remove a manifest with all its tags; raises Fault."""
-        link = self._link(name, "_manifests", digest)
         with self.lock():
-            if not link.exists():
+            if not self.is_linked(name, "_manifests", digest):
                 raise Fault("MANIFEST_UNKNOWN", f"manifest unknown: {digest}", digest=digest)
             for tag in self.tags(name):
                 if self.resolve(name, tag) == digest:
-                    (self.repository(name) / "_tags" / tag).unlink(missing_ok=True)
-            subject = _subject(json.loads(self.blob_path(digest).read_bytes()))
-            if subject:
-                place = self._link(name, "_referrers", subject) / digest.replace(":", "-")
-                place.unlink(missing_ok=True)
-            link.unlink(missing_ok=True)
+                    self._delete(_tag_key(name, tag))
+            self.forget_manifest(name, digest, json.loads(self.bytes_of(digest)))
+
+    def forget_manifest(self, name: str, digest: str, document: dict[str, Any]) -> None:
+        """Take a manifest, and what it says of its subject, out of a repository; under a lock."""
+        subject = subject_of(document)
+        if subject:
+            self._delete(_referrer_key(name, subject, digest))
+        self._delete(link_key(name, "_manifests", digest))
+
+    def _delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.store.delete(key)
 
     def delete_tag(self, name: str, tag: str) -> None:
         """Remove a tag; raises Fault."""
         try:
-            (self.repository(name) / "_tags" / tag).unlink()
+            self.store.delete(_tag_key(name, tag))
         except FileNotFoundError:
             raise Fault("MANIFEST_UNKNOWN", f"manifest unknown: {tag}", tag=tag) from None
 
     def tags(self, name: str) -> list[str]:
         """All tags of a repository, sorted."""
-        try:
-            names = os.listdir(self.repository(name) / "_tags")
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if not name.endswith("~"))
+        return self.store.names(f"{_repository(name)}/_tags")
 
     def manifests(self, name: str) -> Iterator[str]:
         """The digests of a repository's manifests."""
@@ -375,41 +385,46 @@ class Storage:
 
     def links(self, name: str, kind: str) -> Iterator[str]:
         """The digests of a repository's blobs or manifests (``_blobs``, ``_manifests``)."""
-        folder = self.repository(name) / kind
-        if not folder.is_dir():
-            return
-        for algorithm in sorted(os.listdir(folder)):
-            for encoded in sorted(os.listdir(folder / algorithm)):
-                if not encoded.endswith("~"):
-                    yield f"{algorithm}:{encoded}"
-
-    def link_path(self, name: str, kind: str, digest: str) -> Path:
-        """The file that says that a digest is a repository's."""
-        return self._link(name, kind, digest)
+        folder = f"{_repository(name)}/{kind}"
+        for algorithm in self.store.names(folder):
+            for encoded in self.store.names(f"{folder}/{algorithm}"):
+                yield f"{algorithm}:{encoded}"
 
     def referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
         """The descriptors of the manifests whose subject is ``digest``, in order of digest."""
-        folder = self._link(name, "_referrers", digest)
-        if not folder.is_dir():
-            return []
+        folder = link_key(name, "_referrers", digest)
         found = []
-        for entry in sorted(os.listdir(folder)):
-            if entry.endswith("~"):
-                continue
+        for entry in self.store.names(folder):
             try:
-                found.append(json.loads((folder / entry).read_bytes()))
+                found.append(json.loads(self.store.read(f"{folder}/{entry}")))
             except FileNotFoundError:
                 # Its manifest was deleted just now.
                 continue
         return found
 
-    def _write(self, path: Path, content: bytes) -> None:
-        """A file that appears complete. No name that is stored ends in ``~``."""
-        with space_needed(self.root, "the registry"):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}~")
-            temporary.write_bytes(content)
-            os.rename(temporary, path)
+
+def bytes_key(digest: str) -> str:
+    """Where the bytes of a digest are in the store."""
+    algorithm, _, encoded = digest.partition(":")
+    return f"blobs/{algorithm}/{encoded[:2]}/{encoded}"
+
+
+def link_key(name: str, kind: str, digest: str) -> str:
+    """What says that a digest is a repository's (``_blobs``, ``_manifests``, ``_referrers``)."""
+    algorithm, _, encoded = digest.partition(":")
+    return f"{_repository(name)}/{kind}/{algorithm}/{encoded}"
+
+
+def _repository(name: str) -> str:
+    return f"repositories/{name}"
+
+
+def _tag_key(name: str, tag: str) -> str:
+    return f"{_repository(name)}/_tags/{tag}"
+
+
+def _referrer_key(name: str, subject: str, digest: str) -> str:
+    return f"{link_key(name, '_referrers', subject)}/{digest.replace(':', '-')}"
 
 
 def blob_references(document: dict[str, Any]) -> list[str]:
@@ -447,7 +462,8 @@ def media_type_of(document: dict[str, Any], said: str) -> str:
     return sorted(INDEX_TYPES)[1] if "manifests" in document else OCI_MANIFEST
 
 
-def _subject(document: dict[str, Any]) -> str:
+def subject_of(document: dict[str, Any]) -> str:
+    """The digest of what a manifest refers to, or nothing."""
     subject = document.get("subject")
     digest = subject.get("digest") if isinstance(subject, dict) else None
     return digest if isinstance(digest, str) and is_digest(digest) else ""

@@ -13,15 +13,23 @@ removal happens under the exclusive one. A push that is slower than the grace pe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tiffin.registry.storage import Storage, blob_references, manifest_references
+from tiffin.registry.storage import (
+    Storage,
+    blob_references,
+    bytes_key,
+    link_key,
+    manifest_references,
+)
 
 GRACE = 3600.0
 UPLOAD_LIFETIME = 7 * 24 * 3600.0
@@ -59,7 +67,7 @@ def _documents(storage: Storage, name: str) -> dict[str, dict[str, Any]]:
     found = {}
     for digest in storage.manifests(name):
         try:
-            found[digest] = json.loads(storage.blob_path(digest).read_bytes())
+            found[digest] = json.loads(storage.bytes_of(digest))
         except FileNotFoundError:
             # It was deleted just now.
             continue
@@ -86,12 +94,8 @@ def _sweep_manifests(storage: Storage, name: str, young: float, swept: Swept) ->
             tagged = {storage.resolve(name, tag) for tag in storage.tags(name)}
             if digest in tagged or _is_young(storage, name, "_manifests", digest, young):
                 continue
-            storage.link_path(name, "_manifests", digest).unlink(missing_ok=True)
+            storage.forget_manifest(name, digest, documents[digest])
             swept.manifests += 1
-        subject = documents[digest].get("subject")
-        if isinstance(subject, dict) and isinstance(subject.get("digest"), str):
-            place = storage.link_path(name, "_referrers", subject["digest"])
-            (place / digest.replace(":", "-")).unlink(missing_ok=True)
 
 
 def _needed(storage: Storage, name: str) -> set[str]:
@@ -106,7 +110,7 @@ def _needed(storage: Storage, name: str) -> set[str]:
 
 def _is_young(storage: Storage, name: str, kind: str, digest: str, young: float) -> bool:
     try:
-        return storage.link_path(name, kind, digest).stat().st_mtime > young
+        return storage.store.time(link_key(name, kind, digest)) > young
     except FileNotFoundError:
         return False
 
@@ -125,7 +129,8 @@ def _sweep_links(storage: Storage, name: str, young: float, swept: Swept) -> Non
         for digest in candidates:
             if digest in needed or _is_young(storage, name, "_blobs", digest, young):
                 continue
-            storage.link_path(name, "_blobs", digest).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                storage.store.delete(link_key(name, "_blobs", digest))
             swept.links += 1
 
 
@@ -134,29 +139,34 @@ def _sweep_bytes(storage: Storage, young: float, swept: Swept) -> None:
     for name in storage.repositories():
         linked.update(storage.links(name, "_blobs"))
         linked.update(storage.manifests(name))
-    for algorithm in os.listdir(storage.blobs_folder):
-        for shard in os.listdir(storage.blobs_folder / algorithm):
-            for encoded in os.listdir(storage.blobs_folder / algorithm / shard):
-                digest = f"{algorithm}:{encoded}"
-                path = storage.blobs_folder / algorithm / shard / encoded
-                if digest in linked or encoded.endswith("~"):
+    for digest in _kept(storage):
+        if digest in linked:
+            continue
+        key = bytes_key(digest)
+        with storage.lock(exclusive=True):
+            try:
+                size, age = storage.store.size(key), storage.store.time(key)
+                if age > young or _linked_now(storage, digest):
                     continue
-                with storage.lock(exclusive=True):
-                    try:
-                        status = path.stat()
-                    except FileNotFoundError:
-                        # Another collection was quicker.
-                        continue
-                    if status.st_mtime > young or _linked_now(storage, digest):
-                        continue
-                    path.unlink()
-                swept.blobs += 1
-                swept.bytes += status.st_size
+                storage.store.delete(key)
+            except FileNotFoundError:
+                # Another collection was quicker.
+                continue
+        swept.blobs += 1
+        swept.bytes += size
+
+
+def _kept(storage: Storage) -> Iterator[str]:
+    """Every digest that has bytes."""
+    for algorithm in storage.store.names("blobs"):
+        for shard in storage.store.names(f"blobs/{algorithm}"):
+            for encoded in storage.store.names(f"blobs/{algorithm}/{shard}"):
+                yield f"{algorithm}:{encoded}"
 
 
 def _linked_now(storage: Storage, digest: str) -> bool:
     return any(
-        storage.link_path(name, kind, digest).exists()
+        storage.is_linked(name, kind, digest)
         for name in storage.repositories()
         for kind in ("_blobs", "_manifests")
     )
