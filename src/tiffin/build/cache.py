@@ -251,6 +251,15 @@ class BuildCache:
                 found.append(row["top"])
         return found
 
+    def latest_layer(self, step: str) -> str | None:
+        """The top layer after the step of that text that was used last."""
+        row = self._database.one(
+            "SELECT top FROM build_cache WHERE step = ? AND top IS NOT NULL"
+            " ORDER BY used DESC LIMIT 1",
+            (step,),
+        )
+        return None if row is None else row["top"]
+
     def reason(self, key: str) -> str | None:
         """Why the step of that key was made, when it was made; None if there is no such record."""
         row = self._database.one("SELECT parts FROM build_cache WHERE key = ?", (key,))
@@ -397,10 +406,9 @@ def _unpacked(row: Row) -> Parts:
 def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
     """How much differs: named parts weigh more than files."""
     named = len(set(parts.named) ^ set(other.named))
-    theirs = {each[0]: each[1:6] for each in other.files}
     ours = {each[0]: each[1:6] for each in parts.files}
-    files = sum(1 for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
-    return named, files
+    theirs = {each[0]: each[1:6] for each in other.files}
+    return named, len({path for path, _ in ours.items() ^ theirs.items()})
 
 
 def explain(missed: Parts, nearest: Parts, *, most: int = 1) -> str:
