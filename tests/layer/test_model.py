@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tiffin.errors import CorruptArchive, InvalidParameter
+from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.layer.writer import LayerWriter, Model
@@ -113,11 +113,8 @@ def test_only_files_of_the_same_path_are_linked(model: Model, places: Iterator[P
         writer.add(file(b"a/one", b"other"), b"other")
         assert not writer.link(file(b"a/one", b"1")), "the layer itself has it already"
     hostile = Model(Index("", 0, [file(b"../../etc/passwd", b"1")]), model.directory)
-    with (
-        LayerWriter(next(places), Whiteouts.OVERLAY, None, hostile) as writer,
-        pytest.raises(InvalidParameter),
-    ):
-        writer.link(file(b"../../etc/passwd", b"1"))
+    with LayerWriter(next(places), Whiteouts.OVERLAY, None, hostile) as writer:
+        assert not writer.link(file(b"../../etc/passwd", b"1"))
 
 
 @pytest.mark.parametrize("error", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOENT])

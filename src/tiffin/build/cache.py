@@ -231,8 +231,7 @@ class BuildCache:
                 (*arguments, _NEAREST_LOOKED_AT),
             )
             if rows:
-                candidates = [_unpacked(row) for row in rows]
-                return min(candidates, key=lambda each: _distance(parts, each))
+                return _nearest_of(parts, rows)
         return None
 
     def same_but_parent(self, parts: Parts) -> list[str]:
@@ -401,6 +400,18 @@ def _stored(row: Row) -> _Stored:
 def _unpacked(row: Row) -> Parts:
     stored = _stored(row)
     return Parts(row["step"], stored.named, stored.files)
+
+
+def _nearest_of(parts: Parts, rows: Iterable[Row]) -> Parts | None:
+    best: tuple[tuple[int, int], Parts] | None = None
+    for row in rows:
+        candidate = _unpacked(row)
+        found = _distance(parts, candidate)
+        if best is None or found < best[0]:
+            best = found, candidate
+        if found <= (0, 1):
+            break  # nothing can be nearer: with tens of thousands of files it pays not to look
+    return best[1] if best is not None else None
 
 
 def _distance(parts: Parts, other: Parts) -> tuple[int, int]:

@@ -122,10 +122,9 @@ class LayerWriter:
     def link(self, entry: Entry) -> bool:
         """Take a file over from the model, if that has the very same one: size, digest, owner,
         mode, time and attributes as ``entry`` says; then it is stored, and the entry is the
-        writer's. If not, nothing has happened. Raises as :meth:`add`."""
+        writer's. If not, nothing has happened, and :meth:`add` is to be called. Raises as that."""
         if self._model is None or not self._model.has(entry):
             return False
-        _check(entry.path)
         try:
             return self._link(entry, self._model)
         except OSError as error:
@@ -347,19 +346,7 @@ class _OpenModel:
 
     def has(self, entry: Entry) -> bool:
         """Whether it has the very file."""
-        other = self._index.get(entry.path)
-        return (
-            other is not None
-            and other.kind is Kind.FILE
-            and other.digest == entry.digest
-            and other.size == entry.size
-            and other.mode == entry.mode
-            and other.mtime_ns == entry.mtime_ns
-            and other.uid == entry.uid
-            and other.gid == entry.gid
-            and other.xattrs == entry.xattrs
-            and bool(other.digest)
-        )
+        return bool(entry.digest) and self._index.get(entry.path) == entry
 
     def folder(self, path: bytes) -> int | None:
         """A descriptor of the directory that ``path`` is in; None if it can't be had."""
