@@ -6,6 +6,7 @@ removes what it made.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -283,6 +284,75 @@ def build_cold(stage: Stage) -> Iterator[list[Comparison]]:
     yield [Comparison((Measure("time", title, "ms", _BOTH_HALF),), sides)]
 
 
+def _builders(stage: Stage) -> list[Client]:
+    """tiffin by both of its clients, and the BuildKit of every peer."""
+    found: list[Client] = []
+    for engine in stage.engines:
+        if isinstance(engine, Tiffin):
+            found += engine.clients
+        elif engine.buildkit is not None:
+            found.append(engine.buildkit)
+    return found
+
+
+def _forget_all(client: Client) -> None:
+    """Leave nothing of earlier builds, neither in BuildKit's cache nor in tiffin's."""
+    client("rmi", "-f", RESULT, check=False)
+    client("image", "prune", "-f")
+    if isinstance(client.engine, Tiffin):
+        client = client.engine.clients[0]
+    client("builder", "prune", "-a", "-f")
+
+
+def _against_buildkit(
+    title: str,
+    context: Callable[[Materials], Path],
+    ratio: float,
+    text: str,
+    *,
+    cold: bool = False,
+    change: Callable[[Path, int], None] | None = None,
+) -> Case:
+    """Whole ``build`` commands beside BuildKit's: cold ones, or each after ``change``."""
+
+    @contextmanager
+    def case(stage: Stage) -> Iterator[list[Comparison]]:
+        stage.ensure("busybox")
+        folder = context(stage.materials)
+        numbers = itertools.count()
+        sides = []
+        for client in _builders(stage):
+
+            def before(client: Client = client) -> None:
+                if cold:
+                    _forget_all(client)
+                if change is not None:
+                    change(folder, next(numbers))
+
+            words = ["build", "--network", "none", "-t", RESULT, str(folder)]
+            if not cold:
+                client(*words)
+            once = seconds(partial(client, *words))
+            kind = Role.PEER if not client.engine.tiffin else role(client)
+            sides.append(Side(client.label, kind, once, before))
+        targets = tuple(
+            _ratio(kind, ratio, text)
+            for kind in (Role.TIFFIN, *(() if change else (Role.DOCKER_TO_TIFFIN,)))
+        )
+        yield [Comparison((Measure("time", title, "ms" if not cold else "s", targets),), sides)]
+        for client in _builders(stage):
+            _forget_all(client)
+
+    return case
+
+
+def _touch(context: Path, number: int) -> None:
+    """Change one byte of one file, to something that it has not been in this run."""
+    content = bytearray(context.joinpath("folder50", "file10000").read_bytes())
+    content[:8] = b"%08d" % (number + int(time.time()) % 1_000_000 * 10)
+    context.joinpath("folder50", "file10000").write_bytes(content)
+
+
 _WRITE = "for i in 1 2 3 4 5 6 7 8 9; do dd if=/dev/zero of=/file$i bs=10k count=1; done"
 
 
@@ -374,5 +444,56 @@ CASES: dict[str, Entry] = {
     "load": Entry(load, 0.5, "load of its archive"),
     "build-warm": Entry(build_warm, 1.0, "build of a four-line Dockerfile, all cached"),
     "build-cold": Entry(build_cold, 0.5, "the same, nothing cached"),
+    "build-warm-12": Entry(
+        _against_buildkit(
+            "`build` of twelve steps, warm: whole command", Materials.steps, 1 / 2, _HALF
+        ),
+        1.0,
+        "build of a Dockerfile of twelve steps, all cached, beside BuildKit",
+    ),
+    "build-touch-one": Entry(
+        _against_buildkit(
+            f"`build` after one of {SMALL_FILES:,} files of the context has changed",
+            Materials.many,
+            1 / 3,
+            _THIRD,
+            change=_touch,
+        ),
+        0.5,
+        "build after one of 20,000 files has changed, beside BuildKit",
+    ),
+    "build-two-stages": Entry(
+        _against_buildkit(
+            "`build` of two independent stages, cold",
+            Materials.two_stages,
+            1.0,
+            "≤ 1",
+            cold=True,
+        ),
+        0.5,
+        "build of two stages that can run side by side, cold, beside BuildKit",
+    ),
+    "build-copy-many": Entry(
+        _against_buildkit(
+            f"`build` with a COPY of {SMALL_FILES:,} small files, cold",
+            Materials.many,
+            1 / 3,
+            _THIRD,
+            cold=True,
+        ),
+        0.5,
+        "build that copies 20,000 small files, cold, beside BuildKit",
+    ),
+    "build-copy-large": Entry(
+        _against_buildkit(
+            "`build` with a COPY of a file of 1 GiB, cold",
+            Materials.one_large,
+            1 / 3,
+            _THIRD,
+            cold=True,
+        ),
+        0.3,
+        "build that copies one file of 1 GiB, cold, beside BuildKit",
+    ),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }

@@ -39,6 +39,7 @@ class Client:
         self.engine = engine
         self._words = list(words)
         self._environment = {**os.environ, **environment}
+        self.version = ""
 
     def __call__(self, *words: str, check: bool = True, stdin: bytes | None = None) -> str:
         """Run one command to its end; what it printed. Raises EngineFailure."""
@@ -66,6 +67,8 @@ class Engine:
         self.folder = folder
         self.version = ""
         self.clients: list[Client] = []
+        self.buildkit: Client | None = None
+        """What builds with BuildKit, where the engine has it."""
 
     def __enter__(self) -> Engine:
         self.folder.mkdir(parents=True)
@@ -220,15 +223,21 @@ def processes_that_name(root: Path) -> list[int]:
 
 _LEGACY = {"DOCKER_BUILDKIT": "0", "DOCKER_CLI_HINTS": "false", "DOCKER_CONFIG": "/nonexistent"}
 """The builder of the Engine API on both engines; and no configuration of the one who measures."""
+_BUILDKIT = {**_LEGACY, "DOCKER_BUILDKIT": "1"}
 
 
 class Docker(SocketEngine):
-    """A dockerd, with network and mount namespaces of its own."""
+    """A dockerd, with network and mount namespaces of its own.
 
-    def __init__(self, folder: Path, dockerd: str, docker: str) -> None:
+    Its BuildKit is reached by the first of ``builders`` (docker commands) that can: some have it
+    only with a plugin.
+    """
+
+    def __init__(self, folder: Path, dockerd: str, docker: str, builders: Sequence[str]) -> None:
         super().__init__("docker", folder)
         self._dockerd = dockerd
         self._docker = docker
+        self._builders = builders
 
     def start(self) -> None:
         program = Path(self._dockerd)
@@ -246,6 +255,23 @@ class Docker(SocketEngine):
         self.version = client("version", "--format", "{{.Server.Version}}").strip().split("+")[0]
         self.name = client.label = f"docker {self.version.rpartition('.')[0]}"
         self.clients = [client]
+        self.buildkit = self._find_buildkit()
+
+    def _find_buildkit(self) -> Client | None:
+        trial = self.folder / "trial"
+        trial.mkdir()
+        (trial / "Dockerfile").write_text("FROM scratch\nENV a=b\n")
+        for docker in self._builders:
+            words = [docker, "-H", f"unix://{self.socket}"]
+            client = Client(f"{self.name} BuildKit", words, self, _BUILDKIT)
+            try:
+                client("build", "-t", "trial", str(trial))
+            except EngineFailure:
+                continue
+            client("rmi", "trial")
+            client.version = client("version", "--format", "{{.Client.Version}}").strip()
+            return client
+        return None
 
     def stop(self) -> None:
         self._remove_containers()

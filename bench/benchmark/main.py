@@ -48,6 +48,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--docker", metavar="PATH", help="the docker command (the installed one)")
     parser.add_argument(
+        "--builder",
+        action="append",
+        metavar="PATH",
+        help="a docker command to try for builds with BuildKit, repeatable (every installed one)",
+    )
+    parser.add_argument(
         "--file-system",
         choices=("ext4", "xfs", "btrfs", "none"),
         default="ext4",
@@ -114,6 +120,9 @@ def _measure(options: argparse.Namespace, names: Sequence[str]) -> int:
         if docker is not None and not options.no_docker:
             client = engines[0].clients[-1]
             versions["docker CLI"] = client("version", "--format", "{{.Client.Version}}").strip()
+        for engine in engines:
+            if engine.buildkit is not None:
+                versions[f"docker CLI of {engine.buildkit.label}"] = engine.buildkit.version
         stage = Stage(roots, Materials(work), engines)
         for name in names:
             entry = CASES[name]
@@ -132,17 +141,24 @@ def _measure(options: argparse.Namespace, names: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _everywhere(program: str) -> list[str]:
+    """Every command of that name, as the shell would look for it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return [path for folder in folders if (path := shutil.which(program, path=folder)) is not None]
+
+
 def _engines(stack: ExitStack, options: argparse.Namespace, roots: Path) -> list[Engine]:
     """tiffin and the peers, started."""
     docker = None if options.no_docker else options.docker or shutil.which("docker")
     wanted: list[Engine] = [Tiffin(roots / "tiffin", launcher(roots), docker)]
     if docker is not None:
+        builders = options.builder or [docker, *_everywhere("docker")]
         found = options.dockerd or [
             shutil.which("dockerd") or shutil.which("dockerd", path=_DOCKERD)
         ]
         for number, program in enumerate(found):
             if program is not None:
-                wanted.append(Docker(roots / f"docker{number}", program, docker))
+                wanted.append(Docker(roots / f"docker{number}", program, docker, builders))
     podman = None if options.no_podman else shutil.which("podman")
     if podman is not None:
         wanted.append(Podman(roots / "podman", podman))

@@ -30,6 +30,46 @@ RUN make /app
 CMD python /app/app.py
 """
 
+TWELVE = """\
+FROM busybox
+ENV LANG=C.UTF-8
+ARG VERSION=1
+LABEL version=$VERSION
+WORKDIR /app
+COPY setup /app/
+RUN sh /app/setup
+COPY . /app
+RUN echo $VERSION > /app/version
+RUN mkdir /app/data && touch /app/data/empty
+EXPOSE 8080
+CMD ["sleep", "600"]
+"""
+
+COPY_ALL = """\
+FROM busybox
+COPY . /files
+CMD ["sleep", "600"]
+"""
+
+# Some 1.3 s of one core in each stage, and files to write.
+_WORK = (
+    "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; "
+    "mkdir /out && dd if=/dev/zero of=/out/{0} bs=1M count=20"
+)
+TWO_STAGES = f"""\
+FROM busybox AS first
+RUN {_WORK.format("first")}
+RUN echo done > /out/first.done
+
+FROM busybox AS second
+RUN {_WORK.format("second")}
+RUN echo done > /out/second.done
+
+FROM busybox
+COPY --from=first /out /first
+COPY --from=second /out /second
+"""
+
 
 class Materials:
     """The folder with everything that is put in."""
@@ -87,6 +127,46 @@ class Materials:
         (folder / "Dockerfile").write_text(DOCKERFILE)
         (folder / "app.py").write_text('print("hello")\n')
         return folder
+
+    def steps(self) -> Path:
+        """The build context of a Dockerfile of twelve steps: a few dozen files."""
+
+        def make(target: Path) -> None:
+            for number in range(40):
+                folder = target / f"package{number // 10}"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"module{number}.py").write_text(f"number = {number}\n" * 50)
+            (target / "setup").write_text("echo made > /made\n")
+
+        context = self._made("steps", make)
+        (context / "Dockerfile").write_text(TWELVE)
+        return context
+
+    def two_stages(self) -> Path:
+        """A build context of a Dockerfile alone, whose stages have work to do."""
+        folder = self._folder / "two-stages"
+        folder.mkdir(exist_ok=True)
+        (folder / "Dockerfile").write_text(TWO_STAGES)
+        return folder
+
+    def many(self, dockerfile: str = COPY_ALL) -> Path:
+        """A build context of 20,000 small files in a hundred folders."""
+
+        def make(target: Path) -> None:
+            target.mkdir()
+            _checked("tar", "-C", target, "-xf", self.files() / "small.tar")
+
+        context = self._made("many", make)
+        (context / "Dockerfile").write_text(dockerfile)
+        return context
+
+    def one_large(self) -> Path:
+        """A build context of one file of 1 GiB."""
+        context = self._folder / "one-large"
+        context.mkdir(exist_ok=True)
+        self._made("one-large/large", _large)
+        (context / "Dockerfile").write_text(COPY_ALL)
+        return context
 
     def application_tar(self) -> bytes:
         """The same context as a client sends it."""

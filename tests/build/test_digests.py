@@ -10,6 +10,8 @@ import pytest
 
 from tiffin.build.context import from_folder
 from tiffin.build.digests import DigestCache, Known, Stamp
+from tiffin.engine.builds import BuildOptions
+from tiffin.engine.engine import Engine
 
 SECOND = 1_000_000_000
 STAMP: Stamp = (1, 2, 3, 100 * SECOND + 1, 100 * SECOND + 1)
@@ -92,12 +94,61 @@ def test_memory_is_bounded() -> None:
 
 def test_it_survives_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "digests"
-    cache = DigestCache()
-    cache.load(path)
+    cache = DigestCache(path=path)
+    assert cache.find(STAMP) is None
+    cache.save(all=True)
+    assert not path.exists(), "there is nothing to keep"
     cache.remember(STAMP, KNOWN, 200 * SECOND)
-    cache.save(path)
-    again = DigestCache()
-    again.load(path)
+    cache.save()
+    assert not path.exists(), "it is not worth it"
+    cache.save(all=True)
+    again = DigestCache(path=path)
     assert again.find(STAMP) == KNOWN
+    again.remember((1, 99, 3, 4, 5), KNOWN, 200 * SECOND)
+    again.save(all=True)
+    assert DigestCache(path=path).find(STAMP) == KNOWN
     path.write_bytes(b"broken")
-    DigestCache().load(path)
+    assert DigestCache(path=path).find(STAMP) is None
+
+
+def test_much_that_is_new_is_kept_at_once(tmp_path: Path) -> None:
+    for name, count, size in (("many", 500, 10), ("large", 1, 1 << 30)):
+        path = tmp_path / name
+        cache = DigestCache(path=path)
+        for inode in range(count):
+            cache.remember((1, inode, size, 4, 5), KNOWN, 200 * SECOND)
+        cache.save()
+        assert DigestCache(path=path).find((1, 0, size, 4, 5)) == KNOWN
+
+
+def test_what_is_kept_counts_until_the_machine_boots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "digests"
+    cache = DigestCache(path=path)
+    cache.remember(STAMP, KNOWN, 200 * SECOND)
+    cache.save(all=True)
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr("tiffin.build.digests._BOOT", tmp_path / "boot")
+    assert DigestCache(path=path).find(STAMP) is None
+
+
+def test_a_new_engine_knows_the_files_that_an_earlier_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "file").write_text("content")
+    # The file is as good as old.
+    monkeypatch.setattr("tiffin.build.digests._TICK_NS", -60 * SECOND)
+    monkeypatch.setattr("tiffin.build.digests._COARSE_TICK_NS", -60 * SECOND)
+    images = []
+    for number in range(2):
+        with Engine(tmp_path / "root", storage_driver="vfs") as engine:
+            (context / "Dockerfile").write_text(f"FROM scratch\nCOPY file /{number}\n")
+            images.append(engine.builds.build(BuildOptions(), context))
+            engine.shutdown_keeper()
+        # The step before is not the same, so nothing but the stamp says what the file holds.
+        if number == 0:
+            monkeypatch.setattr("hashlib.file_digest", None)
+    assert images[0] != images[1]

@@ -121,6 +121,8 @@ class ArchiveSource:
 
     def remove(self, path: bytes) -> None:
         """Take an entry, and all below it, out."""
+        if path not in self._entries:
+            return  # nor is anything below it: what is above an entry is there
         for inner in [each for each in self._entries if each.startswith(path + b"/")]:
             del self._entries[inner]
         self._entries.pop(path, None)

@@ -92,8 +92,10 @@ class RunResult:
 class Layers(Protocol):
     """The part of :class:`tiffin.layer.store.LayerStore` that the builder uses."""
 
-    def write(self, parent: str | None, fill: Callable[[LayerWriter], None]) -> Layer:
-        """A layer made of entries."""
+    def write(
+        self, parent: str | None, fill: Callable[[LayerWriter], None], *, model: str | None = None
+    ) -> Layer:
+        """A layer made of entries; ``model`` is the chain ID of one that it may be much like."""
 
     def get(self, chain_id: str) -> Layer:
         """The layer of that chain ID; raises NotFound."""

@@ -231,8 +231,7 @@ class BuildCache:
                 (*arguments, _NEAREST_LOOKED_AT),
             )
             if rows:
-                candidates = [_unpacked(row) for row in rows]
-                return min(candidates, key=lambda each: _distance(parts, each))
+                return _nearest_of(parts, rows)
         return None
 
     def same_but_parent(self, parts: Parts) -> list[str]:
@@ -250,6 +249,15 @@ class BuildCache:
             if named == wanted and other.files == parts.files:
                 found.append(row["top"])
         return found
+
+    def latest_layer(self, step: str) -> str | None:
+        """The top layer after the step of that text that was used last."""
+        row = self._database.one(
+            "SELECT top FROM build_cache WHERE step = ? AND top IS NOT NULL"
+            " ORDER BY used DESC LIMIT 1",
+            (step,),
+        )
+        return None if row is None else row["top"]
 
     def reason(self, key: str) -> str | None:
         """Why the step of that key was made, when it was made; None if there is no such record."""
@@ -394,13 +402,24 @@ def _unpacked(row: Row) -> Parts:
     return Parts(row["step"], stored.named, stored.files)
 
 
+def _nearest_of(parts: Parts, rows: Iterable[Row]) -> Parts | None:
+    best: tuple[tuple[int, int], Parts] | None = None
+    for row in rows:
+        candidate = _unpacked(row)
+        found = _distance(parts, candidate)
+        if best is None or found < best[0]:
+            best = found, candidate
+        if found <= (0, 1):
+            break  # nothing can be nearer: with tens of thousands of files it pays not to look
+    return best[1] if best is not None else None
+
+
 def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
     """How much differs: named parts weigh more than files."""
     named = len(set(parts.named) ^ set(other.named))
-    theirs = {each[0]: each[1:6] for each in other.files}
     ours = {each[0]: each[1:6] for each in parts.files}
-    files = sum(1 for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
-    return named, files
+    theirs = {each[0]: each[1:6] for each in other.files}
+    return named, len({path for path, _ in ours.items() ^ theirs.items()})
 
 
 def explain(missed: Parts, nearest: Parts, *, most: int = 1) -> str:

@@ -19,8 +19,6 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -32,7 +30,7 @@ from tiffin.build.tree import EmptyTree, Source, changed_meanwhile, parent
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.layer.compression import decompressed
 from tiffin.layer.entry import Entry, Kind
-from tiffin.layer.writer import Content
+from tiffin.layer.writer import OpenFile
 from tiffin.linux import syscalls
 
 DOCKERFILE = "Dockerfile"
@@ -40,6 +38,9 @@ IGNORE_FILE = ".dockerignore"
 
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 _STRICT = _BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LARGE = 1 << 20
+"""From here on it pays to ask whether a file's digest is known."""
 _CAPABILITY = "security.capability"
 _LARGEST_DOCKERFILE = 16 << 20
 _TAR_HEADER = 512
@@ -211,6 +212,38 @@ def _read_beneath(root: int, name: str) -> bytes | None:
         return file.read(_LARGEST_DOCKERFILE)
 
 
+class _Opened:
+    """A file of a folder while it is copied. A context manager: leaving it makes sure that the
+    file is still the one that was found."""
+
+    __slots__ = ("_entry", "_fd", "_source", "_stamp")
+
+    def __init__(self, source: FolderSource, entry: Entry, stamp: Stamp) -> None:
+        self._source = source
+        self._entry = entry
+        self._stamp = stamp
+
+    def __enter__(self) -> OpenFile:
+        entry, stamp = self._entry, self._stamp
+        fd = self._fd = self._source.open_file(entry)
+        digest = b""
+        if not entry.digest:
+            entry.xattrs = _capability(fd)
+        elif entry.size > _LARGE:
+            known = self._source.known(stamp)
+            digest = known.digest if known is not None else b""
+        return OpenFile(fd, stamp[2], stamp[0], digest)
+
+    def __exit__(self, *exception: object) -> None:
+        fd = self._fd
+        try:
+            # Also where it could not be read to its end.
+            if stamp_of(os.fstat(fd)) != self._stamp:
+                raise changed_meanwhile(self._entry)
+        finally:
+            os.close(fd)
+
+
 class FolderSource:
     """A folder's files, without what is ignored. Listings are read once and kept. Several threads
     may use one."""
@@ -223,7 +256,8 @@ class FolderSource:
         self._listings: dict[bytes, dict[bytes, Entry]] = {}
         self._states: dict[bytes, State] = {b"": ignore.root}
         self._stamps: dict[bytes, Stamp] = {}
-        self._read_at: dict[bytes, int] = {}
+        self._began = digests.now()
+        """Before anything was looked at: what has changed since may change again unseen."""
         self._lock = threading.RLock()
         self._open: tuple[bytes, int] | None = None
         """The directory that a file was last opened in."""
@@ -263,58 +297,44 @@ class FolderSource:
         entry.digest, entry.xattrs = known
         return entry
 
-    @contextmanager
-    def opened(self, entry: Entry) -> Iterator[Content]:
-        stamp = self._stamps[entry.path]
-        self._read_at[entry.path] = self._digests.now()
-        fd = self._open_file(entry, stamp)
-        try:
-            if not entry.digest:
-                entry.xattrs = _capability(fd)
-            yield fd
-            if stamp_of(os.fstat(fd)) != stamp:
-                raise changed_meanwhile(entry)
-        finally:
-            os.close(fd)
+    def opened(self, entry: Entry) -> _Opened:
+        return _Opened(self, entry, self._stamps[entry.path])
 
     def learn(self, entry: Entry) -> None:
         known = Known(entry.digest, entry.xattrs)
-        self._digests.remember(self._stamps[entry.path], known, self._read_at[entry.path])
+        self._digests.remember(self._stamps[entry.path], known, self._began)
+
+    def known(self, stamp: Stamp) -> Known | None:
+        """What is known of a file without reading it."""
+        return self._digests.find(stamp)
 
     def _read(self, entry: Entry, stamp: Stamp) -> Known:
-        started = self._digests.now()
-        fd = self._open_file(entry, stamp)
+        fd = self.open_file(entry)
         with open(fd, "rb", buffering=0) as file:
             digest = hashlib.file_digest(file, "sha256").digest()
             known = Known(digest, _capability(fd))
             if stamp_of(os.fstat(fd)) != stamp:
                 raise changed_meanwhile(entry)
-        self._digests.remember(stamp, known, started)
+        self._digests.remember(stamp, known, self._began)
         return known
 
-    def _open_file(self, entry: Entry, stamp: Stamp) -> int:
-        with self._lock:
-            return self._open_locked(entry, stamp)
-
-    def _open_locked(self, entry: Entry, stamp: Stamp) -> int:
+    def open_file(self, entry: Entry) -> int:
+        """A descriptor of the file; whether it still is what was found is to be looked at when it
+        has been read."""
         directory, _, name = entry.path.rpartition(b"/")
-        try:
-            if self._open is None or self._open[0] != directory:
-                fd = self._open_directory(directory)
-                if self._open is not None:
-                    os.close(self._open[1])
-                self._open = (directory, fd)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(name, flags, dir_fd=self._open[1])
-        except FileNotFoundError as error:
-            raise changed_meanwhile(entry) from error
-        except OSError as error:
-            shown = os.fsdecode(entry.path)
-            raise BuildFailure(f"cannot read {shown} in the build context: {error}") from error
-        if stamp_of(os.fstat(fd)) != stamp:
-            os.close(fd)
-            raise changed_meanwhile(entry)
-        return fd
+        with self._lock:
+            try:
+                if self._open is None or self._open[0] != directory:
+                    fd = self._open_directory(directory)
+                    if self._open is not None:
+                        os.close(self._open[1])
+                    self._open = (directory, fd)
+                return os.open(name, _READ, dir_fd=self._open[1])
+            except FileNotFoundError as error:
+                raise changed_meanwhile(entry) from error
+            except OSError as error:
+                shown = os.fsdecode(entry.path)
+                raise BuildFailure(f"cannot read {shown} in the build context: {error}") from error
 
     def _open_directory(self, path: bytes) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY

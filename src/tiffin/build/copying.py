@@ -36,7 +36,7 @@ from tiffin.layer.compression import decompressed
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import order_key
 from tiffin.layer.tarreader import Member, TarReader
-from tiffin.layer.writer import Content, LayerWriter
+from tiffin.layer.writer import Content, LayerWriter, OpenFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -147,10 +147,11 @@ class Placement:
         The digests that were not known before are known then. Raises BuildFailure.
         """
         for source, origin, stored in self._copied:
-            if origin.digest and origin.digest != stored.digest:
+            if not origin.digest:
+                origin.digest = stored.digest
+                source.learn(origin)
+            elif origin.digest != stored.digest:
                 raise changed_meanwhile(origin)
-            origin.digest = stored.digest
-            source.learn(origin)
 
     def _plan_parents(self, path: bytes) -> None:
         """Make sure that ``path`` is a directory."""
@@ -183,12 +184,14 @@ class Placement:
             self._keep_above(path)
         for path in sorted(self._planned, key=order_key):
             origin, pick = self._planned[path]
-            if pick is not None and origin.kind is Kind.FILE:
-                with pick.source.opened(origin) as content:
-                    stored = self._writer.add(self._owned(path, origin, pick), content)
-                self._copied.append((pick.source, origin, stored))
-            else:
+            if pick is None or origin.kind is not Kind.FILE:
                 self._writer.add(self._owned(path, origin, pick))
+                continue
+            if origin.digest and self._writer.link(self._owned(path, origin, pick)):
+                continue
+            with pick.source.opened(origin) as content:
+                stored = self._writer.add(self._owned(path, origin, pick), content)
+            self._copied.append((pick.source, origin, stored))
         self._planned.clear()
 
     def _keep_above(self, path: bytes) -> None:
@@ -228,6 +231,7 @@ class Placement:
             origin.target,
             origin.device,
             origin.xattrs,
+            origin.digest,
         )
 
     def _unpack(self, pick: Pick, target: bytes) -> bool:
@@ -279,6 +283,8 @@ def _inside(path: bytes) -> bytes:
 
 
 def _as_stream(content: Content) -> BinaryIO:
+    if isinstance(content, OpenFile):
+        content = content.fd
     if isinstance(content, int):
         return cast(BinaryIO, open(content, "rb", closefd=False))
     if isinstance(content, bytes):

@@ -6,6 +6,10 @@ can set that one back. One case remains: a file that is changed twice within the
 file system's clock, and read in between, looks the same afterwards. So nothing is remembered of a
 file whose time of change is not older than the moment of reading by more than a tick; that is the
 rule by which git treats "racily clean" entries.
+
+What is known can be kept in a file, so that a daemon that starts knows it too. It counts until the
+machine boots: the numbers of devices may be given anew then, and what was not on the disk yet is
+not what it was.
 """
 
 from __future__ import annotations
@@ -23,7 +27,11 @@ import zstandard
 Stamp = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in nanoseconds."""
 
-_FORMAT = 1
+_FORMAT = 2
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_WORTH_SAVING = 256
+"""So many files read, or the like of it in bytes, are worth the writing."""
+_BYTES_LIKE_A_FILE = 1 << 16
 _TICK_NS = 20_000_000
 """More than the kernel's tick (at most 10 ms) that file times are taken from."""
 _COARSE_TICK_NS = 2_000_000_000
@@ -49,16 +57,28 @@ class Known(NamedTuple):
     xattrs: dict[str, bytes] | None
 
 
+_Saved = tuple[int, str, list[tuple[Stamp, bytes, dict[str, bytes] | None]]]
+
+
 class DigestCache:
     """Digests of files by their stamp; safe to use from any thread."""
 
-    def __init__(self, limit: int = 400_000, clock: Callable[[], int] = time.time_ns) -> None:
-        """At most ``limit`` files are remembered; the ones longest unused are forgotten."""
+    def __init__(
+        self,
+        limit: int = 400_000,
+        clock: Callable[[], int] = time.time_ns,
+        path: Path | None = None,
+    ) -> None:
+        """At most ``limit`` files are remembered; the ones longest unused are forgotten. ``path``
+        is where they are kept; it is read when the first file is asked for."""
         self._known: dict[Stamp, Known] = {}
         self._fresh: dict[Stamp, Known] = {}
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
+        self._path = path
+        self._loaded = path is None
+        self._unsaved = 0
 
     def __len__(self) -> int:
         return len(self._known) + len(self._fresh)
@@ -69,6 +89,8 @@ class DigestCache:
 
     def find(self, stamp: Stamp) -> Known | None:
         """What is known of the file, or None if it must be read."""
+        if not self._loaded:
+            self._load()
         known = self._fresh.get(stamp)
         if known is None:
             known = self._known.get(stamp)
@@ -82,6 +104,7 @@ class DigestCache:
         coarse = stamp[4] % 1_000_000_000 == 0
         if changed < read_at - (_COARSE_TICK_NS if coarse else _TICK_NS):
             self._keep(stamp, known)
+            self._unsaved += 1 + stamp[2] // _BYTES_LIKE_A_FILE
 
     def _keep(self, stamp: Stamp, known: Known) -> None:
         # Two generations make a cheap approximation of "longest unused": what is asked for moves
@@ -91,27 +114,38 @@ class DigestCache:
             if len(self._fresh) >= self._limit // 2:
                 self._known, self._fresh = self._fresh, {}
 
-    def save(self, path: Path) -> None:
-        """Write everything to a file, under a temporary name first."""
+    def save(self, *, all: bool = False) -> None:
+        """Write everything to the file, if much of it is new, or ``all``: if anything is."""
+        path = self._path
+        if path is None or not self._unsaved:
+            return
+        if not self._loaded:
+            self._load()
         with self._lock:
+            if not all and self._unsaved < max(_WORTH_SAVING, len(self) // 10):
+                return
             rows = [
                 (stamp, known.digest, known.xattrs)
                 for stamp, known in {**self._known, **self._fresh}.items()
             ]
-        packed = zstandard.compress(msgspec.msgpack.encode((_FORMAT, rows)), 1)
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_bytes(packed)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Take in what :meth:`save` wrote; a missing or unreadable file teaches nothing."""
-        try:
-            packed = zstandard.ZstdDecompressor().decompress(path.read_bytes())
-            version, rows = msgspec.msgpack.decode(
-                packed, type=tuple[int, list[tuple[Stamp, bytes, dict[str, bytes] | None]]]
+            self._unsaved = 0
+            packed = zstandard.ZstdCompressor(level=1, write_checksum=True).compress(
+                msgspec.msgpack.encode((_FORMAT, _BOOT.read_text(), rows))
             )
-        except (FileNotFoundError, zstandard.ZstdError, msgspec.MsgspecError):
-            return  # it is a cache: the files are read again
-        if version == _FORMAT:
-            with self._lock:
-                self._known.update({stamp: Known(digest, xattrs) for stamp, digest, xattrs in rows})
+            temporary = path.with_name(path.name + ".new")
+            temporary.write_bytes(packed)
+            temporary.replace(path)
+
+    def _load(self) -> None:
+        with self._lock:
+            if self._loaded:
+                return
+            self._loaded = True
+            assert self._path is not None
+            try:
+                packed = zstandard.ZstdDecompressor().decompress(self._path.read_bytes())
+                version, boot, rows = msgspec.msgpack.decode(packed, type=_Saved)
+            except (FileNotFoundError, zstandard.ZstdError, msgspec.MsgspecError):
+                return  # it is a cache: the files are read again
+            if version == _FORMAT and boot == _BOOT.read_text():
+                self._known = {stamp: Known(digest, xattrs) for stamp, digest, xattrs in rows}

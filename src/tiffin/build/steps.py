@@ -402,7 +402,8 @@ class StageBuild:
 
             def make() -> Made:
                 shared = self._linked(state, instruction, parts)
-                return Made(state.config, shared or moved.make())
+                model = None if self._fresh else self._session.cache.latest_layer(parts.step)
+                return Made(state.config, shared or moved.make(model))
 
             return self._cached(state, parts, make, identify=identify)
 

@@ -188,8 +188,9 @@ class Transfer:
             entries += each.keyed()
         parts.add_files(entries)
 
-    def make(self) -> Layer:
-        """Write the layer. Raises BuildFailure."""
+    def make(self, model: str | None = None) -> Layer:
+        """Write the layer, which may be much like that of the chain ID ``model``. Raises
+        BuildFailure."""
         instruction, state = self._instruction, self._state
         image = self._session.lower(state.top)
         attributes = Attributes(
@@ -213,7 +214,7 @@ class Transfer:
             placement.copy(picks, self._where)
             placements.append(placement)
 
-        layer = self._session.backend.layers.write(state.top, fill)
+        layer = self._session.backend.layers.write(state.top, fill, model=model)
         for placement in placements:
             placement.verify()
         return layer

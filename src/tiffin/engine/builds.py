@@ -71,7 +71,7 @@ class Builds:
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
         lender = Lender(layers, self._folders, root.work, root.mark)
         self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
-        self._digests = DigestCache()
+        self._digests = DigestCache(path=root.path / "digests")
         self._secrets: dict[str, dict[str, bytes]] = {}
         self._folders.sweep()
         lender.sweep()
@@ -154,10 +154,17 @@ class Builds:
         ``context`` is a folder, read in place, or a stream of a tar or a lone Dockerfile. The
         API's messages go to ``send``. Raises BuildFailure and what else is wrong with the input.
         """
-        with self._context(options, context) as opened:
-            return builder.build(
-                self, options, opened, send or (lambda message: None), cancelled=cancelled
-            )
+        try:
+            with self._context(options, context) as opened:
+                return builder.build(
+                    self, options, opened, send or (lambda message: None), cancelled=cancelled
+                )
+        finally:
+            self._digests.save()
+
+    def close(self) -> None:
+        """Write down what the next engine of this root may want to know."""
+        self._digests.save(all=True)
 
     def keep_secrets(self, secrets: Mapping[str, bytes]) -> str:
         """Keep secrets, in memory, for the one build that names the identifier given back."""

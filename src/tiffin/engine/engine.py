@@ -258,6 +258,8 @@ class Engine:
         self.containers.close()
         self._lifecycle.close()
         self._fabric.shutdown(idle=not self.busy)
+        if self._builds is not None:
+            self._builds.close()
         self._database.close()
         self._root.release()
 

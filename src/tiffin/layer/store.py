@@ -42,7 +42,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tiffin.errors import Conflict, InvalidParameter
+from tiffin.errors import Conflict, InvalidParameter, NotFound
 from tiffin.layer import collection
 from tiffin.layer.assemble import write_tar
 from tiffin.layer.capture import capture
@@ -55,7 +55,7 @@ from tiffin.layer.locks import KeyedLocks
 from tiffin.layer.snapshots import Draft, Snapshots
 from tiffin.layer.space import space_needed
 from tiffin.layer.unpack import unpack
-from tiffin.layer.writer import LayerWriter
+from tiffin.layer.writer import LayerWriter, Model
 from tiffin.storage import tree
 from tiffin.storage.driver import StorageDriver
 from tiffin.store.database import Database
@@ -167,18 +167,38 @@ class LayerStore(Snapshots):
             index = unpacked.index
             return self._settle(draft, parent, index, unpacked.needs_lower or bool(index.implied))
 
-    def write(self, parent: str | None, fill: Callable[[LayerWriter], None]) -> Layer:
-        """Store a layer made of the entries that ``fill`` gives to a writer."""
-        with self._pinned(parent), self._draft(parent) as draft:
+    def write(
+        self, parent: str | None, fill: Callable[[LayerWriter], None], *, model: str | None = None
+    ) -> Layer:
+        """Store a layer made of the entries that ``fill`` gives to a writer.
+
+        ``model`` is the chain ID of one that it may be much like, if that still is there.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._pinned(parent))
+            found = self._model(model, stack) if model is not None else None
+            draft = stack.enter_context(self._draft(parent))
             with self.driver.own_directory(draft.key) as directory:
                 lower = self.lower(parent) if parent else None
-                writer = LayerWriter(directory, self.driver.whiteouts, lower)
+                writer = LayerWriter(directory, self.driver.whiteouts, lower, found)
                 try:
                     fill(writer)
                     index = writer.finish()
                 finally:
                     writer.close()
             return self._settle(draft, parent, index, bool(index.implied))
+
+    def _model(self, chain: str, stack: ExitStack) -> Model | None:
+        """A layer that files may be linked from, kept until ``stack`` is left."""
+        if not self.driver.layered:
+            return None  # what is there is a whole tree, which is copied for each container
+        stack.enter_context(self.pins.held(chain))
+        try:
+            layer = self.get(chain)
+        except NotFound:
+            return None  # it has been collected
+        directory = stack.enter_context(self.driver.own_directory(layer.snapshot))
+        return Model(self.index(layer), directory)
 
     def commit(self, snapshot_key: str, parent: str | None) -> Layer:
         """Make a layer on ``parent`` of a writable snapshot by moving it.

@@ -17,6 +17,8 @@ in star.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
+from zlib import adler32
 
 from tiffin.layer.entry import Entry, Kind
 
@@ -96,33 +98,55 @@ def header(entry: Entry) -> bytes:
         tail = bytes(64) + b"%07o\0%07o\0" % entry.device + bytes(155 + 12)
     else:
         tail = _NO_DEVICE
-    return extended + _ustar(name, entry.mode, uid, gid, size, seconds, _TYPES[kind], target, tail)
+    rights = _rights(entry.mode, uid, gid)
+    return extended + _ustar(name, rights, size, seconds, _TYPES[kind], target, tail)
+
+
+@lru_cache(1024)
+def _rights(mode: int, uid: int, gid: int) -> bytes:
+    return b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
 
 
 def _ustar(
     name: bytes,
-    mode: int,
-    uid: int,
-    gid: int,
+    rights: bytes,
     size: int,
     seconds: int,
     typeflag: bytes,
     target: bytes,
-    tail: bytes = _NO_DEVICE,
+    tail: bytes,
 ) -> bytes:
-    start = name.ljust(100, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (
-        mode,
-        uid,
-        gid,
-        size,
-        seconds,
-    )
-    end = typeflag + target.ljust(100, b"\0") + _MAGIC + tail
-    # The checksum counts its own eight bytes as blanks.
-    return start + b"%06o\0 " % (sum(start) + sum(end) + 256) + end
+    start = b"%b%b%011o\0%011o\0" % (name.ljust(100, b"\0"), rights, size, seconds)
+    end = b"%b%b%b%b" % (typeflag, target.ljust(100, b"\0"), _MAGIC, tail)
+    # The checksum counts its own eight bytes as blanks. The lower half of Adler-32 is a sum, and
+    # one more, of bytes that together are less than its modulus: a hundred and some digits.
+    checksum = (adler32(start) & 0xFFFF) + (adler32(end) & 0xFFFF) + 254
+    return b"%b%06o\0 %b" % (start, checksum, end)
 
 
 def _extended(entry: Entry, name: bytes, size: int, seconds: int, fraction: int) -> bytes:
+    if (
+        fraction
+        and seconds >= 0
+        and not entry.xattrs
+        and len(name) <= 100
+        and len(entry.target) <= 100
+        and entry.uid <= _MAX_ID
+        and entry.gid <= _MAX_ID
+        and size <= _MAX_SIZE
+        and seconds <= _MAX_SIZE
+    ):
+        # What nearly every file that is not of an archive needs.
+        body = _record(b"mtime", b"%d.%b" % (seconds, (b"%09d" % fraction).rstrip(b"0")))
+    else:
+        body = _records(entry, name, size, seconds, fraction)
+    base = entry.path.rpartition(b"/")[2]
+    name = (b"PaxHeaders.0/" + base)[:100]
+    own = _ustar(name, _rights(0o644, 0, 0), len(body), 0, b"x", b"", _NO_DEVICE)
+    return own + body.ljust(-(-len(body) // BLOCK) * BLOCK, b"\0")
+
+
+def _records(entry: Entry, name: bytes, size: int, seconds: int, fraction: int) -> bytes:
     records: dict[bytes, bytes] = {}
     if len(name) > 100:
         records[b"path"] = name
@@ -143,10 +167,7 @@ def _extended(entry: Entry, name: bytes, size: int, seconds: int, fraction: int)
         # The character set governs the records that follow it.
         records[b"hdrcharset"] = b"BINARY"
         order.insert(0, b"hdrcharset")
-    body = b"".join([_record(key, records[key]) for key in order])
-    base = entry.path.rpartition(b"/")[2]
-    own = _ustar((b"PaxHeaders.0/" + base)[:100], 0o644, 0, 0, len(body), 0, b"x", b"")
-    return own + body + bytes(padding(len(body)))
+    return b"".join([_record(key, records[key]) for key in order])
 
 
 def _record(key: bytes, value: bytes) -> bytes:

@@ -143,6 +143,25 @@ class OwnDirectory(Folders):
             self._placed[entry.path] = OTHER
             return os.open(name, _CREATE, entry.mode & 0o777, dir_fd=folder.fd)
 
+    def adopt(self, source: int, folder: Folder, name: bytes, path: bytes) -> bool:
+        """Make a file that is a hard link to ``name`` in the directory ``source``, whose owner,
+        mode, attributes and time it has; False if that can't be, and nothing has happened."""
+        if path in self._placed or self._links:
+            return False
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=folder.fd, follow_symlinks=False)
+        except OSError:
+            # Of another file system, a file with all the links that it may have, or gone; whatever
+            # it is, a copy will do, or say what is wrong.
+            return False
+        self._placed[path] = OTHER
+        return True
+
+    def renounce(self, folder: Folder, name: bytes, path: bytes) -> None:
+        """Undo :meth:`adopt`."""
+        del self._placed[path]
+        os.unlink(name, dir_fd=folder.fd)
+
     def complete(self, fd: int, folder: Folder, entry: Entry) -> None:
         """Give a file that has all its content its owner, mode, attributes and time."""
         self._own(fd, entry, folder.inherits)

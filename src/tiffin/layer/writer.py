@@ -3,6 +3,14 @@
 The tar of the layer is never written, only hashed, as it would be in canonical form: entries sorted
 by path, component by component. Entries added in that order are hashed as they come; others are
 sorted at the end, and their files read once more.
+
+A layer may be much like an earlier one, its *model*: that of the same COPY before one file was
+changed. A file that is the same in both, at the same path and with the same attributes, becomes a
+hard link to the model's (:meth:`LayerWriter.link`); it is read and compared with its digest all
+the same, since the tar's hash wants it. This is safe because nothing ever writes into a finished
+layer: containers see it through overlayfs, which copies a file before it changes it, and deleting
+the one layer leaves the other its names. Since only equal paths are linked, no stack ever shows
+the two names side by side. What shows is the number of links.
 """
 
 from __future__ import annotations
@@ -11,24 +19,51 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from tiffin.errors import CorruptArchive, InvalidParameter
 from tiffin.layer import tarwriter
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import Index, order_key
 from tiffin.layer.lower import Lower
-from tiffin.layer.pipeline import Outgoing, write_all
+from tiffin.layer.pipeline import INLINE, Outgoing, write_all
 from tiffin.layer.tree import OwnDirectory, explain
+from tiffin.linux import syscalls
 from tiffin.storage.driver import Whiteouts
 
-Content = bytes | BinaryIO | int | Path | None
+
+class OpenFile(NamedTuple):
+    """A regular file that is open at its beginning, and what is known of it without asking."""
+
+    fd: int
+    size: int
+    device: int
+    digest: bytes = b""
+    """sha256 of its content, where it need not be found out again."""
+
+
+Content = bytes | BinaryIO | int | Path | OpenFile | None
 """A file's bytes, something to read them from, a descriptor, or the path of a host's file."""
 
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A finished layer that the new one may be much like."""
+
+    index: Index
+    directory: Path
+    """Its own directory, of a driver that never shows it for writing."""
+
+
 _FICLONE = 0x40049409
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+_WHITEOUT = re.compile(rb"\A/|(?:\A|/)(?:\.wh\.|\.\.?(?:/|\Z))")
+"""What a path may not begin with, and what no component of it may be."""
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY)
 
 
@@ -38,9 +73,17 @@ class LayerWriter:
     A context manager: leaving it is :meth:`close`.
     """
 
-    def __init__(self, directory: Path, whiteouts: Whiteouts, lower: Lower | None = None) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        whiteouts: Whiteouts,
+        lower: Lower | None = None,
+        model: Model | None = None,
+    ) -> None:
         self._tree = OwnDirectory(directory, whiteouts, lower)
+        self._model = _OpenModel(model) if model is not None else None
+        self._linked: list[tuple[Entry, bytes]] = []
+        """Linked files whose digests are still being made, with those that they must have."""
         self._entries: list[Entry] = []
         self._hash = hashlib.sha256()
         self._tar = Outgoing(self._hash.update)
@@ -48,6 +91,8 @@ class LayerWriter:
         self._sorted = True
         self._implied = 0
         self._reflinks = True
+        self._apart: set[int] = set()
+        """Devices whose files can't be shared with this layer."""
 
     def __enter__(self) -> LayerWriter:
         return self
@@ -68,15 +113,49 @@ class LayerWriter:
         followed. Raises InvalidParameter for a path that leaves the root or is named like a
         whiteout, CorruptArchive, StorageFull.
         """
-        for part in entry.path.split(b"/"):
-            if part in (b"..", b".") or part.startswith(tarwriter.WHITEOUT_PREFIX):
-                raise InvalidParameter(f"{os.fsdecode(entry.path)!r} can't be a path of a layer")
-        if entry.path[:1] == b"/" or entry.path[-1:] == b"/" or b"\0" in entry.path:
-            raise InvalidParameter(f"{os.fsdecode(entry.path)!r} can't be a path of a layer")
+        _check(entry.path)
         try:
             return self._add(entry, content)
         except OSError as error:
             raise explain(error, entry.path) from error
+
+    def link(self, entry: Entry) -> bool:
+        """Take a file over from the model, if that has the very same one: size, digest, owner,
+        mode, time and attributes as ``entry`` says; then it is stored, and the entry is the
+        writer's. If not, nothing has happened, and :meth:`add` is to be called. Raises as that."""
+        if self._model is None or not self._model.has(entry):
+            return False
+        try:
+            return self._link(entry, self._model)
+        except OSError as error:
+            raise explain(error, entry.path) from error
+
+    def _link(self, entry: Entry, model: _OpenModel) -> bool:
+        path = entry.path
+        folder, name, real = self._tree.place(path)
+        if real != path:
+            return False
+        source = model.folder(path)
+        if source is None or not self._tree.adopt(source, folder, name, path):
+            return False
+        fd = os.open(name, _READ, dir_fd=folder.fd)
+        try:
+            expected = entry.digest
+            if entry.size <= INLINE:
+                data = os.read(fd, entry.size + 1)
+                if hashlib.sha256(data).digest() != expected:
+                    # The model is damaged. Let the file be copied.
+                    self._tree.renounce(folder, name, path)
+                    return False
+                self._emit_implied()
+                self._emit(entry, data)
+            else:
+                self._emit_implied()
+                self._linked.append((entry, expected))
+                self._emit(entry, fd)
+        finally:
+            os.close(fd)
+        return True
 
     def _add(self, entry: Entry, content: Content) -> Entry:
         tree = self._tree
@@ -112,33 +191,51 @@ class LayerWriter:
             self._emit(implied[self._implied], None)
             self._implied += 1
 
-    def _emit(self, entry: Entry, source: int | None, copy: int | None = None) -> None:
-        """Let an entry, and its content, become part of the tar."""
+    def _emit(
+        self,
+        entry: Entry,
+        content: bytes | int | None,
+        copy: int | None = None,
+        *,
+        known: bool = False,
+    ) -> None:
+        """Let an entry, and its content (bytes, or a descriptor), become part of the tar.
+
+        What comes from a descriptor is written to ``copy`` too, and gives the entry its digest,
+        unless that is ``known``.
+        """
         self._entries.append(entry)
         key = order_key(entry.path) + (b"\0" if entry.kind is Kind.OPAQUE else b"")
         if self._sorted and (key > self._last or len(self._entries) == 1):
             self._last = key
-            self._tar.write(tarwriter.header(entry))
+            head = tarwriter.header(entry)
         else:
             self._sorted = False
-        if source is not None:
-            # Once the order is lost this stream is only for the digests and the copying.
-            self._tar.content(source, entry.size, entry, copy)
+            head = b""
+        # Once the order is lost this stream is only for the digests and the copying.
+        if content is None:
+            self._tar.write(head)
+        elif isinstance(content, bytes):
+            self._tar.write(b"".join((head, content, bytes(tarwriter.padding(entry.size)))))
+        else:
+            self._tar.write(head)
+            self._tar.content(content, entry.size, None if known else entry, copy)
             self._tar.write(bytes(tarwriter.padding(entry.size)))
 
     def _file(self, entry: Entry, content: Content) -> Entry:
         folder, name, path = self._tree.place(entry.path)
         opened: int | None = None
-        source: int | None = None
         if isinstance(content, Path):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            source = opened = os.open(content, flags)
-        elif isinstance(content, int):
-            source = content
+            content = opened = os.open(content, flags)
         try:
-            found = os.fstat(source) if source is not None else None
-            if opened is not None and found is not None and not stat.S_ISREG(found.st_mode):
-                raise InvalidParameter(f"{content!s} is not a regular file")
+            if isinstance(content, int) and not isinstance(content, bool):
+                found = os.fstat(content)
+                if stat.S_ISREG(found.st_mode):
+                    if not os.lseek(content, 0, os.SEEK_CUR):
+                        content = OpenFile(content, found.st_size, found.st_dev)
+                elif opened is not None:
+                    raise InvalidParameter(f"{os.fsdecode(path)!r}: not a regular file")
             # Not dataclasses.replace, which takes ten times as long.
             entry = Entry(
                 path,
@@ -155,18 +252,7 @@ class LayerWriter:
             fd = self._tree.create(folder, name, entry)
             try:
                 self._emit_implied()
-                if source is not None and found is not None and stat.S_ISREG(found.st_mode):
-                    at = os.lseek(source, 0, os.SEEK_CUR)
-                    entry.size = max(found.st_size - at, 0)
-                    if at == 0 and self._reflink(source, fd):
-                        entry.size = os.fstat(fd).st_size
-                        self._emit(entry, fd)
-                    else:
-                        self._emit(entry, source, fd)
-                else:
-                    entry.size = _spool(source if source is not None else content, fd)
-                    os.lseek(fd, 0, os.SEEK_SET)
-                    self._emit(entry, fd)
+                self._fill(entry, content, fd)
                 self._tree.complete(fd, folder, entry)
             finally:
                 os.close(fd)
@@ -175,15 +261,44 @@ class LayerWriter:
                 os.close(opened)
         return entry
 
-    def _reflink(self, source: int, target: int) -> bool:
-        if not self._reflinks:
+    def _fill(self, entry: Entry, content: Content, fd: int) -> None:
+        """Write a file's content, and let it become part of the tar."""
+        if isinstance(content, OpenFile):
+            entry.size = content.size
+            if content.size and self._reflink(content, fd):
+                entry.size = os.fstat(fd).st_size
+                self._emit(entry, fd)
+                return
+            if content.size > INLINE:
+                entry.digest = content.digest
+                self._emit(entry, content.fd, fd, known=bool(content.digest))
+                return
+            data = os.read(content.fd, content.size) if content.size else b""
+            if len(data) != content.size:
+                raise CorruptArchive("a file became shorter while it was read")
+            content = data
+        if isinstance(content, bytes) and len(content) <= INLINE:
+            if content:
+                write_all(fd, content)
+            entry.size = len(content)
+            entry.digest = hashlib.sha256(content).digest()
+            self._emit(entry, content)
+        else:
+            entry.size = _spool(content, fd)
+            os.lseek(fd, 0, os.SEEK_SET)
+            self._emit(entry, fd)
+
+    def _reflink(self, source: OpenFile, target: int) -> bool:
+        if not self._reflinks or source.device in self._apart:
             return False
         try:
-            fcntl.ioctl(target, _FICLONE, source)
+            fcntl.ioctl(target, _FICLONE, source.fd)
         except OSError as error:
             if error.errno not in _NO_REFLINK:
                 raise
-            # Told apart from a file that merely can't be shared: another file system.
+            # Told apart from a file that merely can't be shared.
+            if error.errno == errno.EXDEV:
+                self._apart.add(source.device)
             self._reflinks = error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY)
             return False
         return True
@@ -194,6 +309,7 @@ class LayerWriter:
             self._tree.finish()
             self._tar.write(tarwriter.TRAILER)
             self._tar.finish()
+            self._check_linked()
             if self._sorted:
                 diff_id = "sha256:" + self._hash.hexdigest()
                 return Index(diff_id, self._tar.length, self._entries)
@@ -204,10 +320,63 @@ class LayerWriter:
         finally:
             self.close()
 
+    def _check_linked(self) -> None:
+        for entry, expected in self._linked:
+            if entry.digest != expected:
+                raise CorruptArchive(
+                    f"the file {os.fsdecode(entry.path)!r} of an earlier layer is damaged: build "
+                    "without the cache"
+                )
+
     def close(self) -> None:
         """Let go of everything; for a writer that is given up, and harmless after finish."""
         self._tar.__exit__()
         self._tree.__exit__()
+        if self._model is not None:
+            self._model.close()
+
+
+class _OpenModel:
+    """A model, and the directory of it that was last looked into."""
+
+    def __init__(self, model: Model) -> None:
+        self._index = model.index
+        self._root = os.open(model.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._at: tuple[bytes, int] | None = None
+
+    def has(self, entry: Entry) -> bool:
+        """Whether it has the very file."""
+        return bool(entry.digest) and self._index.get(entry.path) == entry
+
+    def folder(self, path: bytes) -> int | None:
+        """A descriptor of the directory that ``path`` is in; None if it can't be had."""
+        directory = path.rpartition(b"/")[0]
+        if self._at is None or self._at[0] != directory:
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            try:
+                fd = syscalls.openat2(self._root, directory or b".", flags, resolve=_BENEATH)
+            except OSError:
+                return None  # whatever is wrong with it: the file is copied
+            self._leave()
+            self._at = (directory, fd)
+        return self._at[1]
+
+    def _leave(self) -> None:
+        if self._at is not None:
+            os.close(self._at[1])
+            self._at = None
+
+    def close(self) -> None:
+        self._leave()
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+
+
+def _check(path: bytes) -> None:
+    """Refuse what can't be a path of a layer."""
+    if _WHITEOUT.search(path) is not None or path[-1:] == b"/" or b"\0" in path:
+        raise InvalidParameter(f"{os.fsdecode(path)!r} can't be a path of a layer")
 
 
 def canonical_index(entries: list[Entry], tree: OwnDirectory) -> Index:
