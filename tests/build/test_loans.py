@@ -221,9 +221,9 @@ def test_cache_folders_are_counted_and_pruned(build: Builds, engine: Engine, roo
     )
     (mount,) = [each for each in engine.builds.cache() if each["Type"] == "exec.cachemount"]
     assert mount["Size"] == 5000 and mount["Description"] == "mount / from exec /c"
-    kept = engine.builds.prune(all=True, filters={"type": ["regular"]})
+    kept = engine.builds.records.prune(everything=True, filters={"type": ["regular"]})
     assert mount["ID"] not in kept["CachesDeleted"]
-    pruned = engine.builds.prune(all=True, filters={"type": ["exec.cachemount"]})
+    pruned = engine.builds.records.prune(everything=True, filters={"type": ["exec.cachemount"]})
     assert pruned == {"CachesDeleted": [mount["ID"]], "SpaceReclaimed": 5000}
     assert not list((root / "build-cache").iterdir())
 

@@ -38,14 +38,16 @@ def build(
     send: Messages,
     *,
     cancelled: Cancelled = lambda: False,
+    keys: list[str] | None = None,
 ) -> str:
-    """Build an image; its id. The messages of the API go to ``send``.
+    """Build an image; its id. The messages of the API go to ``send``, the keys of the cache's
+    records that are found or made to ``keys``, as they come.
 
     Raises InvalidParameter or Unsupported for the Dockerfile before anything is done; then
     BuildFailure, NotFound (a base image) and what the layer store raises. No image is left by a
     failure; the cache keeps the steps that worked.
     """
-    return Builder(backend, options, context, send, cancelled).build()
+    return Builder(backend, options, context, send, cancelled, [] if keys is None else keys).build()
 
 
 class Builder:
@@ -58,7 +60,9 @@ class Builder:
         context: BuildContext,
         send: Messages,
         cancelled: Cancelled,
+        keys: list[str],
     ) -> None:
+        self._keys = keys
         self._backend = backend
         self._options = options
         self._context = context
@@ -96,13 +100,16 @@ class Builder:
             self._progress,
             self._cancelled,
             self._epoch,
+            self._keys,
         )
         needed = _needed(session, target)
         builds = self._begin(session, plan, needed)
         try:
             with self._backend.layers.lease():
-                self._run(session, builds)
-                session.cache.touch(session.used)
+                try:
+                    self._run(session, builds)
+                finally:
+                    session.cache.finish(session.keys, session.used, session.began)
                 return self._finish(session, target)
         finally:
             session.close()

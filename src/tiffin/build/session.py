@@ -9,6 +9,7 @@ ends the others: they see :attr:`Session.cancelled`.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class Session:
         progress: Progress,
         cancelled: Cancelled,
         epoch: int | None,
+        keys: list[str],
     ) -> None:
         self.backend = backend
         self.options = options
@@ -89,8 +91,9 @@ class Session:
         self.cache = BuildCache(backend.database)
         self.used: list[str] = []
         """Keys of the records that were found."""
-        self.keys: list[str] = []
+        self.keys = keys
         """Keys of all records of this build, found or made."""
+        self.began = time.time_ns()
         self.base_chains: set[str] = set()
         """The chain IDs of the layers of all base images."""
         self.elsewhere = [CacheFolder(path).read() for path in options.cache_from]

@@ -1,4 +1,4 @@
-"""``build``: a Dockerfile and its context to an image; and removing the cache of builds.
+"""``build``: a Dockerfile and its context to an image.
 
 The context is a folder, or a tar (or a lone Dockerfile) on stdin. A tiffin daemon on this machine
 reads the folder in place; any other gets it as a tar, without what ``.dockerignore`` names.
@@ -16,7 +16,7 @@ from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
 from tiffin.cli.sources import folder_tar, post_source
-from tiffin.cli.units import human_size, parse_size
+from tiffin.cli.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -266,39 +266,6 @@ def _check(call: Invocation) -> int:
     return 1
 
 
-def why(call: Invocation) -> int:
-    """Prints why steps of an image did not come from the cache when they were made."""
-    step = call.arguments[1] if len(call.arguments) > 1 else ""
-    rows = call.client.call(
-        "GET", "/build/why", {"image": call.arguments[0], "step": step or None}
-    ).json()
-    unknown, nothing = "not known: the step is not in the cache", "nothing like it was cached"
-    for row in rows:
-        text = " ".join(row["Text"].split())
-        reason = row["Why"]
-        reason = unknown if reason is None else reason or nothing
-        print(f"{row['Step']:>3}  {text}\n     {reason}")
-    return 0
-
-
-def prune(call: Invocation) -> int:
-    """Removes the cache of builds."""
-    from tiffin.cli.pruning import prune_one
-
-    options = call.options
-    everything = "all build cache" if options["all"] else "all dangling build cache"
-    storage = options["keep-storage"]
-    return prune_one(
-        call,
-        "build",
-        f"WARNING! This will remove {everything}.",
-        "Deleted build cache objects:",
-        None,
-        all=options["all"],
-        **{"keep-storage": parse_size(storage) if storage else None},
-    )
-
-
 BUILD = Command(
     build,
     "Build an image from a Dockerfile",
@@ -348,24 +315,4 @@ BUILD = Command(
     ),
     minimum=1,
     maximum=1,
-)
-WHY = Command(
-    why,
-    "Say why steps of an image were not taken from the cache",
-    "IMAGE [STEP]",
-    (),
-    minimum=1,
-    maximum=2,
-)
-PRUNE = Command(
-    prune,
-    "Remove the build cache",
-    "[OPTIONS]",
-    (
-        Flag("all", BOOL, "Remove all of it, not just what nothing rests on", short="a"),
-        Flag("filter", values.FILTERS, "Remove only what fits (until=…)"),
-        Flag("force", BOOL, "Do not ask", short="f"),
-        Flag("keep-storage", STRING, "How much of it to keep (512m)"),
-    ),
-    maximum=0,
 )

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from tiffin.build import builder
 from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
-from tiffin.build.cache import MOUNT, BuildCache, Record
+from tiffin.build.cache import BuildCache
 from tiffin.build.changes import environment
 from tiffin.build.check import Report, check
 from tiffin.build.context import BuildContext, from_folder, from_stream
@@ -23,8 +23,7 @@ from tiffin.build.parser import parse
 from tiffin.build.tree import EmptyTree
 from tiffin.build.turns import Turns
 from tiffin.build.verification import difference
-from tiffin.engine import filters as filtering
-from tiffin.engine import timestamps
+from tiffin.engine.buildcache import Cache
 from tiffin.engine.container import Container
 from tiffin.engine.images import Image, Images
 from tiffin.engine.lifecycle import Lifecycle
@@ -69,6 +68,7 @@ class Builds:
         self._registries = registries
         self._cache = BuildCache(database)
         self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
+        self.records = Cache(self._cache, self._folders, root.path, images.collect)
         lender = Lender(layers, self._folders, root.work, root.mark)
         self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
         self._digests = DigestCache()
@@ -154,10 +154,14 @@ class Builds:
         ``context`` is a folder, read in place, or a stream of a tar or a lone Dockerfile. The
         API's messages go to ``send``. Raises BuildFailure and what else is wrong with the input.
         """
+        say = send or (lambda message: None)
         with self._context(options, context) as opened:
-            return builder.build(
-                self, options, opened, send or (lambda message: None), cancelled=cancelled
+            with self.records.used_by_build() as keys:
+                image = builder.build(self, options, opened, say, cancelled=cancelled, keys=keys)
+            self.records.after_build(
+                lambda line: None if options.quiet else say({"stream": f"{line}\n"})
             )
+            return image
 
     def keep_secrets(self, secrets: Mapping[str, bytes]) -> str:
         """Keep secrets, in memory, for the one build that names the identifier given back."""
@@ -266,72 +270,4 @@ class Builds:
 
     def cache(self) -> list[JSON]:
         """Docker's view of the build cache's records."""
-        self._folders.measure()
-        return [
-            {
-                "ID": _identifier(record),
-                "Parents": [record.parent.removeprefix("sha256:")[:25]] if record.parent else None,
-                "Type": record.type,
-                "Description": record.step,
-                "InUse": record.in_use,
-                "Shared": record.in_use,
-                "Size": record.size,
-                "CreatedAt": timestamps.rfc3339(record.created),
-                "LastUsedAt": timestamps.rfc3339(record.used),
-                "UsageCount": record.uses,
-            }
-            for record in self._cache.records()
-        ]
-
-    def prune(
-        self,
-        all: bool = False,
-        filters: filtering.Filters | None = None,
-        keep_bytes: int = 0,
-    ) -> JSON:
-        """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` stay."""
-        filters = filters or {}
-        self._folders.measure()
-        filtering.check(
-            filters, {"until", "unused-for", "id", "type", "description", "inuse", "shared"}
-        )
-        until = filters.get("until") or filters.get("unused-for")
-        before = self.layers.total_size()
-        removed = self._cache.prune(
-            everything=all,
-            unused_since=timestamps.parse(until[0]) if until else None,
-            keep_bytes=keep_bytes,
-            spared=self._folders.in_use(),
-            wanted=lambda record: _fits(record, filters),
-        )
-        freed = self._folders.removed(removed)
-        self._images.collect()
-        return {
-            "CachesDeleted": [_identifier(record) for record in removed],
-            "SpaceReclaimed": max(0, before - self.layers.total_size()) + freed,
-        }
-
-
-def _identifier(record: Record) -> str:
-    return record.key.removeprefix("sha256:").removeprefix(MOUNT)[:25]
-
-
-def _fits(record: Record, filters: filtering.Filters) -> bool:
-    """Whether a record is what all filters name."""
-
-    def fits(name: str, value: str) -> bool:
-        match name:
-            case "id":
-                return _identifier(record).startswith(value)
-            case "type":
-                return record.type == value
-            case "description":
-                return value in record.step
-            case _:
-                return record.in_use == (value.lower() in ("", "1", "true"))
-
-    return all(
-        any(fits(name, value) for value in filters[name])
-        for name in ("id", "type", "description", "inuse", "shared")
-        if name in filters
-    )
+        return self.records.list()
