@@ -63,8 +63,10 @@ def test_everything_else() -> None:
             "jobs": ["3"],
             "debug": ["tty"],
             "events": ["1"],
-            "cachefrom": ['["image:1","local:/cache"]'],
-            "cacheto": ["/out"],
+            "cachefrom": ['["image:1","type=local,src=/cache"]'],
+            "cacheto": ['["type=local,dest=/out,mode=min"]'],
+            "remote": ["https://example.org/x.git"],
+            "annotations": ['{"manifest:a":"b"}'],
         }
     )
     assert options == BuildOptions(
@@ -84,15 +86,17 @@ def test_everything_else() -> None:
         jobs=3,
         debug="tty",
         events=True,
-        cache_from=["/cache"],
-        cache_to="/out",
+        cache_from=["image:1", "type=local,src=/cache"],
+        cache_to=["type=local,dest=/out,mode=min"],
+        remote="https://example.org/x.git",
+        annotations={"manifest:a": "b"},
     )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("remote", "https://x/y.git", "a remote context"),
+        ("cacheto", '["type=s3,bucket=x"]', "--cache-to type=s3"),
         ("outputs", '[{"Type":"local"}]', "--output"),
         ("networkmode", "mynet", "network mode 'mynet'"),
         ("version", "2", "DOCKER_BUILDKIT=0"),
@@ -117,6 +121,11 @@ def test_what_would_change_the_result_is_refused_by_name(name: str, value: str, 
         {"jobs": ["-1"]},
         {"allow": ['["all"]']},
         {"debug": ["1"]},
+        {"cachefrom": ['["type=local"]']},
+        {"cachefrom": ['["type=inline"]']},
+        {"cachefrom": ['["type=registry,reff=x"]']},
+        {"cacheto": ['["type=local,dest=/x,mode=all"]']},
+        {"cacheto": ['["type=cloud"]']},
     ],
 )
 def test_malformed_parameters(query: dict[str, list[str]]) -> None:

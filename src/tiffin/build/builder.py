@@ -16,7 +16,6 @@ from tiffin.build import instructions as dockerfile
 from tiffin.build import squash, stages
 from tiffin.build.arguments import SOURCE_DATE_EPOCH, Arguments
 from tiffin.build.backend import Backend, Cancelled
-from tiffin.build.cachefolder import CacheFolder
 from tiffin.build.context import BuildContext
 from tiffin.build.excerpt import excerpt, line_of
 from tiffin.build.instructions import Copy, From, Run
@@ -198,11 +197,12 @@ class Builder:
             each.familiar if each.tag or each.digest else f"{each.familiar}:latest"
             for each in references
         ]
+        final = session.cache.line(state.key) if self._options.cache_to else []
+        if final and not self._options.squash:
+            config = self._backend.inline_cache(config, final)
         image_id = self._backend.save_image(config, top, names)
-        if self._options.cache_to:
-            CacheFolder(self._options.cache_to).write(
-                session.keys, session.cache, self._backend.layers, session.base_chains
-            )
+        if final:
+            self._backend.export_cache(session.keys, final, session.base_chains)
         unused = self._arguments.unused()
         if unused:
             listed = " ".join(unused)

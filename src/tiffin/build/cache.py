@@ -233,9 +233,7 @@ class BuildCache:
         ``replace``), so that both builds end in the same image.
         """
         now = self._clock()
-        packed = zstandard.compress(
-            _encoder.encode((_FORMAT, parts.named, parts.files, why)), _PACKING
-        )
+        packed = _packed(parts.named, parts.files, why)
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
         with self._database.transaction():
             self._database.execute(
@@ -300,10 +298,21 @@ class BuildCache:
 
     # -- to and from elsewhere
 
+    def line(self, key: str) -> list[str]:
+        """The keys of a step and of those before it, the first one first."""
+        found: list[str] = []
+        while (record := self.find(key)) is not None and key not in found:
+            found.append(key)
+            key = record.parent or ""
+        return found[::-1]
+
     def with_parts(self, key: str) -> tuple[Record, bytes] | None:
-        """A record with its parts, packed as they are kept."""
+        """A record with its parts, packed as they are kept, but for why it was made."""
         row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
-        return None if row is None else (_record(row), row["parts"])
+        if row is None:
+            return None
+        stored = _stored(row)
+        return _record(row), _packed(stored.named, stored.files, "")
 
     def bring(
         self,
@@ -410,6 +419,10 @@ def _record(row: Row, alive: Collection[str] = ()) -> Record:
         row["uses"],
         row["top"] is not None and row["top"] in alive,
     )
+
+
+def _packed(named: list[Part], files: list[FilePart], why: str) -> bytes:
+    return zstandard.compress(_encoder.encode((_FORMAT, named, files, why)), _PACKING)
 
 
 def _stored(row: Row) -> _Stored:

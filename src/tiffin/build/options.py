@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tiffin.build.cachespec import CacheSpec
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.image.reference import Reference
 
@@ -18,7 +19,6 @@ MOST_JOBS = 64
 
 _REFUSED = {
     "outputs": "--output by the API: the image is stored; export it from there",
-    "remote": "a remote context: clone or download it, and build the folder",
     "cgroupparent": "--cgroup-parent",
     "securityopt": "--security-opt",
     "isolation": "--isolation",
@@ -80,13 +80,19 @@ class BuildOptions:
     events: bool = False
     """Whether events are sent along with the messages (:mod:`tiffin.build.progress`)."""
     cache_from: Sequence[str] = ()
-    """Folders with an exported cache."""
-    cache_to: str = ""
-    """The folder to export the cache to."""
+    """Caches to take steps from, as ``--cache-from`` has them."""
+    cache_to: Sequence[str] = ()
+    """Caches to write, as ``--cache-to`` has them."""
+    remote: str = ""
+    """The URL of the context: an archive, a lone Dockerfile, or a git repository."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """As ``--annotation`` has them, by their kind and name: ``manifest:name``."""
+    credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """For registries, by their hosts; the engine knows what they are."""
 
     def __post_init__(self) -> None:
         self.network_mode = self.network_mode or "default"
-        for name in ("no_cache_filter", "allow", "cache_from"):
+        for name in ("no_cache_filter", "allow", "cache_from", "cache_to"):
             setattr(self, name, tuple(getattr(self, name)))
         if self.network_mode not in NETWORK_MODES:
             raise Unsupported(
@@ -101,6 +107,10 @@ class BuildOptions:
         if self.debug not in ("", "plain", "tty"):
             raise InvalidParameter(f"debug must be plain or tty, not {self.debug!r}")
         self.contexts = {name.lower(): where for name, where in self.contexts.items()}
+        for text in self.cache_from:
+            CacheSpec.source(text)
+        for text in self.cache_to:
+            CacheSpec.target(text)
         for entitlement in self.allow:
             if entitlement not in ENTITLEMENTS:
                 raise InvalidParameter(
@@ -152,8 +162,10 @@ class BuildOptions:
             debug=first("debug"),
             why=_true(first("why")),
             events=_true(first("events")),
-            cache_from=_cache_from(first("cachefrom")),
-            cache_to=first("cacheto"),
+            cache_from=_list(first("cachefrom"), "cachefrom"),
+            cache_to=_list(first("cacheto"), "cacheto"),
+            remote=first("remote"),
+            annotations=_plain(_strings(first("annotations"), "annotations", optional=False)),
         )
 
 
@@ -170,13 +182,6 @@ def _host(query: Mapping[str, Sequence[str]], first: Callable[[str], str]) -> di
     if first("ulimits") not in _NOTHING:
         host["Ulimits"] = _json(first("ulimits"), "ulimits", list)
     return host
-
-
-def _cache_from(text: str) -> list[str]:
-    """Images, as Docker's clients name them, teach this builder nothing it does not know: its
-    cache has the steps of every image that it built. Folders are named ``local:PATH``."""
-    found = _list(text, "cachefrom")
-    return [each.removeprefix("local:") for each in found if each.startswith("local:")]
 
 
 def _number(text: str, name: str) -> int:

@@ -159,9 +159,11 @@ class Repository:
     address: str
     ref: str
     folder: str
+    agent: str = ""
+    """The socket of the SSH agent that opens it; the engine's own without one."""
 
     @classmethod
-    def parse(cls, source: str) -> Repository:
+    def parse(cls, source: str, agent: str = "") -> Repository:
         """Take ``address#ref:folder`` apart; raises InvalidParameter."""
         address, _, fragment = source.partition("#")
         ref, _, folder = fragment.partition(":")
@@ -170,14 +172,14 @@ class Repository:
         parts = [part for part in folder.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise InvalidParameter(f"invalid folder in {source!r}: it leads out of the repository")
-        return cls(address, ref, "/".join(parts))
+        return cls(address, ref, "/".join(parts), agent)
 
     def commit(self) -> str:
         """The commit that the ref names now, asked of the server. Raises BuildFailure."""
         if _COMMIT.fullmatch(self.ref):
             return self.ref
         ref = self.ref or "HEAD"
-        listed = _git("ls-remote", "--", self.address)
+        listed = self._git("ls-remote", "--", self.address)
         found: dict[str, str] = {}
         for line in listed.splitlines():
             commit, _, name = line.partition("\t")
@@ -194,13 +196,13 @@ class Repository:
 
     def checkout(self, commit: str, folder: Path, *, keep_git_dir: bool) -> Path:
         """Put a commit's files into an empty folder; where the files are. Raises BuildFailure."""
-        _git("init", "--quiet", str(folder))
+        self._git("init", "--quiet", str(folder))
         inside = ("-C", str(folder))
         try:
-            _git(*inside, "fetch", "--quiet", "--depth=1", "--", self.address, commit)
+            self._git(*inside, "fetch", "--quiet", "--depth=1", "--", self.address, commit)
         except BuildFailure:
             # A server that gives out no single commits, or one over plain HTTP.
-            _git(
+            self._git(
                 *inside,
                 "fetch",
                 "--quiet",
@@ -209,11 +211,13 @@ class Repository:
                 self.address,
                 "+refs/heads/*:refs/remotes/origin/*",
             )
-        _git(*inside, "-c", "advice.detachedHead=false", "checkout", "--quiet", commit)
+        self._git(*inside, "-c", "advice.detachedHead=false", "checkout", "--quiet", commit)
         if (folder / ".gitmodules").exists():
-            _git(*inside, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1")
+            self._git(
+                *inside, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"
+            )
         if keep_git_dir:
-            _git(*inside, "remote", "add", "origin", self.address)
+            self._git(*inside, "remote", "add", "origin", self.address)
         else:
             for each in [folder / ".git", *folder.rglob(".git")]:
                 if each.is_dir() and not each.is_symlink():
@@ -226,8 +230,11 @@ class Repository:
             raise BuildFailure(f"ADD failed: {self.address} has no folder {self.folder}")
         return real
 
+    def _git(self, *arguments: str) -> str:
+        return _git(*arguments, agent=self.agent)
 
-def _git(*arguments: str) -> str:
+
+def _git(*arguments: str, agent: str = "") -> str:
     environment = {
         **os.environ,
         "GIT_TERMINAL_PROMPT": "0",
@@ -235,6 +242,8 @@ def _git(*arguments: str) -> str:
         "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
     }
+    if agent:
+        environment["SSH_AUTH_SOCK"] = agent
     try:
         done = subprocess.run(
             ["git", *arguments],

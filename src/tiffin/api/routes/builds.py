@@ -43,6 +43,10 @@ class BuildRoutes:
         if identifier := query.text(request, "secrets"):
             secrets = self._engine.builds.take_secrets(identifier)
             options = replace(options, secrets=secrets)
+        if header := request.headers.get("x-registry-config"):
+            from tiffin.engine.registries import credentials_by_host
+
+            options = replace(options, credentials=credentials_by_host(header))
         place = source(request, folders=True)
         with contextlib.ExitStack() as stack:
             context: Path | BinaryIO = place or request.body
