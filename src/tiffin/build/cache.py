@@ -22,6 +22,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -309,7 +310,7 @@ class BuildCache:
     def with_parts(self, key: str) -> tuple[Record, bytes] | None:
         """A record with its parts, packed as they are kept, but for why it was made."""
         row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
-        if row is None:
+        if row is None or not row["parts"]:
             return None
         stored = _stored(row)
         return _record(row), _packed(stored.named, stored.files, "")
@@ -342,6 +343,19 @@ class BuildCache:
             record = self.find(key)
         assert record is not None
         return record
+
+    def together(self) -> AbstractContextManager[None]:
+        """Inside the block nothing is removed meanwhile."""
+        return self._database.transaction()
+
+    def keep_download(self, key: str, step: str, known: bytes, top: str, size: int) -> None:
+        """Keep what is known of a file behind a URL, and the layer that holds it."""
+        now = self._clock()
+        self._database.execute(
+            "INSERT OR REPLACE INTO build_cache (key, parent, step, parts, result, top, size,"
+            " created, used, uses) VALUES (?, NULL, ?, x'', ?, ?, ?, ?, ?, 1)",
+            (key, step, known, top, size, now, now),
+        )
 
     # -- folders of cache mounts
 

@@ -102,6 +102,8 @@ def from_stream(
     plain = decompressed(stream)
     beginning = read_up_to(plain, _TAR_HEADER)
     if b"\0" not in beginning:
+        if content is not None:
+            raise InvalidParameter("the build context is no archive")
         return lone(beginning + read_up_to(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:

@@ -1,42 +1,26 @@
-"""Sources of ADD that are somewhere else: URLs and git repositories.
+"""Sources of ADD that are somewhere else: which they are, and git repositories.
 
-A URL's file is fetched into the build's work folder; it gets mode 0600 and the time that the server
-says (``Last-Modified``). A git repository is fetched with the host's git, one commit deep, and
-what identifies it is the commit: where a step with that commit is cached, nothing is fetched.
-``URL#ref:folder`` names a branch, tag or commit, and a folder.
+A git repository is fetched with the host's git, one commit deep, and what identifies it is the
+commit: where a step with that commit is cached, nothing is fetched. ``URL#ref:folder`` names a
+branch, tag or commit, and a folder.
 
 Source: the Dockerfile reference ("ADD"), Docker's "Build context" page ("URL fragments").
 """
 
 from __future__ import annotations
 
-import email.utils
-import hashlib
 import os
-import posixpath
 import re
 import shutil
 import subprocess
-import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from tiffin.build.tree import EmptyTree
 from tiffin.errors import BuildFailure, InvalidParameter
-from tiffin.layer.entry import Entry, Kind
-from tiffin.layer.writer import Content
 
-_BLOCK = 1 << 20
-_PATIENCE = 60
 _SCP = re.compile(r"[\w.-]+@[\w.-]+:[^:]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_ALGORITHMS = ("sha256", "sha384", "sha512")
 
 
 def is_url(source: str) -> bool:
@@ -52,104 +36,6 @@ def is_git(source: str) -> bool:
     if address.startswith(("http://", "https://")):
         return urllib.parse.urlsplit(address).path.endswith(".git")
     return _SCP.fullmatch(address) is not None
-
-
-class Download(EmptyTree):
-    """One file from a URL, as a source. Closing it removes what was fetched."""
-
-    def __init__(self, url: str, checksum: str, work: Path | None) -> None:
-        """Fetches nothing yet. Raises InvalidParameter for a malformed ``checksum``."""
-        self._url = url
-        self._work = work
-        self._checksum = _checked_sum(checksum)
-        self._file: IO[bytes] | None = None
-        self._entry: Entry | None = None
-        self.name = posixpath.basename(urllib.parse.urlsplit(url).path) or "__unnamed__"
-
-    @property
-    def identity(self) -> str:
-        """What is known of the content without fetching it: its checksum, or nothing."""
-        return f"{self._checksum[0]}:{self._checksum[1]}" if self._checksum else ""
-
-    def close(self) -> None:
-        """Remove what was fetched."""
-        if self._file is not None:
-            self._file.close()
-
-    def fetched(self) -> Entry:
-        """The file, fetched by the first call. Raises BuildFailure."""
-        if self._entry is None:
-            self._entry = self._fetch()
-        return self._entry
-
-    def _fetch(self) -> Entry:
-        request = urllib.request.Request(self._url, headers={"User-Agent": "tiffin"})
-        running = hashlib.sha256()
-        wanted = hashlib.new(self._checksum[0]) if self._checksum else None
-        # Closed by close(); it has no name.
-        self._file = tempfile.TemporaryFile(dir=self._work)  # noqa: SIM115
-        size = 0
-        try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-                modified = answer.headers.get("Last-Modified", "")
-                while block := answer.read(_BLOCK):
-                    self._file.write(block)
-                    running.update(block)
-                    if wanted is not None:
-                        wanted.update(block)
-                    size += len(block)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise BuildFailure(f"ADD failed: can't fetch {self._url}: {reason}") from error
-        self._file.flush()
-        if wanted is not None and f"{wanted.name}:{wanted.hexdigest()}" != self.identity:
-            raise BuildFailure(
-                f"ADD failed: digest mismatch {wanted.name}:{wanted.hexdigest()}: {self.identity} "
-                f"(of {self._url})"
-            )
-        moment = email.utils.parsedate_to_datetime(modified) if modified else None
-        seconds = int(moment.timestamp()) if moment is not None else 0
-        return Entry(
-            os.fsencode(self.name),
-            Kind.FILE,
-            0o600,
-            0,
-            0,
-            seconds * 1_000_000_000,
-            size,
-            digest=running.digest(),
-        )
-
-    def entry(self, path: bytes) -> Entry | None:
-        if path == os.fsencode(self.name):
-            return self.fetched()
-        return super().entry(path)
-
-    @contextmanager
-    def opened(self, entry: Entry) -> Iterator[Content]:
-        self.fetched()
-        assert self._file is not None
-        fd = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _checked_sum(text: str) -> tuple[str, str] | None:
-    if not text:
-        return None
-    algorithm, _, digits = text.partition(":")
-    if algorithm not in _ALGORITHMS:
-        raise InvalidParameter(
-            f"invalid checksum {text!r}: write it as sha256:…, one of {', '.join(_ALGORITHMS)}"
-        )
-    if (
-        not re.fullmatch(r"[0-9a-f]+", digits)
-        or len(digits) != hashlib.new(algorithm).digest_size * 2
-    ):
-        raise InvalidParameter(f"invalid checksum {text!r}: it has not the length of {algorithm}")
-    return algorithm, digits
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from typing import BinaryIO, cast
 
 from tiffin.build.context import BuildContext, from_folder, from_stream
 from tiffin.build.digests import DigestCache
-from tiffin.build.remote import Download, Repository, is_git, is_url
+from tiffin.build.downloads import Download
+from tiffin.build.remote import Repository, is_git, is_url
 from tiffin.errors import BuildFailure
 
 _SHORT = "github.com/"

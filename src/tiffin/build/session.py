@@ -18,6 +18,7 @@ from tiffin.build.arguments import Arguments
 from tiffin.build.backend import Backend, Cancelled
 from tiffin.build.cache import BuildCache, Record
 from tiffin.build.context import BuildContext
+from tiffin.build.downloads import Memory
 from tiffin.build.instructions import From
 from tiffin.build.options import BuildOptions
 from tiffin.build.progress import Progress
@@ -92,6 +93,7 @@ class Session:
         """Keys of the records that were found."""
         self.keys = keys
         """Keys of all records of this build, found or made."""
+        self.downloads = Memory(self.cache, backend.layers, keys)
         self.began = time.time_ns()
         self.base_chains: set[str] = set()
         """The chain IDs of the layers of all base images."""
