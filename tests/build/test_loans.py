@@ -343,3 +343,42 @@ def test_a_failed_step_can_be_looked_at(build: Builds, engine: Engine) -> None:
     for line in (b"/w\n", b"half\n", b"bound\n", b"A is 1\n", b"No such file"):
         assert line in output
     engine.containers.remove(failed)
+
+
+def test_a_stage_is_bound_as_it_is(build: Builds, engine: Engine, root: Path) -> None:
+    build(
+        "FROM busybox AS made\n"
+        "RUN mkdir -p /out/deep && echo one > /out/deep/f && chown 7:8 /out && "
+        "echo gone > /out/gone && ln -s deep/f /out/link && echo single > /single\n"
+        "RUN rm /out/gone && echo two > /out/second\n"
+        "FROM busybox\n"
+        "RUN --mount=from=made,source=/out,target=/m cat /m/link /m/second; ls /m; "
+        "stat -c %u:%g /m; touch /m/x 2>&1 || echo read-only\n"
+        "RUN --mount=from=made,source=/out,target=/m,rw echo new > /m/deep/f; rm -r /m/second; "
+        "cat /m/deep/f; ls /m\n"
+        "RUN --mount=from=made,source=/out,target=/m cat /m/second; cat /m/deep/f\n"
+        "RUN --mount=from=made,target=/m ls /m/bin/busybox && cat /m/out/second\n"
+        "RUN --mount=from=made,source=/single,target=/one cat /one\n"
+        "RUN --mount=from=busybox,source=/etc,target=/other ls /other/passwd\n"
+    )
+    text = build.text
+    assert "one\ntwo\ndeep\nlink\nsecond\n7:8\n" in text and "read-only\n" in text
+    assert "new\ndeep\nlink\n" in text
+    assert "two\none\n" in text, "what was written is thrown away"
+    assert "/m/bin/busybox\ntwo\n" in text
+    assert "single\n" in text and "/other/passwd\n" in text
+    assert not list((root / "work").iterdir())
+    rows = engine._layers.database.all("SELECT key FROM snapshots WHERE key LIKE 'm%'")
+    assert rows == []
+
+
+def test_what_is_written_to_a_bound_context_is_thrown_away(build: Builds) -> None:
+    (build.context / "sub").mkdir()
+    (build.context / "sub" / "f").write_text("kept\n")
+    build(
+        "FROM busybox\nRUN --mount=target=/m,rw echo changed > /m/sub/f; cat /m/sub/f\n"
+        "RUN --mount=source=sub,target=/m cat /m/f\n"
+        "RUN --mount=source=sub/f,target=/m,rw echo again > /m; cat /m\n"
+    )
+    assert "changed\n" in build.text and "kept\n" in build.text and "again\n" in build.text
+    assert (build.context / "sub" / "f").read_text() == "kept\n"

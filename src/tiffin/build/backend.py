@@ -26,14 +26,14 @@ class StepMount:
     """What is lent to a command: see :mod:`tiffin.build.mounts`."""
 
     kind: str
-    """``layer`` (files of a layer that lies on nothing), ``cache``, ``tmpfs``, ``file`` (content at
-    hand: a script, a secret) or ``socket``."""
+    """``layer`` (files of a layer that lies on nothing), ``tree`` (a directory of a whole stack),
+    ``cache``, ``tmpfs``, ``file`` (content at hand: a script, a secret) or ``socket``."""
     target: str
     readonly: bool = True
     chain: str | None = None
-    """The layer; for a cache the one that a new folder is filled from."""
+    """The layer or stack; for a cache the layer that a new folder is filled from."""
     path: bytes = b""
-    """What of the layer."""
+    """What of the layer or stack."""
     content: bytes = b""
     mode: int | None = None
     uid: int = 0

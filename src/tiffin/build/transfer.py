@@ -248,7 +248,8 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
         return context.source
     earlier = session.stage_before(name, index)
     if earlier is not None:
-        return StageFiles(session.lower(session.finished(earlier).state.top))
+        top = session.finished(earlier).state.top
+        return StageFiles(session.lower(top), top)
     if name.lower() not in session.options.contexts and session.plan.find(name) == index:
         raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
     if name == "scratch":
@@ -262,4 +263,4 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
     if config.chain_id is None:
         return EmptyTree()
     session.hold(config.chain_id)
-    return StageFiles(session.lower(config.chain_id))
+    return StageFiles(session.lower(config.chain_id), config.chain_id)

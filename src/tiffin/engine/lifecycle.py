@@ -195,7 +195,11 @@ class Lifecycle:
             network,
             self.sandboxes.link_environment(container),
             {
-                point.target: self._layers.view(point.chain)[-1]
+                point.target: (
+                    self._layers.mounts(point.snapshot)
+                    if point.snapshot
+                    else self._layers.view(point.chain)
+                )[-1]
                 for point in container.spec.mounts
                 if point.kind == "image"
             },
