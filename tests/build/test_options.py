@@ -54,6 +54,9 @@ def test_everything_else() -> None:
             "memory": ["1000"],
             "shmsize": ["65536"],
             "cpusetcpus": ["0-1"],
+            "cgroupparent": ["/some/where"],
+            "securityopt": ['["no-new-privileges"]'],
+            "networkmode": ["mine"],
             "extrahosts": ["a:1.2.3.4", "b:::1"],
             "ulimits": ['[{"Name":"nofile","Soft":1,"Hard":2}]'],
             "nocachefilter": ['["a"]'],
@@ -72,10 +75,13 @@ def test_everything_else() -> None:
     assert options == BuildOptions(
         tags=[],
         squash=True,
+        network_mode="mine",
         host={
             "Memory": 1000,
             "ShmSize": 65536,
             "CpusetCpus": "0-1",
+            "CgroupParent": "/some/where",
+            "SecurityOpt": ["no-new-privileges"],
             "ExtraHosts": ["a:1.2.3.4", "b:::1"],
             "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
         },
@@ -98,7 +104,6 @@ def test_everything_else() -> None:
     [
         ("cacheto", '["type=s3,bucket=x"]', "--cache-to type=s3"),
         ("outputs", '[{"Type":"local"}]', "--output"),
-        ("networkmode", "mynet", "network mode 'mynet'"),
         ("version", "2", "DOCKER_BUILDKIT=0"),
     ],
 )

@@ -62,7 +62,7 @@ class RunStep:
     """Absolute; made if it is missing."""
     user: str
     network_mode: str
-    """``default``, ``none`` or ``host``."""
+    """As in ``HostConfig``: ``default``, ``none``, ``host``, ``container:NAME``, a network."""
     mounts: tuple[StepMount, ...] = ()
     host: Mapping[str, Any] = field(default_factory=dict)
     """More of Docker's ``HostConfig``: limits, hosts, ulimits."""

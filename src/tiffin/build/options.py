@@ -12,15 +12,12 @@ from tiffin.build.cachespec import CacheSpec
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.image.reference import Reference
 
-NETWORK_MODES = ("default", "none", "host")
 ENTITLEMENTS = ("network.host", "security.insecure")
 
 MOST_JOBS = 64
 
 _REFUSED = {
     "outputs": "--output by the API: the image is stored; export it from there",
-    "cgroupparent": "--cgroup-parent",
-    "securityopt": "--security-opt",
     "isolation": "--isolation",
     "session": "a BuildKit session: set DOCKER_BUILDKIT=0",
 }
@@ -36,7 +33,11 @@ _LIMITS = {
     "cpuquota": "CpuQuota",
     "shmsize": "ShmSize",
 }
-_PLACES = {"cpusetcpus": "CpusetCpus", "cpusetmems": "CpusetMems"}
+_PLACES = {
+    "cpusetcpus": "CpusetCpus",
+    "cpusetmems": "CpusetMems",
+    "cgroupparent": "CgroupParent",
+}
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class BuildOptions:
     target: str = ""
     platform: str = ""
     network_mode: str = "default"
-    """``default``, ``none`` or ``host``, for every RUN."""
+    """``default``, ``none``, ``host``, ``container:NAME`` or a network's name, for every RUN."""
     quiet: bool = False
     remove: bool = True
     """Accepted: a step's container never outlives its step."""
@@ -94,11 +95,6 @@ class BuildOptions:
         self.network_mode = self.network_mode or "default"
         for name in ("no_cache_filter", "allow", "cache_from", "cache_to"):
             setattr(self, name, tuple(getattr(self, name)))
-        if self.network_mode not in NETWORK_MODES:
-            raise Unsupported(
-                f"network mode {self.network_mode!r} is not supported for builds yet: "
-                f"one of {', '.join(NETWORK_MODES)}"
-            )
         for tag in self.tags:
             Reference.parse(tag)
         self.jobs = min(self.jobs or max(2, os.cpu_count() or 2), MOST_JOBS)
@@ -179,6 +175,8 @@ def _host(query: Mapping[str, Sequence[str]], first: Callable[[str], str]) -> di
             host[key] = first(name)
     if hosts := [each for text in query.get("extrahosts", ()) for each in text.split(",") if each]:
         host["ExtraHosts"] = hosts
+    if first("securityopt") not in _NOTHING:
+        host["SecurityOpt"] = _list(first("securityopt"), "securityopt")
     if first("ulimits") not in _NOTHING:
         host["Ulimits"] = _json(first("ulimits"), "ulimits", list)
     return host

@@ -344,6 +344,7 @@ BUILD = Command(
         Flag("quiet", BOOL, "Print only the image's ID", short="q"),
         Flag("rm", BOOL, "Remove intermediate containers", default=True),
         Flag("secret", LIST, "A secret for RUN --mount=type=secret (id=…,src=FILE or env=NAME)"),
+        Flag("security-opt", LIST, "Security options of RUN (no-new-privileges, seccomp=…)"),
         Flag("shm-size", values.BYTES, "Size of /dev/shm of RUN"),
         Flag("squash", BOOL, "Put what was built into one layer"),
         Flag("ssh", LIST, "An agent for RUN --mount=type=ssh (default, id=SOCKET or id=KEY,…)"),

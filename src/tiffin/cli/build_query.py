@@ -52,6 +52,10 @@ def build_query(call: Invocation, dockerfile: str) -> dict[str, Any]:
         query["cacheto"] = dumps(
             [_absolute(text, "dest", "--cache-to") for text in options["cache-to"]]
         )
+    if options["security-opt"]:
+        from tiffin.cli.container_body import security_options
+
+        query["securityopt"] = dumps(security_options(options["security-opt"])[0])
     if options["ulimit"]:
         query["ulimits"] = dumps(options["ulimit"])
     return {**query, **_tiffins_own(call)}

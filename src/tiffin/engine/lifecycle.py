@@ -99,7 +99,8 @@ class Lifecycle:
 
     def cgroup(self, container: Container) -> str:
         """The container's cgroup, below the root of each hierarchy."""
-        return f"{self._prefix}/{container.id}"
+        parent = (container.spec.host.get("CgroupParent") or "").strip("/")
+        return f"{parent or self._prefix}/{container.id}"
 
     def start(self, container: Container) -> None:
         """Start a container; raises NotModified if it runs, StartFailure if its program can't."""
