@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
+from tiffin.build.backend import CacheSource, Cancelled, Output, RunResult, RunStep
 from tiffin.build.builder import build
 from tiffin.build.context import BuildContext, from_folder
 from tiffin.build.digests import DigestCache
@@ -60,8 +60,17 @@ class Kitchen:
 
     # -- Backend
 
-    def folder(self, path: str) -> BuildContext:
-        return from_folder(Path(path), self.digests, content=b"FROM scratch")
+    def context(self, where: str) -> BuildContext:
+        return from_folder(Path(where), self.digests, content=b"FROM scratch")
+
+    def cache_sources(self) -> list[CacheSource]:
+        return []
+
+    def inline_cache(self, config: ImageConfig, keys: list[str]) -> ImageConfig:
+        return config
+
+    def export_cache(self, keys: list[str], final: list[str], bases: set[str]) -> None:
+        self.exported = (keys, final)
 
     def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
         if pull:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiffin.build.cache import BuildCache, Parts, explain
+from tiffin.build.cache import BuildCache, Parts
+from tiffin.build.explanation import explain
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database
 
@@ -130,7 +131,7 @@ def test_what_is_stored_is_found(cache: BuildCache) -> None:
     )
     assert cache.may_have("p", "COPY") and not cache.may_have("p", "RUN")
     assert not cache.may_have("q", "COPY")
-    cache.touch([made.key])
+    cache.finish([made.key], [made.key], 0)
     found = cache.find(made.key)
     assert found is not None and found.uses == 2 and found.used > record.used
 
@@ -162,15 +163,27 @@ def layers(database: Database) -> list[str]:
     return chains
 
 
-def test_pruning(cache: BuildCache, database: Database, layers: list[str]) -> None:
+def test_records_say_what_they_hold(
+    cache: BuildCache, database: Database, layers: list[str]
+) -> None:
     steps = [parts(parent=str(number)) for number in range(4)]
     for step, layer in zip(steps, layers, strict=True):
         cache.store(step, b"", layer, 100)
     database.execute("INSERT INTO images VALUES ('i', x'', ?, 200, 0, NULL)", (layers[1],))
-    assert [record.in_use for record in cache.records()] == [True, True, False, False]
+    assert [record.shared for record in cache.records()] == [True, True, False, False]
     assert cache.layers() == set(layers)
-    assert cache.prune(unused_since=0) == []
-    assert [record.top for record in cache.prune(keep_bytes=100)] == [layers[2]]
-    assert [record.top for record in cache.prune()] == [layers[3]]
-    assert [record.top for record in cache.prune(everything=True)] == layers[:2]
-    assert cache.records() == []
+    stacks = cache.stacks()
+    assert stacks.pinned == set(layers[:2]) and stacks.layers[layers[3]] == (layers[2], 100)
+    cache.remove([steps[0].key, steps[3].key])
+    assert [record.top for record in cache.records()] == layers[1:3]
+
+
+def test_builds_are_told_apart_by_when_they_ended(cache: BuildCache) -> None:
+    steps = [parts(parent=str(number)) for number in range(3)]
+    for step in steps:
+        cache.store(step, b"", None, 0)
+        cache.finish([step.key], [], 0)
+    ends = [record.used for record in cache.records()]
+    assert cache.last_builds(1) == ends[2]
+    assert cache.last_builds(2) == ends[1]
+    assert cache.last_builds(4) == 0

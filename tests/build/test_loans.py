@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from command.conftest import eventually
 from tiffin import Engine
 from tiffin.engine import agents
 from tiffin.engine.builds import BuildOptions
-from tiffin.errors import BuildFailure
+from tiffin.errors import BuildFailure, InvalidParameter, NotFound
+from tiffin.linux.cgroups import Hierarchy
 
 pytestmark = pytest.mark.root
 
@@ -221,9 +223,9 @@ def test_cache_folders_are_counted_and_pruned(build: Builds, engine: Engine, roo
     )
     (mount,) = [each for each in engine.builds.cache() if each["Type"] == "exec.cachemount"]
     assert mount["Size"] == 5000 and mount["Description"] == "mount / from exec /c"
-    kept = engine.builds.prune(all=True, filters={"type": ["regular"]})
+    kept = engine.builds.records.prune(everything=True, filters={"type": ["regular"]})
     assert mount["ID"] not in kept["CachesDeleted"]
-    pruned = engine.builds.prune(all=True, filters={"type": ["exec.cachemount"]})
+    pruned = engine.builds.records.prune(everything=True, filters={"type": ["exec.cachemount"]})
     assert pruned == {"CachesDeleted": [mount["ID"]], "SpaceReclaimed": 5000}
     assert not list((root / "build-cache").iterdir())
 
@@ -343,3 +345,140 @@ def test_a_failed_step_can_be_looked_at(build: Builds, engine: Engine) -> None:
     for line in (b"/w\n", b"half\n", b"bound\n", b"A is 1\n", b"No such file"):
         assert line in output
     engine.containers.remove(failed)
+
+
+def test_a_stage_is_bound_as_it_is(build: Builds, engine: Engine, root: Path) -> None:
+    build(
+        "FROM busybox AS made\n"
+        "RUN mkdir -p /out/deep && echo one > /out/deep/f && chown 7:8 /out && "
+        "echo gone > /out/gone && ln -s deep/f /out/link && echo single > /single\n"
+        "RUN rm /out/gone && echo two > /out/second\n"
+        "FROM busybox\n"
+        "RUN --mount=from=made,source=/out,target=/m cat /m/link /m/second; ls /m; "
+        "stat -c %u:%g /m; touch /m/x 2>&1 || echo read-only\n"
+        "RUN --mount=from=made,source=/out,target=/m,rw echo new > /m/deep/f; rm -r /m/second; "
+        "cat /m/deep/f; ls /m\n"
+        "RUN --mount=from=made,source=/out,target=/m cat /m/second; cat /m/deep/f\n"
+        "RUN --mount=from=made,target=/m ls /m/bin/busybox && cat /m/out/second\n"
+        "RUN --mount=from=made,source=/single,target=/one cat /one\n"
+        "RUN --mount=from=busybox,source=/etc,target=/other ls /other/passwd\n"
+    )
+    text = build.text
+    assert "one\ntwo\ndeep\nlink\nsecond\n7:8\n" in text and "read-only\n" in text
+    assert "new\ndeep\nlink\n" in text
+    assert "two\none\n" in text, "what was written is thrown away"
+    assert "/m/bin/busybox\ntwo\n" in text
+    assert "single\n" in text and "/other/passwd\n" in text
+    assert not list((root / "work").iterdir())
+    rows = engine._layers.database.all("SELECT key FROM snapshots WHERE key LIKE 'm%'")
+    assert rows == []
+
+
+def test_what_is_written_to_a_bound_context_is_thrown_away(build: Builds) -> None:
+    (build.context / "sub").mkdir()
+    (build.context / "sub" / "f").write_text("kept\n")
+    build(
+        "FROM busybox\nRUN --mount=target=/m,rw echo changed > /m/sub/f; cat /m/sub/f\n"
+        "RUN --mount=source=sub,target=/m cat /m/f\n"
+        "RUN --mount=source=sub/f,target=/m,rw echo again > /m; cat /m\n"
+    )
+    assert "changed\n" in build.text and "kept\n" in build.text and "again\n" in build.text
+    assert (build.context / "sub" / "f").read_text() == "kept\n"
+
+
+def test_limits_are_the_kernel_s(build: Builds) -> None:
+    """Seen from inside: what the cgroup says, whatever the version, and what it does."""
+    build(
+        "FROM busybox\n"
+        "RUN cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes memory.max 2>/dev/null; "
+        "cat cpu/cpu.cfs_quota_us cpu.max 2>/dev/null; cat cpuset/cpuset.cpus cpuset.cpus "
+        "2>/dev/null; cat cpu/cpu.shares cpu.weight 2>/dev/null; df -k /dev/shm | tail -1\n",
+        host={
+            "Memory": 32 << 20,
+            "MemorySwap": 32 << 20,
+            "CpuQuota": 40_000,
+            "CpuPeriod": 80_000,
+            "CpusetCpus": "0",
+            "CpuShares": 512,
+            "ShmSize": 3 << 20,
+        },
+    )
+    lines = build.text.splitlines()
+    assert str(32 << 20) in lines
+    assert "40000" in lines or "40000 80000" in lines
+    assert "0" in lines and ("512" in lines or "20" in lines)
+    assert " 3072 " in build.text
+
+
+def test_a_command_that_takes_too_much_memory_is_killed(build: Builds) -> None:
+    with pytest.raises(BuildFailure, match="non-zero code: 137"):
+        build(
+            "FROM busybox\nRUN exec dd if=/dev/zero of=/dev/null bs=64M count=1\n",
+            host={"Memory": 16 << 20, "MemorySwap": 16 << 20},
+        )
+
+
+def test_a_cgroup_of_one_s_own(build: Builds) -> None:
+    name = f"tiffin-test-{os.getpid()}"
+    try:
+        build(
+            "FROM busybox\nRUN cat /proc/1/cgroup\nRUN grep NoNewPrivs: /proc/self/status\n",
+            host={"CgroupParent": f"/{name}/deep", "SecurityOpt": ["no-new-privileges"]},
+        )
+        for directory in Hierarchy.detect().directories(f"{name}/deep"):
+            assert not [each for each in os.scandir(directory) if each.is_dir()]
+        assert Hierarchy.detect().directories(f"{name}/deep"), "it was made there"
+    finally:
+        Hierarchy.detect().delete(name)
+    assert "NoNewPrivs:\t1" in build.text
+    with pytest.raises(InvalidParameter, match="invalid cgroup parent"):
+        build("FROM busybox\nRUN true # 2\n", host={"CgroupParent": "a/../b"})
+
+
+def test_a_network_by_its_name(build: Builds, engine: Engine) -> None:
+    engine.networks.create({"Name": "kitchen", "IPAM": {"Config": [{"Subnet": "10.93.7.0/24"}]}})
+    try:
+        build("FROM busybox\nRUN ip -4 addr\n", network_mode="kitchen")
+        assert "inet 10.93.7." in build.text
+        assert engine._lifecycle.keeper.list() == []
+        assert engine.networks.inspect("kitchen")["Containers"] == {}
+    finally:
+        engine.networks.remove("kitchen")
+    with pytest.raises(NotFound, match="network kitchen not found"):
+        build("FROM busybox\nRUN echo gone\n", network_mode="kitchen")
+
+
+def test_a_second_build_makes_the_step_when_the_first_is_cancelled(
+    engine: Engine, tmp_path: Path
+) -> None:
+    dockerfile = (
+        "FROM busybox\nRUN --mount=type=cache,target=/c echo x >> /c/log; "
+        "until [ -e /c/go ]; do sleep 0.05; done\n"
+    )
+    builds = []
+    for number in range(2):
+        context = tmp_path / f"c{number}"
+        context.mkdir()
+        builds.append(Builds(engine, context))
+    stop = threading.Event()
+    ends: list[str] = []
+
+    def first() -> None:
+        with pytest.raises(BuildFailure, match="Build cancelled"):
+            builds[0](dockerfile, cancelled=stop.is_set)
+        ends.append("first")
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    (log,) = eventually(lambda: list((engine.root.path / "build-cache").glob("*/log")))
+    eventually(lambda: log.read_text())
+    threads.append(threading.Thread(target=lambda: builds[1](dockerfile)))
+    threads[1].start()
+    eventually(lambda: "Step 2/2" in builds[1].text)
+    assert "Running in" not in builds[1].text, "it waits for the first one"
+    stop.set()
+    eventually(lambda: "Running in" in builds[1].text)
+    (log.parent / "go").touch()
+    for thread in threads:
+        thread.join()
+    assert log.read_text() == "x\nx\n" and ends == ["first"]

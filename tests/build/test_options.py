@@ -54,6 +54,9 @@ def test_everything_else() -> None:
             "memory": ["1000"],
             "shmsize": ["65536"],
             "cpusetcpus": ["0-1"],
+            "cgroupparent": ["/some/where"],
+            "securityopt": ['["no-new-privileges"]'],
+            "networkmode": ["mine"],
             "extrahosts": ["a:1.2.3.4", "b:::1"],
             "ulimits": ['[{"Name":"nofile","Soft":1,"Hard":2}]'],
             "nocachefilter": ['["a"]'],
@@ -63,17 +66,22 @@ def test_everything_else() -> None:
             "jobs": ["3"],
             "debug": ["tty"],
             "events": ["1"],
-            "cachefrom": ['["image:1","local:/cache"]'],
-            "cacheto": ["/out"],
+            "cachefrom": ['["image:1","type=local,src=/cache"]'],
+            "cacheto": ['["type=local,dest=/out,mode=min"]'],
+            "remote": ["https://example.org/x.git"],
+            "annotations": ['{"manifest:a":"b"}'],
         }
     )
     assert options == BuildOptions(
         tags=[],
         squash=True,
+        network_mode="mine",
         host={
             "Memory": 1000,
             "ShmSize": 65536,
             "CpusetCpus": "0-1",
+            "CgroupParent": "/some/where",
+            "SecurityOpt": ["no-new-privileges"],
             "ExtraHosts": ["a:1.2.3.4", "b:::1"],
             "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
         },
@@ -84,17 +92,18 @@ def test_everything_else() -> None:
         jobs=3,
         debug="tty",
         events=True,
-        cache_from=["/cache"],
-        cache_to="/out",
+        cache_from=["image:1", "type=local,src=/cache"],
+        cache_to=["type=local,dest=/out,mode=min"],
+        remote="https://example.org/x.git",
+        annotations={"manifest:a": "b"},
     )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("remote", "https://x/y.git", "a remote context"),
+        ("cacheto", '["type=s3,bucket=x"]', "--cache-to type=s3"),
         ("outputs", '[{"Type":"local"}]', "--output"),
-        ("networkmode", "mynet", "network mode 'mynet'"),
         ("version", "2", "DOCKER_BUILDKIT=0"),
     ],
 )
@@ -117,6 +126,11 @@ def test_what_would_change_the_result_is_refused_by_name(name: str, value: str, 
         {"jobs": ["-1"]},
         {"allow": ['["all"]']},
         {"debug": ["1"]},
+        {"cachefrom": ['["type=local"]']},
+        {"cachefrom": ['["type=inline"]']},
+        {"cachefrom": ['["type=registry,reff=x"]']},
+        {"cacheto": ['["type=local,dest=/x,mode=all"]']},
+        {"cacheto": ['["type=cloud"]']},
     ],
 )
 def test_malformed_parameters(query: dict[str, list[str]]) -> None:

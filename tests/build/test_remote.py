@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tiffin.build import remote
+from tiffin.build.cache import BuildCache
 from tiffin.errors import BuildFailure, InvalidParameter
 
 if TYPE_CHECKING:
@@ -90,6 +91,56 @@ def test_a_url(kitchen: Kitchen, context: Path, site: tuple[Path, str, list[str]
     (folder / "file.tar").write_bytes(b"changed")
     assert kitchen.listing(kitchen.build(context))["y"] == "changed"
     assert "Not cached: ADD" in kitchen.text() and "changed (content)" in kitchen.text()
+
+
+class Validating(http.server.BaseHTTPRequestHandler):
+    """One file, with an entity tag."""
+
+    content = b"one"
+    answers: list[int]
+
+    def do_GET(self) -> None:
+        tag = f'"{hashlib.sha256(self.content).hexdigest()}"'
+        same = self.headers.get("If-None-Match") == tag
+        self.answers.append(304 if same else 200)
+        self.send_response(self.answers[-1])
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", "0" if same else str(len(self.content)))
+        self.end_headers()
+        if not same:
+            self.wfile.write(self.content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_file_is_fetched_again_only_if_it_changed(kitchen: Kitchen, context: Path) -> None:
+    kitchen.base()
+    handler = type("OwnHandler", (Validating,), {"answers": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/f?token=hidden"
+        try:
+            kitchen.build(context, f"FROM base\nADD {url} /f\n")
+            kitchen.build(context, f"FROM base\nADD {url} /f\n")
+            assert kitchen.cached() == 1
+            image = kitchen.build(context, f"FROM base\nENV A=1\nADD {url} /f\n")
+            assert kitchen.listing(image)["f"] == "one", "kept, and put somewhere else"
+            handler.content = b"two"
+            image = kitchen.build(context, f"FROM base\nADD {url} /f\n")
+            assert kitchen.listing(image)["f"] == "two"
+            digest = hashlib.sha256(b"two").hexdigest()
+            kitchen.build(context, f"FROM base\nADD --checksum=sha256:{digest} {url} /g\n")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert handler.answers == [200, 304, 304, 200]
+    (record,) = [
+        each for each in BuildCache(kitchen.database).records() if each.key.startswith("http:")
+    ]
+    assert record.step == f"http url http://127.0.0.1:{server.server_port}/f"
+    assert record.size == 3 and record.top is not None
 
 
 def test_a_checksum(kitchen: Kitchen, context: Path, site: tuple[Path, str, list[str]]) -> None:

@@ -86,7 +86,24 @@ def test_outputs(tiffin: Command, folder: Path, tmp_path: Path) -> None:
         with tarfile.open(image) as tar:
             assert {"index.json", "oci-layout"} <= set(tar.getnames())
     refused = tiffin.result("build", "-o", "type=registry", str(folder)).stderr.decode()
-    assert "--output type=registry is not supported yet" in refused
+    assert "tag is needed when pushing to registry" in refused
+
+
+def test_annotations(tiffin: Command, folder: Path, tmp_path: Path) -> None:
+    image = tmp_path / "oci.tar"
+    given = ("--annotation", "org.a=1", "--annotation", "manifest-descriptor:org.b=2")
+    tiffin("build", *given, "-o", f"type=oci,dest={image}", str(folder))
+    with tarfile.open(image) as tar:
+        (entry,) = json.load(tar.extractfile("index.json"))["manifests"]  # type: ignore[arg-type]
+        assert entry["annotations"] == {"org.b": "2"}
+        name = f"blobs/{entry['digest'].replace(':', '/')}"
+        manifest = json.load(tar.extractfile(name))  # type: ignore[arg-type]
+    assert manifest["annotations"] == {"org.a": "1"}
+    tiffin("build", "-o", f"type=oci,dest={image}", str(folder))
+    with tarfile.open(image) as tar:
+        assert b"annotations" not in tar.extractfile("index.json").read()  # type: ignore[union-attr]
+    refused = tiffin.result("build", "--annotation", "index:a=b", str(folder)).stderr.decode()
+    assert "index annotations are not supported" in refused
 
 
 def test_files_for_programs(tiffin: Command, folder: Path, tmp_path: Path) -> None:

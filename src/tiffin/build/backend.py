@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from tiffin.build.cache import BuildCache, Record
 from tiffin.build.context import BuildContext
 from tiffin.build.tree import LowerTree
 from tiffin.build.turns import Turns
@@ -25,14 +26,14 @@ class StepMount:
     """What is lent to a command: see :mod:`tiffin.build.mounts`."""
 
     kind: str
-    """``layer`` (files of a layer that lies on nothing), ``cache``, ``tmpfs``, ``file`` (content at
-    hand: a script, a secret) or ``socket``."""
+    """``layer`` (files of a layer that lies on nothing), ``tree`` (a directory of a whole stack),
+    ``cache``, ``tmpfs``, ``file`` (content at hand: a script, a secret) or ``socket``."""
     target: str
     readonly: bool = True
     chain: str | None = None
-    """The layer; for a cache the one that a new folder is filled from."""
+    """The layer or stack; for a cache the layer that a new folder is filled from."""
     path: bytes = b""
-    """What of the layer."""
+    """What of the layer or stack."""
     content: bytes = b""
     mode: int | None = None
     uid: int = 0
@@ -61,7 +62,7 @@ class RunStep:
     """Absolute; made if it is missing."""
     user: str
     network_mode: str
-    """``default``, ``none`` or ``host``."""
+    """As in ``HostConfig``: ``default``, ``none``, ``host``, ``container:NAME``, a network."""
     mounts: tuple[StepMount, ...] = ()
     host: Mapping[str, Any] = field(default_factory=dict)
     """More of Docker's ``HostConfig``: limits, hosts, ulimits."""
@@ -119,6 +120,16 @@ class Layers(Protocol):
         """Tell the leases of a layer that was found, so that they keep it too."""
 
 
+class CacheSource(Protocol):
+    """A cache outside of the engine."""
+
+    def __contains__(self, key: str) -> bool:
+        """Whether it has a step."""
+
+    def take(self, key: str, cache: BuildCache, layers: Layers) -> Record | None:
+        """Bring a step's layers and its record into the engine; None if that can't be done."""
+
+
 class Backend(Protocol):
     """What the engine implements."""
 
@@ -138,13 +149,25 @@ class Backend(Protocol):
     def work(self) -> Path | None:
         """Where temporary files go."""
 
-    def folder(self, path: str) -> BuildContext:
-        """A folder of this machine as a named context."""
+    def context(self, where: str) -> BuildContext:
+        """What a named context is: a folder of this machine, a URL of an archive or a file, or a
+        git repository."""
+
+    def cache_sources(self) -> list[CacheSource]:
+        """The caches outside of the engine that the build may take steps from."""
+
+    def inline_cache(self, config: ImageConfig, keys: list[str]) -> ImageConfig:
+        """The configuration with the cache of its steps inside, if that was asked for."""
+
+    def export_cache(self, keys: list[str], final: list[str], bases: set[str]) -> None:
+        """Write the caches that were asked for. ``keys`` are those of all steps, ``final`` those
+        that the image is made of, ``bases`` the chain IDs of base images."""
 
     def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
         """The configuration of an image, by name or id; ``pull`` asks its registry first.
 
-        ``platform`` is empty or as in ``--platform``. Raises NotFound with what to do.
+        ``platform`` is empty or as in ``--platform``; the reference may be ``oci-layout://`` and a
+        folder. Raises NotFound with what to do.
         """
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:

@@ -16,7 +16,6 @@ from tiffin.build import instructions as dockerfile
 from tiffin.build import squash, stages
 from tiffin.build.arguments import SOURCE_DATE_EPOCH, Arguments
 from tiffin.build.backend import Backend, Cancelled
-from tiffin.build.cachefolder import CacheFolder
 from tiffin.build.context import BuildContext
 from tiffin.build.excerpt import excerpt, line_of
 from tiffin.build.instructions import Copy, From, Run
@@ -38,14 +37,16 @@ def build(
     send: Messages,
     *,
     cancelled: Cancelled = lambda: False,
+    keys: list[str] | None = None,
 ) -> str:
-    """Build an image; its id. The messages of the API go to ``send``.
+    """Build an image; its id. The messages of the API go to ``send``, the keys of the cache's
+    records that are found or made to ``keys``, as they come.
 
     Raises InvalidParameter or Unsupported for the Dockerfile before anything is done; then
     BuildFailure, NotFound (a base image) and what the layer store raises. No image is left by a
     failure; the cache keeps the steps that worked.
     """
-    return Builder(backend, options, context, send, cancelled).build()
+    return Builder(backend, options, context, send, cancelled, [] if keys is None else keys).build()
 
 
 class Builder:
@@ -58,7 +59,9 @@ class Builder:
         context: BuildContext,
         send: Messages,
         cancelled: Cancelled,
+        keys: list[str],
     ) -> None:
+        self._keys = keys
         self._backend = backend
         self._options = options
         self._context = context
@@ -96,13 +99,16 @@ class Builder:
             self._progress,
             self._cancelled,
             self._epoch,
+            self._keys,
         )
         needed = _needed(session, target)
         builds = self._begin(session, plan, needed)
         try:
             with self._backend.layers.lease():
-                self._run(session, builds)
-                session.cache.touch(session.used)
+                try:
+                    self._run(session, builds)
+                finally:
+                    session.cache.finish(session.keys, session.used, session.began)
                 return self._finish(session, target)
         finally:
             session.close()
@@ -191,11 +197,12 @@ class Builder:
             each.familiar if each.tag or each.digest else f"{each.familiar}:latest"
             for each in references
         ]
+        final = session.cache.line(state.key) if self._options.cache_to else []
+        if final and not self._options.squash:
+            config = self._backend.inline_cache(config, final)
         image_id = self._backend.save_image(config, top, names)
-        if self._options.cache_to:
-            CacheFolder(self._options.cache_to).write(
-                session.keys, session.cache, self._backend.layers, session.base_chains
-            )
+        if final:
+            self._backend.export_cache(session.keys, final, session.base_chains)
         unused = self._arguments.unused()
         if unused:
             listed = " ".join(unused)

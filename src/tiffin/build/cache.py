@@ -19,14 +19,16 @@ has a row too, without parts: see :mod:`tiffin.build.folders`.
 from __future__ import annotations
 
 import hashlib
-import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import msgspec
 import zstandard
 
+from tiffin.build.explanation import FilePart, Part, distance, explain
 from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database, Row
@@ -34,12 +36,11 @@ from tiffin.store.database import Database, Row
 _FORMAT = 2
 _KEY_FORMAT = 1
 _PACKING = 1
-_SHOWN = 120
 _NEAREST_LOOKED_AT = 4
 MOUNT = "mount:"
 """What the key of a cache folder's record begins with."""
-_PART = tuple[str, str]
-_FILE = tuple[bytes, str, int, int, int, bytes, dict[str, bytes] | None]
+DOWNLOAD = "http:"
+"""What the key of a downloaded file's record begins with."""
 
 # Taking an enum's value costs more than all the rest of a file's row.
 _TYPES = {kind: kind.value for kind in Kind}
@@ -49,8 +50,8 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 class _Stored(msgspec.Struct, array_like=True):
     format: int
-    named: list[_PART]
-    files: list[_FILE]
+    named: list[Part]
+    files: list[FilePart]
     why: str = ""
 
 
@@ -63,8 +64,8 @@ class Parts:
 
     step: str
     """The instruction, as it is shown and as it is written to the history."""
-    named: list[_PART] = field(default_factory=list)
-    files: list[_FILE] = field(default_factory=list)
+    named: list[Part] = field(default_factory=list)
+    files: list[FilePart] = field(default_factory=list)
     _packed: bytes = b""
 
     def add(self, name: str, value: str) -> None:
@@ -94,7 +95,7 @@ class Parts:
         return "sha256:" + hashlib.sha256(self.packed()).hexdigest()
 
 
-def file_part(entry: Entry) -> _FILE:
+def file_part(entry: Entry) -> FilePart:
     """What of a file counts."""
     if entry.kind is Kind.FILE:
         content = entry.digest
@@ -131,7 +132,7 @@ class Record:
     created: int
     used: int
     uses: int
-    in_use: bool = False
+    shared: bool = False
     """Whether an image or a container is made of its layer."""
 
     @property
@@ -139,7 +140,23 @@ class Record:
         """``exec.cachemount`` for a cache folder; as Docker calls it."""
         return "exec.cachemount" if self.key.startswith(MOUNT) else "regular"
 
+    @property
+    def mutable(self) -> bool:
+        """Whether what it holds may change: that of a cache folder."""
+        return self.key.startswith(MOUNT)
 
+    @property
+    def identifier(self) -> str:
+        """Its name for people: 25 digits."""
+        return identifier(self.key)
+
+
+def identifier(key: str) -> str:
+    """What a key is called in lists."""
+    return key.removeprefix("sha256:").removeprefix(MOUNT).removeprefix(DOWNLOAD)[:25]
+
+
+_AFTER_MOUNT = MOUNT[:-1] + chr(ord(MOUNT[-1]) + 1)
 _COLUMNS = "key, parent, step, result, top, size, created, used, uses"
 
 _IN_USE = """
@@ -150,6 +167,16 @@ _IN_USE = """
         UNION SELECT parent FROM layers JOIN alive ON chain_id = chain WHERE parent IS NOT NULL
     ) SELECT chain FROM alive
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """The layers of an engine."""
+
+    layers: dict[str, tuple[str | None, int]]
+    """Chain ID to the layer below and the layer's size."""
+    pinned: set[str]
+    """Those of images and containers."""
 
 
 class BuildCache:
@@ -164,14 +191,23 @@ class BuildCache:
         row = self._database.one(f"SELECT {_COLUMNS} FROM build_cache WHERE key = ?", (key,))
         return _record(row) if row is not None else None
 
-    def touch(self, keys: Collection[str]) -> None:
-        """Note that a build has used these records."""
+    def finish(self, made: Collection[str], found: Collection[str], since: int) -> None:
+        """Note that a build has used these records, and the cache folders used since then.
+
+        All of them get the same time: that of one build, so that the last builds can be told.
+        """
+        now = self._clock()
         with self._database.transaction():
-            for key in keys:
-                self._database.execute(
-                    "UPDATE build_cache SET used = ?, uses = uses + 1 WHERE key = ?",
-                    (self._clock(), key),
-                )
+            for uses, keys in ((0, made), (1, found)):
+                for key in dict.fromkeys(keys):
+                    self._database.execute(
+                        "UPDATE build_cache SET used = ?, uses = uses + ? WHERE key = ?",
+                        (now, uses, key),
+                    )
+            self._database.execute(
+                "UPDATE build_cache SET used = ? WHERE key >= ? AND key < ? AND used >= ?",
+                (now, MOUNT, _AFTER_MOUNT, since),
+            )
 
     def may_have(self, parent: str, instruction: str) -> bool:
         """Whether any step of this kind has followed ``parent``; if not, no key will be found."""
@@ -198,9 +234,7 @@ class BuildCache:
         ``replace``), so that both builds end in the same image.
         """
         now = self._clock()
-        packed = zstandard.compress(
-            _encoder.encode((_FORMAT, parts.named, parts.files, why)), _PACKING
-        )
+        packed = _packed(parts.named, parts.files, why)
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
         with self._database.transaction():
             self._database.execute(
@@ -273,10 +307,21 @@ class BuildCache:
 
     # -- to and from elsewhere
 
+    def line(self, key: str) -> list[str]:
+        """The keys of a step and of those before it, the first one first."""
+        found: list[str] = []
+        while (record := self.find(key)) is not None and key not in found:
+            found.append(key)
+            key = record.parent or ""
+        return found[::-1]
+
     def with_parts(self, key: str) -> tuple[Record, bytes] | None:
-        """A record with its parts, packed as they are kept."""
+        """A record with its parts, packed as they are kept, but for why it was made."""
         row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
-        return None if row is None else (_record(row), row["parts"])
+        if row is None or not row["parts"]:
+            return None
+        stored = _stored(row)
+        return _record(row), _packed(stored.named, stored.files, "")
 
     def bring(
         self,
@@ -306,6 +351,19 @@ class BuildCache:
             record = self.find(key)
         assert record is not None
         return record
+
+    def together(self) -> AbstractContextManager[None]:
+        """Inside the block nothing is removed meanwhile."""
+        return self._database.transaction()
+
+    def keep_download(self, key: str, step: str, known: bytes, top: str, size: int) -> None:
+        """Keep what is known of a file behind a URL, and the layer that holds it."""
+        now = self._clock()
+        self._database.execute(
+            "INSERT OR REPLACE INTO build_cache (key, parent, step, parts, result, top, size,"
+            " created, used, uses) VALUES (?, NULL, ?, x'', ?, ?, ?, ?, ?, 1)",
+            (key, step, known, top, size, now, now),
+        )
 
     # -- folders of cache mounts
 
@@ -344,38 +402,30 @@ class BuildCache:
         rows = self._database.all(f"SELECT {_COLUMNS} FROM build_cache ORDER BY used, created")
         return [_record(row, alive) for row in rows]
 
-    def prune(
-        self,
-        *,
-        everything: bool = False,
-        unused_since: int | None = None,
-        keep_bytes: int = 0,
-        spared: Collection[str] = (),
-        wanted: Callable[[Record], bool] = lambda record: True,
-    ) -> list[Record]:
-        """Remove records, and say which; the layers are then the layer store's to collect.
+    def stacks(self) -> Stacks:
+        """All layers, and which of them images and containers are made of."""
+        return Stacks(
+            {
+                row["chain_id"]: (row["parent"], row["size"])
+                for row in self._database.all("SELECT chain_id, parent, size FROM layers")
+            },
+            {row["chain"] for row in self._database.all(_IN_USE)},
+        )
 
-        A record in use is kept unless ``everything``, one that was used at ``unused_since``
-        (nanoseconds) or later always is, and so are those whose key is ``spared``, those that are
-        not ``wanted`` gone, and the last used ones that together take at most ``keep_bytes``.
-        """
+    def last_builds(self, count: int) -> int:
+        """When the earliest of the last builds, so many, ended; 0 if there were fewer."""
+        if count <= 0:
+            return sys.maxsize
+        rows = self._database.all(
+            "SELECT DISTINCT used FROM build_cache ORDER BY used DESC LIMIT ?", (count,)
+        )
+        return rows[-1]["used"] if len(rows) == count else 0
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove records; their layers are then the layer store's to collect."""
         with self._database.transaction():
-            records = self.records()
-            kept = 0
-            removed: list[Record] = []
-            for record in reversed(records):
-                recent = unused_since is not None and record.used >= unused_since
-                if recent or (record.in_use and not everything):
-                    continue
-                if record.key in spared or not wanted(record):
-                    continue
-                if keep_bytes and kept + record.size <= keep_bytes:
-                    kept += record.size
-                    continue
-                removed.append(record)
-            for record in removed:
-                self._database.execute("DELETE FROM build_cache WHERE key = ?", (record.key,))
-        return removed[::-1]
+            for key in keys:
+                self._database.execute("DELETE FROM build_cache WHERE key = ?", (key,))
 
 
 def _record(row: Row, alive: Collection[str] = ()) -> Record:
@@ -393,6 +443,10 @@ def _record(row: Row, alive: Collection[str] = ()) -> Record:
     )
 
 
+def _packed(named: list[Part], files: list[FilePart], why: str) -> bytes:
+    return zstandard.compress(_encoder.encode((_FORMAT, named, files, why)), _PACKING)
+
+
 def _stored(row: Row) -> _Stored:
     return _decoder.decode(zstandard.ZstdDecompressor().decompress(row["parts"]))
 
@@ -406,79 +460,9 @@ def _nearest_of(parts: Parts, rows: Iterable[Row]) -> Parts | None:
     best: tuple[tuple[int, int], Parts] | None = None
     for row in rows:
         candidate = _unpacked(row)
-        found = _distance(parts, candidate)
+        found = distance(parts, candidate)
         if best is None or found < best[0]:
             best = found, candidate
         if found <= (0, 1):
             break  # nothing can be nearer: with tens of thousands of files it pays not to look
     return best[1] if best is not None else None
-
-
-def _distance(parts: Parts, other: Parts) -> tuple[int, int]:
-    """How much differs: named parts weigh more than files."""
-    named = len(set(parts.named) ^ set(other.named))
-    ours = {each[0]: each[1:6] for each in parts.files}
-    theirs = {each[0]: each[1:6] for each in other.files}
-    return named, len({path for path, _ in ours.items() ^ theirs.items()})
-
-
-def explain(missed: Parts, nearest: Parts, *, most: int = 1) -> str:
-    """``COPY . /app: app/config.py changed (content)``: the first part that differs."""
-    theirs = dict(nearest.named)
-    difference = ""
-    for name, value in missed.named:
-        was = theirs.pop(name, None)
-        if was == value:
-            continue
-        if name == "parent":
-            difference = "the step before it changed"
-        elif name == "base":
-            difference = "the base image changed"
-        elif name == "instruction":
-            difference = f"the instruction changed (it was: {_shown(nearest.step)})"
-        elif was is None:
-            difference = f"{name} is new"
-        else:
-            difference = f"{name} changed"
-        break
-    else:
-        if theirs:
-            difference = f"{next(iter(theirs))} is gone"
-    if not difference:
-        difference = _file_difference(missed.files, nearest.files, most)
-    return f"{_shown(missed.step)}: {difference}"
-
-
-def _shown(step: str) -> str:
-    """A step on one line of a bearable length."""
-    line = " ".join(step.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
-
-
-def _file_difference(files: list[_FILE], others: list[_FILE], most: int) -> str:
-    theirs = {each[0]: each for each in others}
-    differences: list[str] = []
-    for each in files:
-        was = theirs.pop(each[0], None)
-        if was != each:
-            shown = os.fsdecode(each[0]) or "."
-            differences.append(
-                f"{shown} is new" if was is None else f"{shown} changed ({_what(each, was)})"
-            )
-    differences += [f"{os.fsdecode(path) or '.'} is gone" for path in theirs]
-    if not differences:
-        return "the order of its sources changed"
-    more = len(differences) - most
-    return ", ".join(differences[:most]) + (f", and {more} more" if more > 0 else "")
-
-
-def _what(one: _FILE, other: _FILE) -> str:
-    if one[1] != other[1]:
-        return "type"
-    if one[5] != other[5]:
-        return "link target" if one[1] == Kind.SYMLINK.value else "content"
-    if one[2] != other[2]:
-        return f"mode {other[2]:04o} to {one[2]:04o}"
-    if one[3:5] != other[3:5]:
-        return "owner"
-    return "extended attributes"

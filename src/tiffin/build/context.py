@@ -89,29 +89,37 @@ def lone(dockerfile: bytes) -> BuildContext:
 
 
 def from_stream(
-    stream: BinaryIO, work: Path | None = None, *, dockerfile: str = DOCKERFILE
+    stream: BinaryIO,
+    work: Path | None = None,
+    *,
+    dockerfile: str = DOCKERFILE,
+    content: bytes | None = None,
 ) -> BuildContext:
     """A tar, compressed or not, or a Dockerfile alone, as they come in on a stream.
 
-    ``work`` is where a large context is spooled. Raises CorruptArchive, NotFound.
+    ``work`` is where a large context is spooled, ``content`` the Dockerfile's text where it comes
+    from elsewhere. Raises CorruptArchive, NotFound.
     """
     plain = decompressed(stream)
     beginning = read_up_to(plain, _TAR_HEADER)
     if b"\0" not in beginning:
+        if content is not None:
+            raise InvalidParameter("the build context is no archive")
         return lone(beginning + read_up_to(plain, _LARGEST_DOCKERFILE))
     source = ArchiveSource(work)
     try:
         source.read_tar(cast(BinaryIO, _Rejoined(beginning, plain)))
         names = [dockerfile, dockerfile.lower()] if dockerfile == DOCKERFILE else [dockerfile]
-        for name in names:
+        name, path = dockerfile, b""
+        for name in names if content is None else ():
             path = os.fsencode(os.path.normpath(name).lstrip("/"))
             content = source.read(path)
             if content is not None:
                 break
-        else:
+        if content is None:
             raise NotFound(f"Cannot locate specified Dockerfile: {dockerfile}")
         ignore = Ignore(read_patterns(source.read(IGNORE_FILE.encode()) or b""))
-        for unwanted in (IGNORE_FILE.encode(), path):
+        for unwanted in (IGNORE_FILE.encode(), *([path] if path else ())):
             if ignore.excludes(os.fsdecode(unwanted)):
                 source.remove(unwanted)
     except BaseException:

@@ -1,8 +1,10 @@
 """What is lent to a RUN: its mounts resolved, and what of them its key depends on.
 
-Files of the context, of a stage or of an image that are bound into a command become a layer of
-their own, on nothing: then what ``.dockerignore`` leaves out is left out, and the layer store
-shares equal ones. Their contents are part of the step's key. A cache, a secret and an agent's
+A directory of a stage or of an image is mounted as it is. Files of the context become a layer of
+their own, on nothing: then what ``.dockerignore`` leaves out is left out, owners are root's, nobody
+changes them while the command reads, and the layer store shares equal ones. What a command writes
+to either, if it may, goes to a snapshot that is thrown away. The contents are part of the step's
+key. A cache, a secret and an agent's
 socket are not: neither what they hold nor whether they are there changes the key, only how they
 are asked for.
 """
@@ -101,8 +103,13 @@ class Loans:
         return mounts, variables, secrets
 
     def _layer(self, position: int, mount: RunMount) -> StepMount:
-        _, picks = self._pickers[position]
-        only = picks[0] if picks else None
+        source, picks = self._pickers[position]
+        only = picks[0] if len(picks) == 1 else None
+        if only is not None and only.entry.kind is Kind.DIRECTORY:
+            chain = getattr(source, "chain", None)
+            if chain is not None:
+                path = only.entry.path
+                return StepMount("tree", mount.target, mount.readonly, chain=chain, path=path)
         name = b"" if only is None or only.entry.kind is Kind.DIRECTORY else b"file"
 
         def fill(writer: LayerWriter) -> None:
@@ -110,7 +117,10 @@ class Loans:
             placement.copy(picks, Destination(name, not name))
 
         layer = self._session.backend.layers.write(None, fill)
-        return StepMount("layer", mount.target, mount.readonly, chain=layer.chain_id, path=name)
+        chain = layer.chain_id
+        if not mount.readonly and not name:
+            return StepMount("tree", mount.target, readonly=False, chain=chain)
+        return StepMount("layer", mount.target, mount.readonly, chain=chain, path=name)
 
     def _cache(self, mount: RunMount) -> StepMount:
         chain = None

@@ -8,19 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tiffin.build.cachespec import CacheSpec
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.image.reference import Reference
 
-NETWORK_MODES = ("default", "none", "host")
 ENTITLEMENTS = ("network.host", "security.insecure")
 
 MOST_JOBS = 64
 
 _REFUSED = {
     "outputs": "--output by the API: the image is stored; export it from there",
-    "remote": "a remote context: clone or download it, and build the folder",
-    "cgroupparent": "--cgroup-parent",
-    "securityopt": "--security-opt",
     "isolation": "--isolation",
     "session": "a BuildKit session: set DOCKER_BUILDKIT=0",
 }
@@ -36,7 +33,11 @@ _LIMITS = {
     "cpuquota": "CpuQuota",
     "shmsize": "ShmSize",
 }
-_PLACES = {"cpusetcpus": "CpusetCpus", "cpusetmems": "CpusetMems"}
+_PLACES = {
+    "cpusetcpus": "CpusetCpus",
+    "cpusetmems": "CpusetMems",
+    "cgroupparent": "CgroupParent",
+}
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class BuildOptions:
     target: str = ""
     platform: str = ""
     network_mode: str = "default"
-    """``default``, ``none`` or ``host``, for every RUN."""
+    """``default``, ``none``, ``host``, ``container:NAME`` or a network's name, for every RUN."""
     quiet: bool = False
     remove: bool = True
     """Accepted: a step's container never outlives its step."""
@@ -80,19 +81,20 @@ class BuildOptions:
     events: bool = False
     """Whether events are sent along with the messages (:mod:`tiffin.build.progress`)."""
     cache_from: Sequence[str] = ()
-    """Folders with an exported cache."""
-    cache_to: str = ""
-    """The folder to export the cache to."""
+    """Caches to take steps from, as ``--cache-from`` has them."""
+    cache_to: Sequence[str] = ()
+    """Caches to write, as ``--cache-to`` has them."""
+    remote: str = ""
+    """The URL of the context: an archive, a lone Dockerfile, or a git repository."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """As ``--annotation`` has them, by their kind and name: ``manifest:name``."""
+    credentials: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """For registries, by their hosts; the engine knows what they are."""
 
     def __post_init__(self) -> None:
         self.network_mode = self.network_mode or "default"
-        for name in ("no_cache_filter", "allow", "cache_from"):
+        for name in ("no_cache_filter", "allow", "cache_from", "cache_to"):
             setattr(self, name, tuple(getattr(self, name)))
-        if self.network_mode not in NETWORK_MODES:
-            raise Unsupported(
-                f"network mode {self.network_mode!r} is not supported for builds yet: "
-                f"one of {', '.join(NETWORK_MODES)}"
-            )
         for tag in self.tags:
             Reference.parse(tag)
         self.jobs = min(self.jobs or max(2, os.cpu_count() or 2), MOST_JOBS)
@@ -101,6 +103,10 @@ class BuildOptions:
         if self.debug not in ("", "plain", "tty"):
             raise InvalidParameter(f"debug must be plain or tty, not {self.debug!r}")
         self.contexts = {name.lower(): where for name, where in self.contexts.items()}
+        for text in self.cache_from:
+            CacheSpec.source(text)
+        for text in self.cache_to:
+            CacheSpec.target(text)
         for entitlement in self.allow:
             if entitlement not in ENTITLEMENTS:
                 raise InvalidParameter(
@@ -152,8 +158,10 @@ class BuildOptions:
             debug=first("debug"),
             why=_true(first("why")),
             events=_true(first("events")),
-            cache_from=_cache_from(first("cachefrom")),
-            cache_to=first("cacheto"),
+            cache_from=_list(first("cachefrom"), "cachefrom"),
+            cache_to=_list(first("cacheto"), "cacheto"),
+            remote=first("remote"),
+            annotations=_plain(_strings(first("annotations"), "annotations", optional=False)),
         )
 
 
@@ -167,16 +175,11 @@ def _host(query: Mapping[str, Sequence[str]], first: Callable[[str], str]) -> di
             host[key] = first(name)
     if hosts := [each for text in query.get("extrahosts", ()) for each in text.split(",") if each]:
         host["ExtraHosts"] = hosts
+    if first("securityopt") not in _NOTHING:
+        host["SecurityOpt"] = _list(first("securityopt"), "securityopt")
     if first("ulimits") not in _NOTHING:
         host["Ulimits"] = _json(first("ulimits"), "ulimits", list)
     return host
-
-
-def _cache_from(text: str) -> list[str]:
-    """Images, as Docker's clients name them, teach this builder nothing it does not know: its
-    cache has the steps of every image that it built. Folders are named ``local:PATH``."""
-    found = _list(text, "cachefrom")
-    return [each.removeprefix("local:") for each in found if each.startswith("local:")]
 
 
 def _number(text: str, name: str) -> int:

@@ -14,6 +14,8 @@ is in the following lines, up to one that is ``EOF`` alone. ``<<-EOF`` lets tabs
 those lines fall away; quotes around the name say that nothing in the text is replaced. Several
 words take their texts one after the other.
 
+Lines may end in CR LF. In a heredoc the CR is a part of the text, as in BuildKit.
+
 Source: the Dockerfile reference ("Format", "Parser directives", "Here-Documents").
 """
 
@@ -185,6 +187,8 @@ class _Lines:
 
     def __init__(self, lines: list[str]) -> None:
         self.lines = [line.rstrip("\r") for line in lines]
+        self._whole = lines
+        """With carriage returns: they count in heredocs."""
         self.position = 0
 
     def directives(self) -> dict[str, str]:
@@ -236,10 +240,11 @@ class _Lines:
         content: list[str] = []
         while self.position < len(self.lines):
             text = self.lines[self.position]
+            whole = self._whole[self.position]
             self.position += 1
             if (text.lstrip("\t") if started.chomp else text) == started.name:
                 return replace(started, content="".join(content))
-            content.append(f"{text}\n")
+            content.append(f"{whole}\n")
         raise error_at(line, f"unterminated heredoc: no line is {started.name} alone")
 
 

@@ -9,6 +9,7 @@ ends the others: they see :attr:`Session.cancelled`.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from tiffin.build.arguments import Arguments
 from tiffin.build.backend import Backend, Cancelled
 from tiffin.build.cache import BuildCache, Record
-from tiffin.build.cachefolder import CacheFolder
 from tiffin.build.context import BuildContext
+from tiffin.build.downloads import Memory
 from tiffin.build.instructions import From
 from tiffin.build.options import BuildOptions
 from tiffin.build.progress import Progress
@@ -76,6 +77,7 @@ class Session:
         progress: Progress,
         cancelled: Cancelled,
         epoch: int | None,
+        keys: list[str],
     ) -> None:
         self.backend = backend
         self.options = options
@@ -89,11 +91,13 @@ class Session:
         self.cache = BuildCache(backend.database)
         self.used: list[str] = []
         """Keys of the records that were found."""
-        self.keys: list[str] = []
+        self.keys = keys
         """Keys of all records of this build, found or made."""
+        self.downloads = Memory(self.cache, backend.layers, keys)
+        self.began = time.time_ns()
         self.base_chains: set[str] = set()
         """The chain IDs of the layers of all base images."""
-        self.elsewhere = [CacheFolder(path).read() for path in options.cache_from]
+        self.elsewhere = backend.cache_sources()
         self._asked = cancelled
         self._changed = threading.Condition()
         self._finished: dict[int, Finished] = {}
@@ -181,19 +185,19 @@ class Session:
         self.backend.layers.keep(chain)
 
     def named_context(self, name: str) -> BuildContext | None:
-        """The folder that ``--build-context`` gives that name to; None if it is no folder."""
+        """The files that ``--build-context`` gives that name to; None if they are an image's."""
         given = self.options.contexts.get(name.lower(), "")
-        if not given or given.startswith(IMAGE_CONTEXT):
+        if not given or given.startswith(IMAGE_CONTEXTS):
             return None
         with self._contexts_lock:
             if name not in self._contexts:
-                self._contexts[name] = self.backend.folder(given)
+                self._contexts[name] = self.backend.context(given)
             return self._contexts[name]
 
     def named_image(self, name: str) -> str:
         """The image that a name stands for: its own, or what ``--build-context`` says."""
         given = self.options.contexts.get(name.lower(), "")
-        return given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXT) else name
+        return given.removeprefix(IMAGE_CONTEXT) if given.startswith(IMAGE_CONTEXTS) else name
 
     def found(self, key: str) -> Record | None:
         """The record of a step: of this engine, or brought in from a folder. Inside a lease."""
@@ -222,4 +226,5 @@ class Session:
 
 
 IMAGE_CONTEXT = "docker-image://"
+IMAGE_CONTEXTS = (IMAGE_CONTEXT, "oci-layout://")
 """What a named context begins with that is an image."""

@@ -20,6 +20,7 @@ from tiffin.build.cache import Parts
 from tiffin.build.context import BuildContext, from_folder
 from tiffin.build.copying import Attributes, Placement
 from tiffin.build.digests import DigestCache
+from tiffin.build.downloads import Download
 from tiffin.build.inline import InlineFiles
 from tiffin.build.instructions import Add, Copy
 from tiffin.build.ownership import mode_of, owner_of
@@ -67,7 +68,7 @@ class _Local:
 
 
 class _Url:
-    def __init__(self, download: remote.Download, *, unpack: bool) -> None:
+    def __init__(self, download: Download, *, unpack: bool) -> None:
         self._download = download
         self._unpack = unpack
 
@@ -84,8 +85,8 @@ class _Url:
 
 
 class _Git:
-    def __init__(self, instruction: Add, source: str, work: Path | None) -> None:
-        self._repository = remote.Repository.parse(source)
+    def __init__(self, instruction: Add, source: str, work: Path | None, agent: str) -> None:
+        self._repository = remote.Repository.parse(source, agent)
         self._keep = instruction.keep_git_dir
         self._excludes = instruction.excludes
         self._work = work
@@ -132,7 +133,7 @@ class Transfer:
         self._instruction = instruction
         self._where = copying.destination(state.config.working_dir, instruction.destination)
         self._parts: list[_Part] = []
-        self._owned: list[remote.Download | _Git] = []
+        self._owned: list[Download | _Git] = []
         try:
             self._find(source)
         except BaseException:
@@ -151,13 +152,16 @@ class Transfer:
             excludes=instruction.excludes,
             parents=instruction.parents,
         )
+        agent = self._session.options.ssh.get("default", "")
         for text in instruction.sources:
             if isinstance(instruction, Add) and remote.is_git(text):
-                git = _Git(instruction, text, self._session.backend.work)
+                git = _Git(instruction, text, self._session.backend.work, agent)
                 self._owned.append(git)
                 self._parts.append(git)
             elif isinstance(instruction, Add) and remote.is_url(text):
-                download = remote.Download(text, instruction.checksum, self._session.backend.work)
+                download = Download(
+                    text, instruction.checksum, self._session.backend.work, self._session.downloads
+                )
                 self._owned.append(download)
                 self._parts.append(_Url(download, unpack=bool(unpack)))
             else:
@@ -245,7 +249,8 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
         return context.source
     earlier = session.stage_before(name, index)
     if earlier is not None:
-        return StageFiles(session.lower(session.finished(earlier).state.top))
+        top = session.finished(earlier).state.top
+        return StageFiles(session.lower(top), top)
     if name.lower() not in session.options.contexts and session.plan.find(name) == index:
         raise InvalidParameter(f"invalid from flag value {name}: refers to current build stage")
     if name == "scratch":
@@ -259,4 +264,4 @@ def source_named(session: Session, name: str, index: int, platform: str) -> Sour
     if config.chain_id is None:
         return EmptyTree()
     session.hold(config.chain_id)
-    return StageFiles(session.lower(config.chain_id))
+    return StageFiles(session.lower(config.chain_id), config.chain_id)

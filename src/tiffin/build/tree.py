@@ -68,8 +68,10 @@ class EmptyTree:
 class StageFiles:
     """The files of a stack of layers, as a source; what identifies them is in their index."""
 
-    def __init__(self, lower: LowerTree) -> None:
+    def __init__(self, lower: LowerTree, chain: str | None = None) -> None:
         self._lower = lower
+        self.chain = chain
+        """The stack, where it can be mounted as it is."""
 
     def entry(self, path: bytes) -> Entry | None:
         return self._lower.entry(path)

@@ -1,4 +1,4 @@
-"""``build``: a Dockerfile and its context to an image; and removing the cache of builds.
+"""``build``: a Dockerfile and its context to an image.
 
 The context is a folder, or a tar (or a lone Dockerfile) on stdin. A tiffin daemon on this machine
 reads the folder in place; any other gets it as a tar, without what ``.dockerignore`` names.
@@ -16,7 +16,7 @@ from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
 from tiffin.cli.sources import folder_tar, post_source
-from tiffin.cli.units import human_size, parse_size
+from tiffin.cli.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tiffin.cli.connection import Response
 
+_REMOTE = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 _MODES = ("auto", "tty", "plain", "rawjson", "quiet")
 _TAR_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
@@ -56,6 +57,14 @@ def _mode(call: Invocation) -> str:
     return mode
 
 
+def _headers() -> dict[str, str]:
+    """The user's credentials for registries: base images may be behind them."""
+    from tiffin.registry.credentials import CredentialsFile, config_header
+
+    known = CredentialsFile().all()
+    return {"X-Registry-Config": config_header(known)} if known else {}
+
+
 def _send(call: Invocation) -> Response:
     """Sends the context in the way that fits and returns the answer's stream."""
     context = call.arguments[0]
@@ -66,9 +75,11 @@ def _send(call: Invocation) -> Response:
                 "invalid argument: can't use stdin for both build context and dockerfile"
             )
         return _send_stdin(call, dockerfile)
-    if context.startswith(("http://", "https://", "git://", "git@", "github.com/")):
+    if context.startswith(_REMOTE):
         query = {**_query(call, dockerfile), "remote": context}
-        return call.client.call("POST", "/build", query)
+        if dockerfile == "-":
+            return call.client.upload("POST", "/build", query, _rest(b""), headers=_headers())
+        return call.client.call("POST", "/build", query, headers=_headers())
     if not os.path.isdir(context):
         raise CommandError(f'unable to prepare context: path "{context}" not found')
     return _send_folder(call, context, dockerfile)
@@ -82,7 +93,7 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
         name, extra = _dockerfile(folder, dockerfile)
     query = _query(call, name)
     if extra is None:
-        response = post_source(call.client, call.endpoint, folder, "/build", query)
+        response = post_source(call.client, call.endpoint, folder, "/build", query, _headers())
         if response is not None:
             return response
     ignored = _ignored(folder, name)
@@ -91,7 +102,7 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
         parts = _with_file(name, extra, parts)
     if not call.options["quiet"]:
         parts = _counted(parts)
-    return call.client.upload("POST", "/build", query, parts)
+    return call.client.upload("POST", "/build", query, parts, headers=_headers())
 
 
 def _dockerfile(folder: str, given: str) -> tuple[str, bytes | None]:
@@ -158,14 +169,20 @@ def _send_stdin(call: Invocation, dockerfile: str) -> Response:
             break
         head += part
     if _is_archive(head):
-        return call.client.upload("POST", "/build", _query(call, dockerfile), _rest(head))
+        return call.client.upload(
+            "POST", "/build", _query(call, dockerfile), _rest(head), headers=_headers()
+        )
     if dockerfile:
         raise CommandError("unable to prepare context: stdin is no tar, so -f names no file in it")
     text = b"".join(_rest(head))
     if not text.strip():
         raise CommandError("unable to prepare context: the Dockerfile (stdin) is empty")
     return call.client.upload(
-        "POST", "/build", _query(call, "Dockerfile"), _with_file("Dockerfile", text, None)
+        "POST",
+        "/build",
+        _query(call, "Dockerfile"),
+        _with_file("Dockerfile", text, None),
+        headers=_headers(),
     )
 
 
@@ -198,8 +215,12 @@ def build(call: Invocation) -> int:
     """Builds an image and prints what the daemon tells about it."""
     options = call.options
     outputs = [Output(text) for text in options["output"]]
-    if options["annotation"]:
-        raise CommandError("--annotation is not supported yet: use --label")
+    if options["push"]:
+        outputs.append(Output("type=registry"))
+    names = [name for output in outputs for name in output.tags]
+    options["tag"].extend(name for name in dict.fromkeys(names) if name not in options["tag"])
+    if any(output.pushed for output in outputs) and not options["tag"]:
+        raise CommandError("tag is needed when pushing to registry")
     if options["check"]:
         return _check(call)
     answers: dict[str, str] = {}
@@ -221,10 +242,11 @@ def build(call: Invocation) -> int:
             raise CommandError(f"the daemon named no image to write to {options['iidfile']}")
         with open(options["iidfile"], "w", encoding="ascii") as file:
             file.write(identifier)
-    if options["metadata-file"]:
-        write_metadata(call, options["metadata-file"], identifier)
     for output in outputs:
-        output.write(call, identifier)
+        output.write(call, identifier, quiet=mode in ("quiet", "rawjson"))
+    if options["metadata-file"]:
+        digest = next((output.digest for output in outputs if output.digest), "")
+        write_metadata(call, options["metadata-file"], identifier, digest)
     if outputs and not options["tag"] and not any(each.stays for each in outputs):
         discard(call, identifier)
     return 0
@@ -266,51 +288,30 @@ def _check(call: Invocation) -> int:
     return 1
 
 
-def why(call: Invocation) -> int:
-    """Prints why steps of an image did not come from the cache when they were made."""
-    step = call.arguments[1] if len(call.arguments) > 1 else ""
-    rows = call.client.call(
-        "GET", "/build/why", {"image": call.arguments[0], "step": step or None}
-    ).json()
-    unknown, nothing = "not known: the step is not in the cache", "nothing like it was cached"
-    for row in rows:
-        text = " ".join(row["Text"].split())
-        reason = row["Why"]
-        reason = unknown if reason is None else reason or nothing
-        print(f"{row['Step']:>3}  {text}\n     {reason}")
-    return 0
-
-
-def prune(call: Invocation) -> int:
-    """Removes the cache of builds."""
-    from tiffin.cli.pruning import prune_one
-
-    options = call.options
-    everything = "all build cache" if options["all"] else "all dangling build cache"
-    storage = options["keep-storage"]
-    return prune_one(
-        call,
-        "build",
-        f"WARNING! This will remove {everything}.",
-        "Deleted build cache objects:",
-        None,
-        all=options["all"],
-        **{"keep-storage": parse_size(storage) if storage else None},
-    )
-
-
 BUILD = Command(
     build,
     "Build an image from a Dockerfile",
     "[OPTIONS] PATH | URL | -",
     (
         Flag("allow", LIST, "Allow what RUN asks for (network.host, security.insecure)"),
-        Flag("annotation", LIST, "Add an annotation to the image (not supported yet)"),
+        Flag("annotation", LIST, "Add an annotation to the image's manifest (name=value)"),
         Flag("add-host", values.HOSTS, "Add a line to /etc/hosts of RUN (name:address)"),
         Flag("build-arg", LIST, "Set a build argument (name=value, or name from here)"),
-        Flag("build-context", LIST, "A further context by name (name=FOLDER or docker-image://…)"),
-        Flag("cache-from", LIST, "A cache to take steps from (type=local,src=FOLDER)"),
-        Flag("cache-to", LIST, "Where to put the steps' cache (type=local,dest=FOLDER)"),
+        Flag(
+            "build-context",
+            LIST,
+            "A further context (name=FOLDER, URL, docker-image:// or oci-layout://)",
+        ),
+        Flag(
+            "cache-from",
+            LIST,
+            "Take steps from there (IMAGE, type=registry,ref= or type=local,src=)",
+        ),
+        Flag(
+            "cache-to",
+            LIST,
+            "Put the cache there (type=registry,ref=, type=local,dest= or inline)",
+        ),
         Flag("cgroup-parent", STRING, "Parent of the cgroup of RUN"),
         Flag("cpu-period", INT, "Period of the CPU quota in microseconds"),
         Flag("cpu-quota", INT, "CPU time in each period in microseconds"),
@@ -330,16 +331,23 @@ BUILD = Command(
         Flag("network", STRING, "Network of RUN (none, host, …)"),
         Flag("no-cache", BOOL, "Do every step anew"),
         Flag("no-cache-filter", LIST, "Do every step of these stages anew"),
-        Flag("output", LIST, "Where the result goes (type=local|tar|oci|docker,dest=…)", short="o"),
+        Flag(
+            "output",
+            LIST,
+            "Where the result goes (type=local, tar, oci, docker, registry)",
+            short="o",
+        ),
         Flag("platform", STRING, "Platform to build for (os/architecture)"),
         Flag("progress", STRING, "How progress is shown (auto, tty, plain, rawjson, quiet)"),
         Flag("pull", BOOL, "Look for newer versions of the images that the build starts from"),
+        Flag("push", BOOL, "Push the image to its registry (--output type=registry)"),
         Flag("quiet", BOOL, "Print only the image's ID", short="q"),
         Flag("rm", BOOL, "Remove intermediate containers", default=True),
         Flag("secret", LIST, "A secret for RUN --mount=type=secret (id=…,src=FILE or env=NAME)"),
+        Flag("security-opt", LIST, "Security options of RUN (no-new-privileges, seccomp=…)"),
         Flag("shm-size", values.BYTES, "Size of /dev/shm of RUN"),
         Flag("squash", BOOL, "Put what was built into one layer"),
-        Flag("ssh", LIST, "An agent for RUN --mount=type=ssh (default, or id=SOCKET)"),
+        Flag("ssh", LIST, "An agent for RUN --mount=type=ssh (default, id=SOCKET or id=KEY,…)"),
         Flag("tag", LIST, "Name the image (name[:tag])", short="t"),
         Flag("target", STRING, "Build only up to this stage"),
         Flag("ulimit", values.ULIMITS, "Limit of each process of RUN (name=soft[:hard])"),
@@ -348,24 +356,4 @@ BUILD = Command(
     ),
     minimum=1,
     maximum=1,
-)
-WHY = Command(
-    why,
-    "Say why steps of an image were not taken from the cache",
-    "IMAGE [STEP]",
-    (),
-    minimum=1,
-    maximum=2,
-)
-PRUNE = Command(
-    prune,
-    "Remove the build cache",
-    "[OPTIONS]",
-    (
-        Flag("all", BOOL, "Remove all of it, not just what nothing rests on", short="a"),
-        Flag("filter", values.FILTERS, "Remove only what fits (until=…)"),
-        Flag("force", BOOL, "Do not ask", short="f"),
-        Flag("keep-storage", STRING, "How much of it to keep (512m)"),
-    ),
-    maximum=0,
 )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from tiffin.cli.connection import Response
 
-_TYPES = ("local", "tar", "oci", "docker", "image")
+_TYPES = ("local", "tar", "oci", "docker", "image", "registry")
+_COMPRESSIONS = {"": "", "gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}
 
 
 class Output:
@@ -35,29 +36,53 @@ class Output:
         self.kind = members.pop("type", "")
         self.destination = members.pop("dest", members.pop("destination", ""))
         self.name = members.pop("name", "")
-        if members.pop("push", "") in ("true", "1"):
-            raise CommandError("--output push=true is not supported yet: push the image")
+        self.pushed = members.pop("push", "") in ("true", "1") or self.kind == "registry"
+        self.digest = ""
+        """What the image was pushed as."""
         if self.kind not in _TYPES:
             raise CommandError(
                 f"--output type={self.kind} is not supported yet: one of {', '.join(_TYPES)}"
             )
+        self._compression = ""
+        self._level = ""
+        if self.kind in ("image", "registry"):
+            given = members.pop("compression", "")
+            if given not in _COMPRESSIONS:
+                raise CommandError(f"--output compression={given}: gzip, zstd or uncompressed")
+            self._compression = _COMPRESSIONS[given]
+            self._level = members.pop("compression-level", "")
+            members.pop("force-compression", "")
+        if self.pushed and self.kind not in ("image", "registry"):
+            raise CommandError(f"--output type={self.kind} can't be pushed: type=image can")
         if members:
             raise CommandError(f"--output {sorted(members)[0]}= is not supported yet")
         if self.kind == "local" and self.destination in ("", "-"):
             raise CommandError("output destination required for type=local: dest=FOLDER")
 
     @property
+    def tags(self) -> list[str]:
+        """The names that the image gets beside those of ``--tag``."""
+        if self.kind not in ("image", "registry") or not self.name:
+            return []
+        return self.name.split(",")
+
+    @property
     def stays(self) -> bool:
         """Whether the image stays in the store."""
-        return self.kind == "image" or (self.kind == "docker" and not self.destination)
+        return self.kind in ("image", "registry") or (
+            self.kind == "docker" and not self.destination
+        )
 
     @property
     def to_stdout(self) -> bool:
         """Whether it is written to stdout, where nothing else may be then."""
         return not self.stays and self.destination in ("", "-")
 
-    def write(self, call: Invocation, image: str) -> None:
+    def write(self, call: Invocation, image: str, *, quiet: bool) -> None:
         """Export the image."""
+        if self.pushed:
+            for name in self.tags or call.options["tag"]:
+                self._push(call, name, quiet)
         if self.stays:
             return
         if self.kind == "local":
@@ -81,6 +106,31 @@ class Output:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def _push(self, call: Invocation, text: str, quiet: bool) -> None:
+        from io import StringIO
+
+        from tiffin.cli.connection import escape
+        from tiffin.cli.progress import show_messages
+        from tiffin.cli.registries import auth_headers
+        from tiffin.image.reference import Reference
+
+        def pushed(message: Any) -> None:
+            self.digest = message.get("Digest", self.digest)
+
+        reference = Reference.parse(text).with_default_tag()
+        query = {
+            "tag": reference.tag,
+            "compression": self._compression or None,
+            "compression-level": self._level or None,
+        }
+        response = call.client.call(
+            "POST",
+            f"/images/{escape(reference.name_only().familiar)}/push",
+            query,
+            headers=auth_headers(reference.domain),
+        )
+        show_messages(response, StringIO() if quiet else sys.stdout, aux=pushed)
 
 
 def _copy(response: Response, target: BinaryIO) -> None:
@@ -117,14 +167,14 @@ def discard(call: Invocation, image: str) -> None:
         call.client.call("DELETE", f"/images/{image}", {"noprune": "1"}).read()
 
 
-def write_metadata(call: Invocation, path: str, image: str) -> None:
+def write_metadata(call: Invocation, path: str, image: str, digest: str) -> None:
     """A JSON file that says what was built, with the names that buildx uses."""
     from json import dump
 
     names: list[str] = call.options["tag"]
     metadata: dict[str, Any] = {
         "containerimage.config.digest": image,
-        "containerimage.digest": image,
+        "containerimage.digest": digest or image,
     }
     if names:
         metadata["image.name"] = ",".join(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from tiffin.cli import values
 from tiffin.cli.command import CommandError, Invocation
@@ -50,7 +49,13 @@ def build_query(call: Invocation, dockerfile: str) -> dict[str, Any]:
     if caches := _caches(options["cache-from"]):
         query["cachefrom"] = dumps(caches)
     if options["cache-to"]:
-        query["cacheto"] = _cache_to(options["cache-to"])
+        query["cacheto"] = dumps(
+            [_absolute(text, "dest", "--cache-to") for text in options["cache-to"]]
+        )
+    if options["security-opt"]:
+        from tiffin.cli.container_body import security_options
+
+        query["securityopt"] = dumps(security_options(options["security-opt"])[0])
     if options["ulimit"]:
         query["ulimits"] = dumps(options["ulimit"])
     return {**query, **_tiffins_own(call)}
@@ -68,7 +73,11 @@ def _tiffins_own(call: Invocation) -> dict[str, Any]:
     if options["build-context"]:
         query["contexts"] = dumps(dict(_named_context(text) for text in options["build-context"]))
     if options["ssh"]:
-        query["ssh"] = dumps(dict(_agent(text) for text in options["ssh"]))
+        from tiffin.cli.build_agents import sockets
+
+        query["ssh"] = dumps(sockets(options["ssh"]))
+    if options["annotation"]:
+        query["annotations"] = dumps(_annotations(options["annotation"]))
     if options["allow"]:
         query["allow"] = dumps([name for text in options["allow"] for name in text.split(",")])
     if options["jobs"]:
@@ -125,58 +134,64 @@ def fields(text: str, what: str) -> dict[str, str]:
 
 
 def _caches(texts: list[str]) -> list[str]:
+    """``--cache-from`` as the daemon takes it: folders by their whole path."""
     found: list[str] = []
     for text in texts:
         if "=" not in text:
             found += text.split(",")  # images, as Docker's first builder had them
-            continue
-        members = fields(text, "--cache-from")
-        if members.get("type") != "local" or not members.get("src"):
-            raise CommandError(
-                f"--cache-from {text!r} is not supported yet: type=local,src=FOLDER is"
-            )
-        found.append(f"local:{os.path.abspath(members['src'])}")
+        else:
+            found.append(_absolute(text, "src", "--cache-from"))
     return found
 
 
-def _cache_to(texts: list[str]) -> str:
-    members = fields(texts[-1], "--cache-to")
-    if len(texts) > 1 or members.get("type") != "local" or not members.get("dest"):
-        raise CommandError(
-            f"--cache-to {' '.join(texts)!r} is not supported yet: one type=local,dest=FOLDER is"
-        )
-    return os.path.abspath(members["dest"])
+def _absolute(text: str, key: str, flag: str) -> str:
+    """The text with the folder's path made whole."""
+    if "=" not in text:
+        return text
+    members = fields(text, flag)
+    if members.get("type") == "local" and members.get(key):
+        members[key] = os.path.abspath(members[key])
+        if "," in members[key]:
+            raise CommandError(f"{flag} {text!r}: a folder with a comma in its name can't be used")
+    return ",".join(f"{name}={value}" for name, value in members.items())
+
+
+_KINDS = ("manifest", "manifest-descriptor", "index", "index-descriptor")
+
+
+def _annotations(texts: list[str]) -> dict[str, str]:
+    """``[kind[platform],…:]name=value`` as kind:name to value."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise CommandError(f"invalid annotation {text!r}: expected name=value")
+        kinds = "manifest"
+        head, colon, rest = name.partition(":")
+        if colon and all(each.partition("[")[0] in _KINDS for each in head.split(",")):
+            kinds, name = head, rest
+        for kind in kinds.split(","):
+            plain = kind.partition("[")[0]
+            if plain.startswith("index"):
+                raise CommandError(
+                    f"invalid annotation {text!r}: index annotations are not supported for an "
+                    "image of one platform"
+                )
+            found[f"{plain}:{name}"] = value
+    return found
 
 
 def _named_context(text: str) -> tuple[str, str]:
     name, equals, where = text.partition("=")
     if not equals or not name or not where:
         raise CommandError(f"invalid --build-context {text!r}: write it as name=FOLDER")
-    if where.startswith("docker-image://"):
+    if where.startswith("oci-layout://"):
+        return name, f"oci-layout://{os.path.abspath(where.removeprefix('oci-layout://'))}"
+    if "://" in where or where.startswith(("git@", "github.com/")):
         return name, where
-    if "://" in where or where.startswith("git@"):
-        raise CommandError(
-            f"--build-context {text!r} is not supported yet: a folder or docker-image://IMAGE is"
-        )
     if not os.path.isdir(where):
         raise CommandError(f"failed to get build context {name}: {where} is no folder")
     return name, os.path.realpath(where)
-
-
-def _agent(text: str) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    path = path or os.environ.get("SSH_AUTH_SOCK", "")
-    if not path:
-        raise CommandError(f"invalid empty ssh agent socket for {name!r}: is SSH_AUTH_SOCK set?")
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise CommandError(f"--ssh {text}: {path}: {error.strerror}") from None
-    if not stat.S_ISSOCK(mode):
-        raise CommandError(
-            f"--ssh {text}: key files are not supported yet: give the key to an agent (ssh-add)"
-        )
-    return name or "default", os.path.realpath(path)
 
 
 def _send_secrets(call: Invocation) -> str:

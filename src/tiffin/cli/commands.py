@@ -85,8 +85,9 @@ VOLUME: dict[str, Entry] = {
 
 BUILDER: dict[str, Entry] = {
     "build": IMAGE["build"],
-    "prune": ("build", "PRUNE", "Remove the build cache"),
-    "why": ("build", "WHY", "Say why steps were not taken from the cache"),
+    "gc": ("build_cache", "COLLECT", "Bring the build cache down to its limit"),
+    "prune": ("build_cache", "PRUNE", "Remove the build cache"),
+    "why": ("build_cache", "WHY", "Say why steps were not taken from the cache"),
 }
 
 MANIFEST: dict[str, Entry] = {

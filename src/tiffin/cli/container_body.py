@@ -195,16 +195,22 @@ def _host(options: Options) -> dict[str, Any]:
             "Config": values.pairs(options["log-opt"]),
         }
     if options["security-opt"]:
-        _security(options["security-opt"], host)
+        kept, unconfined = security_options(options["security-opt"])
+        if unconfined:
+            host["MaskedPaths"] = []
+            host["ReadonlyPaths"] = []
+        if kept:
+            host["SecurityOpt"] = kept
     return host
 
 
-def _security(given: list[str], host: dict[str, Any]) -> None:
+def security_options(given: list[str]) -> tuple[list[str], bool]:
+    """``--security-opt`` as the daemon takes it, and whether no path is hidden."""
     kept = []
+    unconfined = False
     for text in given:
         if text == "systempaths=unconfined":
-            host["MaskedPaths"] = []
-            host["ReadonlyPaths"] = []
+            unconfined = True
             continue
         name, separator, value = text.partition("=")
         if not separator:
@@ -214,8 +220,7 @@ def _security(given: list[str], host: dict[str, Any]) -> None:
         if name == "seccomp" and value not in ("unconfined", "builtin"):
             text = f"seccomp={_seccomp_profile(value)}"
         kept.append(text)
-    if kept:
-        host["SecurityOpt"] = kept
+    return kept, unconfined
 
 
 def _seccomp_profile(path: str) -> str:

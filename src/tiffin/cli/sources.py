@@ -34,7 +34,12 @@ def source_header(path: str) -> dict[str, str]:
 
 
 def post_source(
-    client: Client, endpoint: Endpoint, path: str, where: str, query: Mapping[str, Any]
+    client: Client,
+    endpoint: Endpoint,
+    path: str,
+    where: str,
+    query: Mapping[str, Any],
+    headers: Mapping[str, str] = {},
 ) -> Response | None:
     """POSTs a source; None where the daemon has to get the bytes after all.
 
@@ -49,7 +54,7 @@ def post_source(
     if isinstance(endpoint.address, tuple) or not client.is_tiffin():
         return None
     try:
-        return client.call("POST", where, query, headers=source_header(path))
+        return client.call("POST", where, query, headers={**source_header(path), **headers})
     except DaemonError as error:
         if error.http_status != 409:
             raise

@@ -104,6 +104,8 @@ class Archives:
                         image.config,
                         [name.familiar for name in names],
                         [self._saved(layer) for layer in self._stack(image)],
+                        self._images.annotations(image.id, "manifest"),
+                        self._images.annotations(image.id, "manifest-descriptor"),
                     )
                     for image, names in found.values()
                 ],

@@ -1,4 +1,4 @@
-"""The verbs on builds, and what the builder needs of the engine (:mod:`tiffin.build.backend`)."""
+"""The verbs on builds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tiffin.build import builder
-from tiffin.build.backend import Cancelled, Output, RunResult, RunStep
-from tiffin.build.cache import MOUNT, BuildCache, Record
+from tiffin.build import builder, remotecontext
+from tiffin.build.backend import Cancelled, RunStep
+from tiffin.build.cache import BuildCache
 from tiffin.build.changes import environment
 from tiffin.build.check import Report, check
 from tiffin.build.context import BuildContext, from_folder, from_stream
@@ -23,10 +23,10 @@ from tiffin.build.parser import parse
 from tiffin.build.tree import EmptyTree
 from tiffin.build.turns import Turns
 from tiffin.build.verification import difference
-from tiffin.engine import filters as filtering
-from tiffin.engine import timestamps
+from tiffin.engine.buildcache import Cache
+from tiffin.engine.buildsite import BuildSite
 from tiffin.engine.container import Container
-from tiffin.engine.images import Image, Images
+from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.loans import Lender
 from tiffin.engine.registries import Registries
@@ -35,7 +35,6 @@ from tiffin.engine.roster import Roster
 from tiffin.engine.steps import Steps
 from tiffin.errors import NotFound, TiffinError
 from tiffin.image.config import ImageConfig
-from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
 from tiffin.store.database import Database
 
@@ -64,14 +63,15 @@ class Builds:
         self.layers = layers
         self.turns = Turns()
         self._root = root
-        self._images = images
+        self.images = images
         self._roster = roster
-        self._registries = registries
-        self._cache = BuildCache(database)
-        self._folders = CacheFolders(self._cache, root.path / "build-cache", self.turns)
+        self.registries = registries
+        self.known = BuildCache(database)
+        self._folders = CacheFolders(self.known, root.path / "build-cache", self.turns)
+        self.records = Cache(self.known, self._folders, root.path, images.collect)
         lender = Lender(layers, self._folders, root.work, root.mark)
-        self._steps = Steps(root, layers, lifecycle, lender, self._keep_container)
-        self._digests = DigestCache(path=root.path / "digests")
+        self.steps = Steps(root, layers, lifecycle, lender, self._keep_container)
+        self.digests = DigestCache(path=root.path / "digests")
         self._secrets: dict[str, dict[str, bytes]] = {}
         self._folders.sweep()
         lender.sweep()
@@ -81,14 +81,10 @@ class Builds:
         """Where temporary files go."""
         return self._root.work
 
-    def folder(self, path: str) -> BuildContext:
-        """A folder as a named context."""
-        return from_folder(Path(path), self._digests, content=b"FROM scratch")
-
     def _keep_container(self, container: Container, step: RunStep) -> None:
         """Make the container of a failed step an ordinary one, whose program is a shell."""
         assert step.keep is not None
-        image = self._images.add(step.keep, step.top)
+        image = self.images.add(step.keep, step.top)
         config = container.spec.config
         shell = step.keep.shell or ("/bin/sh",)
         config["Cmd"], config["Entrypoint"] = list(shell[:1]), None
@@ -100,44 +96,6 @@ class Builds:
         container.name = f"build-{container.id[:12]}"
         container.spec.image_name = image.id
         self._roster.add(container)
-
-    # -- the builder's backend
-
-    def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
-        """The configuration of a base image, which is pulled if it is not here, or if asked."""
-        try:
-            image = self._images.find(reference)
-        except NotFound:
-            image = self._pull(reference, platform)
-        else:
-            # What is named by its ID can't be had from anywhere else.
-            if pull and not image.id.removeprefix("sha256:").startswith(
-                reference.removeprefix("sha256:")
-            ):
-                image = self._pull(reference, platform)
-        if platform:
-            self._images.check_platform(image)
-        if image.top:
-            self.layers.keep(image.top)
-        return image.config
-
-    def _pull(self, reference: str, platform: str) -> Image:
-        try:
-            return self._registries.pull(reference, platform=platform)[0].image
-        except TiffinError as error:
-            raise type(error)(
-                f"No such image: {reference}: {error.message}; an image can also come from load, "
-                "import or image pack"
-            ) from error
-
-    def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
-        """Run a RUN."""
-        return self._steps.run(step, output, cancelled)
-
-    def save_image(self, config: ImageConfig, top: str | None, tags: list[str]) -> str:
-        """Record what was built."""
-        names = [Reference.parse(tag).with_default_tag() for tag in tags]
-        return self._images.add(config, top, names).id
 
     # -- verbs
 
@@ -154,17 +112,26 @@ class Builds:
         ``context`` is a folder, read in place, or a stream of a tar or a lone Dockerfile. The
         API's messages go to ``send``. Raises BuildFailure and what else is wrong with the input.
         """
+        say = send or (lambda message: None)
         try:
             with self._context(options, context) as opened:
-                return builder.build(
-                    self, options, opened, send or (lambda message: None), cancelled=cancelled
+                with (
+                    self.records.used_by_build() as keys,
+                    BuildSite(self, options, say, cancelled) as site,
+                ):
+                    image = builder.build(
+                        site, options, opened, say, cancelled=cancelled, keys=keys
+                    )
+                self.records.after_build(
+                    lambda line: None if options.quiet else say({"stream": f"{line}\n"})
                 )
+                return image
         finally:
-            self._digests.save()
+            self.digests.save()
 
     def close(self) -> None:
         """Write down what the next engine of this root may want to know."""
-        self._digests.save(all=True)
+        self.digests.save(all=True)
 
     def keep_secrets(self, secrets: Mapping[str, bytes]) -> str:
         """Keep secrets, in memory, for the one build that names the identifier given back."""
@@ -199,7 +166,7 @@ class Builds:
 
     def _base_environment(self, name: str) -> dict[str, str] | None:
         try:
-            return environment(self._images.find(name).config)
+            return environment(self.images.find(name).config)
         except TiffinError:
             return None  # nothing is said of what is not known
 
@@ -209,7 +176,7 @@ class Builds:
 
         ``step`` is a number, a part of a step's text, or empty for all. Raises NotFound.
         """
-        image = self._images.find(reference)
+        image = self.images.find(reference)
         found: list[JSON] = []
         for number, entry in enumerate(image.config.history, 1):
             if step and step != str(number) and (step.isdecimal() or step not in entry.created_by):
@@ -228,12 +195,12 @@ class Builds:
     def _reason(self, config: ImageConfig, number: int) -> str | None:
         """Why a step was made; empty if nothing like it was cached, None if that is not known."""
         wanted = config.history[:number]
-        for record in self._cache.steps(wanted[-1].created_by):
+        for record in self.known.steps(wanted[-1].created_by):
             if not record.config:
                 continue
             after = ImageConfig.parse(record.config)
             if after.history == wanted:
-                return self._cache.reason(record.key)
+                return self.known.reason(record.key)
         return None
 
     def verify(
@@ -253,92 +220,36 @@ class Builds:
         if second == first:
             return ""
         return difference(
-            self._images.find(first).config,
-            self._images.find(second).config,
+            self.images.find(first).config,
+            self.images.find(second).config,
             self.layers.lower,
         )
 
     def rootfs(self, reference: str, output: BinaryIO) -> None:
         """Write the files of an image as one tar, in order, without what containers add."""
-        top = self._images.find(reference).top
+        top = self.images.find(reference).top
         write_tree(self.layers.lower(top) if top else EmptyTree(), output)
 
     def _context(
         self, options: BuildOptions, context: BinaryIO | str | os.PathLike[str]
     ) -> BuildContext:
+        named = options.dockerfile if options.dockerfile != "Dockerfile" else None
+        if options.remote:
+            given = None
+            if named == "-":
+                assert not isinstance(context, (str, os.PathLike))
+                given, named = context.read(), None
+            return remotecontext.opened(
+                options.remote,
+                self.work,
+                dockerfile=named,
+                content=given,
+                agent=options.ssh.get("default", ""),
+            )
         if isinstance(context, (str, os.PathLike)):
-            named = options.dockerfile if options.dockerfile != "Dockerfile" else None
-            return from_folder(Path(context), self._digests, dockerfile=named)
+            return from_folder(Path(context), self.digests, dockerfile=named)
         return from_stream(context, self._root.work, dockerfile=options.dockerfile)
 
     def cache(self) -> list[JSON]:
         """Docker's view of the build cache's records."""
-        self._folders.measure()
-        return [
-            {
-                "ID": _identifier(record),
-                "Parents": [record.parent.removeprefix("sha256:")[:25]] if record.parent else None,
-                "Type": record.type,
-                "Description": record.step,
-                "InUse": record.in_use,
-                "Shared": record.in_use,
-                "Size": record.size,
-                "CreatedAt": timestamps.rfc3339(record.created),
-                "LastUsedAt": timestamps.rfc3339(record.used),
-                "UsageCount": record.uses,
-            }
-            for record in self._cache.records()
-        ]
-
-    def prune(
-        self,
-        all: bool = False,
-        filters: filtering.Filters | None = None,
-        keep_bytes: int = 0,
-    ) -> JSON:
-        """Remove cache records, and the layers that nothing else needs; ``keep_bytes`` stay."""
-        filters = filters or {}
-        self._folders.measure()
-        filtering.check(
-            filters, {"until", "unused-for", "id", "type", "description", "inuse", "shared"}
-        )
-        until = filters.get("until") or filters.get("unused-for")
-        before = self.layers.total_size()
-        removed = self._cache.prune(
-            everything=all,
-            unused_since=timestamps.parse(until[0]) if until else None,
-            keep_bytes=keep_bytes,
-            spared=self._folders.in_use(),
-            wanted=lambda record: _fits(record, filters),
-        )
-        freed = self._folders.removed(removed)
-        self._images.collect()
-        return {
-            "CachesDeleted": [_identifier(record) for record in removed],
-            "SpaceReclaimed": max(0, before - self.layers.total_size()) + freed,
-        }
-
-
-def _identifier(record: Record) -> str:
-    return record.key.removeprefix("sha256:").removeprefix(MOUNT)[:25]
-
-
-def _fits(record: Record, filters: filtering.Filters) -> bool:
-    """Whether a record is what all filters name."""
-
-    def fits(name: str, value: str) -> bool:
-        match name:
-            case "id":
-                return _identifier(record).startswith(value)
-            case "type":
-                return record.type == value
-            case "description":
-                return value in record.step
-            case _:
-                return record.in_use == (value.lower() in ("", "1", "true"))
-
-    return all(
-        any(fits(name, value) for value in filters[name])
-        for name in ("id", "type", "description", "inuse", "shared")
-        if name in filters
-    )
+        return self.records.list()

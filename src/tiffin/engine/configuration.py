@@ -28,7 +28,7 @@ _ACTED_ON = frozenset(
     VolumeDriver ReadonlyRootfs SecurityOpt Tmpfs UTSMode ShmSize Sysctls Runtime Init
     Ulimits Mounts MaskedPaths ReadonlyPaths RestartPolicy ConsoleSize CgroupnsMode
     Devices DeviceCgroupRules UsernsMode StorageOpt Annotations PortBindings
-    PublishAllPorts Links""".split()
+    PublishAllPorts Links CgroupParent""".split()
 )
 # Values of other fields that ask for nothing: what clients send by default.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -158,6 +158,8 @@ def restart_policy(policy: Mapping[str, Any] | None) -> JSON:
 
 
 def _check_modes(host: JSON) -> None:
+    if ".." in (host.get("CgroupParent") or "").split("/"):
+        raise InvalidParameter(f"invalid cgroup parent '{host['CgroupParent']}': it may have no ..")
     network = host.get("NetworkMode") or "default"
     host["NetworkMode"] = "bridge" if network == "default" else network
     for key, default in (("IpcMode", "private"), ("CgroupnsMode", "private")):

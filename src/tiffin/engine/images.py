@@ -7,9 +7,10 @@ on any more.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,28 @@ class Images:
         image = self.by_id(config.id)
         assert image is not None
         return image
+
+    def annotate(self, image_id: str, annotations: Mapping[str, str]) -> None:
+        """What the image's manifests say when it is saved or pushed, by kind and name
+        (``manifest:org.example.name``); replaces what was said before."""
+        if annotations:
+            self._database.execute(
+                "INSERT OR REPLACE INTO annotations VALUES (?, ?)",
+                (image_id, json.dumps(dict(annotations), sort_keys=True)),
+            )
+        else:
+            self._database.execute("DELETE FROM annotations WHERE image = ?", (image_id,))
+
+    def annotations(self, image_id: str, kind: str) -> dict[str, str]:
+        """The annotations of one kind (``manifest``, ``manifest-descriptor``)."""
+        row = self._database.one("SELECT given FROM annotations WHERE image = ?", (image_id,))
+        given: dict[str, str] = json.loads(row["given"]) if row is not None else {}
+        prefix = f"{kind}:"
+        return {
+            name.removeprefix(prefix): value
+            for name, value in given.items()
+            if name.startswith(prefix)
+        }
 
     def _name(self, image_id: str, name: Reference) -> None:
         with self._database.transaction():

@@ -152,7 +152,8 @@ def namespaces(
 
 def _runtime_mount(point: MountPoint, tree: Mount | None) -> RuntimeMount:
     if point.kind == "image":
-        return RuntimeMount("tree", point.source, point.target, ("ro",), tree)
+        how = "rw" if point.writable and point.snapshot else "ro"
+        return RuntimeMount("tree", point.source, point.target, (how,), tree, point.subpath)
     if point.kind == "tmpfs":
         options = ["nosuid", "nodev", "noexec", *point.tmpfs_options]
         if not point.tmpfs_options:

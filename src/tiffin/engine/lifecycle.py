@@ -99,7 +99,8 @@ class Lifecycle:
 
     def cgroup(self, container: Container) -> str:
         """The container's cgroup, below the root of each hierarchy."""
-        return f"{self._prefix}/{container.id}"
+        parent = (container.spec.host.get("CgroupParent") or "").strip("/")
+        return f"{parent or self._prefix}/{container.id}"
 
     def start(self, container: Container) -> None:
         """Start a container; raises NotModified if it runs, StartFailure if its program can't."""
@@ -195,7 +196,11 @@ class Lifecycle:
             network,
             self.sandboxes.link_environment(container),
             {
-                point.target: self._layers.view(point.chain)[-1]
+                point.target: (
+                    self._layers.mounts(point.snapshot)
+                    if point.snapshot
+                    else self._layers.view(point.chain)
+                )[-1]
                 for point in container.spec.mounts
                 if point.kind == "image"
             },

@@ -1,8 +1,9 @@
 """What a build lends to a command, as mounts of its container; and taking it back.
 
-A layer's files are bound from the layer's own directory (a copy, if the command may write), a cache
-is a folder (:mod:`tiffin.build.folders`), a file at hand lies in memory (``/dev/shm``), so that a
-secret never reaches a disk; a socket is forwarded (:mod:`tiffin.engine.agents`).
+A stack's tree is mounted as a container's is (on a snapshot that is thrown away, if the command may
+write), a layer's files are bound from its own directory (a file's copy, if the command may write),
+a cache is a folder (:mod:`tiffin.build.folders`), a file at hand lies in memory (``/dev/shm``), so
+that a secret never reaches a disk; a socket is forwarded (:mod:`tiffin.engine.agents`).
 
 A mount needs something to be mounted on. Where the image has nothing, the runtime makes it, and
 :class:`Places` takes it away again before the command's changes become a layer.
@@ -11,6 +12,7 @@ A mount needs something to be mounted on. Where the image has nothing, the runti
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -70,6 +72,9 @@ class Lender:
                     )
                 )
                 continue
+            if mount.kind == "tree":
+                points.append(self._tree(mount, stack))
+                continue
             if mount.kind == "layer":
                 source = self._layer(mount, stack)
             elif mount.kind == "cache":
@@ -113,6 +118,22 @@ class Lender:
         folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=place))
         stack.callback(shutil.rmtree, folder)
         return folder
+
+    def _tree(self, mount: StepMount, stack: ExitStack) -> MountPoint:
+        assert mount.chain is not None
+        point = MountPoint(
+            "image",
+            mount.target,
+            "the build",
+            writable=not mount.readonly,
+            chain=mount.chain,
+            subpath=os.fsdecode(mount.path),
+        )
+        if not mount.readonly:
+            point.snapshot = f"m{secrets.token_hex(20)}"
+            self._layers.prepare(point.snapshot, mount.chain)
+            stack.callback(self._layers.remove_snapshot, point.snapshot)
+        return point
 
     def _layer(self, mount: StepMount, stack: ExitStack) -> Path:
         assert mount.chain is not None

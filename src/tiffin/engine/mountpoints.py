@@ -58,6 +58,8 @@ class MountPoint(msgspec.Struct):
     """Further options of a tmpfs beside its size and mode."""
     chain: str = ""
     """The top of the layers of an image's mount, which it keeps."""
+    snapshot: str = ""
+    """The writable snapshot on these layers that is mounted instead, by a step of a build."""
 
 
 def _target(path: str, what: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
@@ -44,8 +44,11 @@ class Push:
         compression: Compression,
         chosen: bool,
         say: Say,
+        annotations: Mapping[str, str] = {},
     ) -> None:
-        """``chosen``: the compression was asked for, and is not just the default."""
+        """``chosen``: the compression was asked for, and is not just the default.
+        ``annotations`` are those of the image that a build was asked for."""
+        self._annotations = annotations
         self._layers = layers
         self._memory = memory
         self._client = client
@@ -72,7 +75,9 @@ class Push:
             descriptors = self._parallel(lambda place: self._layer(stack[place]), len(stack))
             raw = config.to_bytes()
             self._client.put_blob(self._repository, raw)
-            manifest = Manifest.make(Descriptor.of(raw, OCI_CONFIG), descriptors)
+            manifest = Manifest.make(
+                Descriptor.of(raw, OCI_CONFIG), descriptors, annotations=self._annotations
+            )
         else:
             self._client.put_blob(self._repository, config.to_bytes())
         self._client.put_manifest(self._repository, tag, manifest.raw, manifest.media_type)
@@ -97,6 +102,8 @@ class Push:
     def _as_it_was(self, image: str, stack: Sequence[Layer]) -> Manifest | None:
         for manifest in self._memory.manifests(image):
             if len(manifest.layers) != len(stack):
+                continue
+            if self._annotations and dict(manifest.annotations) != dict(self._annotations):
                 continue
             if self._chosen and any(
                 entry.media_type != self._compression.media_type for entry in manifest.layers

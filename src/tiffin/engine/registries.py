@@ -32,7 +32,7 @@ from tiffin.image.config import ImageConfig
 from tiffin.image.manifest import Descriptor, Index, Manifest, Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
-from tiffin.registry.credentials import Credentials, host_of, parse_header
+from tiffin.registry.credentials import Credentials, host_of, parse_config_header, parse_header
 from tiffin.registry.endpoints import SYSTEM_FOLDERS, Configuration
 from tiffin.store.database import Database
 
@@ -144,6 +144,14 @@ class Registries:
                 )
                 for endpoint in self.configuration().endpoints(domain, mirrors=mirrors)
             ]
+
+    @contextmanager
+    def client(
+        self, domain: str, auth: Credentials | None, cancelled: Cancelled = lambda: False
+    ) -> Iterator[Registry]:
+        """A client of a registry itself, for the time of the block."""
+        with self._clients(domain, auth, cancelled) as clients:
+            yield clients[-1]
 
     # Pulling.
 
@@ -373,6 +381,7 @@ class Registries:
             compression,
             chosen,
             say,
+            self._images.annotations(image.id, "manifest"),
         )
         with self._layers.lease():
             stack = self._layers.chain(image.top)
@@ -464,6 +473,11 @@ class Registries:
 def credentials_of(header: str | None) -> Credentials | None:
     """The credentials of an ``X-Registry-Auth`` header; raises InvalidParameter."""
     return parse_header(header)
+
+
+def credentials_by_host(header: str) -> dict[str, Credentials]:
+    """The credentials of an ``X-Registry-Config`` header, by host; raises InvalidParameter."""
+    return parse_config_header(header)
 
 
 def credentials_in(document: JSON) -> Credentials:

@@ -96,6 +96,8 @@ class Steps:
         for point, mount in zip(container.spec.mounts, step.mounts, strict=True):
             if mount.secret or mount.kind == "socket":
                 continue
+            # What was written to a tree is gone; what it was stays.
+            point.snapshot = ""
             if mount.kind in ("layer", "file"):
                 # What it was bound from goes with the step.
                 own = folder / f"mount{len(mounts)}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from tiffin.errors import TiffinError
@@ -42,6 +42,10 @@ class SavedImage:
     """References with a tag; any that has none is left out."""
     layers: Sequence[SavedLayer]
     """Lowest first."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """What the manifest says of the image."""
+    index_annotations: Mapping[str, str] = field(default_factory=dict)
+    """What the index says of the manifest."""
 
 
 def write_archive(output: BinaryIO, images: Sequence[SavedImage]) -> None:
@@ -54,12 +58,14 @@ def write_archive(output: BinaryIO, images: Sequence[SavedImage]) -> None:
     layers: dict[str, SavedLayer] = {}
     entries: dict[str, dict[str, Any]] = {}
     manifests: dict[str, Manifest] = {}
+    said: dict[str, Mapping[str, str]] = {}
     tags: dict[str, dict[str, Reference]] = {}
     for image in images:
         config = Descriptor.of(image.config.to_bytes(), OCI_CONFIG)
         descriptors = [Descriptor(OCI_LAYER, each.diff_id, each.tar_size) for each in image.layers]
-        manifest = Manifest.make(config, descriptors)
+        manifest = Manifest.make(config, descriptors, annotations=image.annotations)
         manifests[config.digest] = manifest
+        said[config.digest] = image.index_annotations
         blobs[config.digest] = image.config.to_bytes()
         blobs[manifest.digest] = manifest.raw
         for layer in image.layers:
@@ -76,7 +82,7 @@ def write_archive(output: BinaryIO, images: Sequence[SavedImage]) -> None:
         }
     documents = {
         "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": _index(manifests, tags).raw,
+        "index.json": _index(manifests, tags, said).raw,
         "manifest.json": _json(list(entries.values())),
     }
     if any(tags.values()):
@@ -93,19 +99,25 @@ def write_archive(output: BinaryIO, images: Sequence[SavedImage]) -> None:
     output.flush()
 
 
-def _index(manifests: dict[str, Manifest], tags: dict[str, dict[str, Reference]]) -> Index:
+def _index(
+    manifests: dict[str, Manifest],
+    tags: dict[str, dict[str, Reference]],
+    said: dict[str, Mapping[str, str]],
+) -> Index:
     """One entry for each name, and one for each image that has none."""
     entries = []
     for config, manifest in manifests.items():
         plain = manifest.descriptor
         for name, reference in tags[config].items():
             annotations = {
+                **said[config],
                 "io.containerd.image.name": name,
                 "org.opencontainers.image.ref.name": str(reference.tag),
             }
             entries.append(Descriptor(plain.media_type, plain.digest, plain.size, annotations))
         if not tags[config]:
-            entries.append(plain)
+            more = said[config]
+            entries.append(Descriptor(plain.media_type, plain.digest, plain.size, more))
     return Index.make(entries)
 
 

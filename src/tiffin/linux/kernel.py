@@ -365,6 +365,26 @@ class Kernel:
         finally:
             os.close(tree)
 
+    def show_below(self, path: str, below: str) -> None:
+        """Put what is at ``below`` in the mount at an inside path (its very root) over it."""
+        top = self._open(path)
+        try:
+            resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
+            found = syscalls.openat2(top, below, os.O_PATH | os.O_DIRECTORY, 0, resolve)
+        except OSError as error:
+            raise _named(error, f"{path}/{below}") from None
+        finally:
+            os.close(top)
+        try:
+            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+            tree = syscalls.open_tree(found, "", flags)
+        finally:
+            os.close(found)
+        try:
+            self._attach(tree, f"{path}/{below}", path)
+        finally:
+            os.close(tree)
+
     def _attach(
         self,
         tree: int,

@@ -89,6 +89,9 @@ class RecordingKernel(Kernel):
             key,
         )
 
+    def show_below(self, path: str, below: str) -> None:
+        self._record("show_below", path, below)
+
     def attach_below(
         self,
         source: str,

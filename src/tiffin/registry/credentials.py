@@ -104,6 +104,37 @@ def parse_header(value: str | None) -> Credentials | None:
     return Credentials.of_document(document or {}) or None
 
 
+def parse_config_header(value: str) -> dict[str, Credentials]:
+    """The credentials of an ``X-Registry-Config`` header, by host: a build may need many.
+
+    Raises InvalidParameter for a malformed one.
+    """
+    try:
+        # Docker's clients differ in the alphabet that they use.
+        text = value.replace("+", "-").replace("/", "_")
+        document = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise InvalidParameter("malformed X-Registry-Config header: not base64 of JSON")
+    found = {host_of(key): Credentials.of_document(entry) for key, entry in document.items()}
+    return {host: credentials for host, credentials in found.items() if credentials}
+
+
+def config_header(credentials: dict[str, Credentials]) -> str:
+    """The value of ``X-Registry-Config`` for credentials by host."""
+    document = {}
+    for host, one in credentials.items():
+        fields = {
+            "username": one.username,
+            "password": one.password,
+            "identitytoken": one.identity_token,
+            "serveraddress": key_of(host),
+        }
+        document[key_of(host)] = {name: value for name, value in fields.items() if value}
+    return urlsafe_b64encode(json.dumps(document).encode()).decode()
+
+
 def key_of(domain: str) -> str:
     """The key of a registry in ``config.json``."""
     return HUB_KEY if domain in _HUB_HOSTS else domain
@@ -190,6 +221,25 @@ class CredentialsFile:
             if host_of(key) == domain:
                 return Credentials.of_document(entry) or None
         return None
+
+    def all(self) -> dict[str, Credentials]:
+        """All credentials, by host; a helper that fails is asked for nothing more.
+
+        Raises InvalidParameter for a broken file.
+        """
+        document = self._read()
+        hosts = {
+            host_of(key) for name in ("auths", "credHelpers") for key in document.get(name) or {}
+        }
+        store = str(document.get("credsStore") or "")
+        if store:
+            try:
+                hosts |= {host_of(key) for key in json.loads(_ask(store, "list", ""))}
+            except (TiffinError, ValueError):
+                # One that can't list still answers for the hosts that the file names.
+                pass
+        found = {host: self.get(host) for host in sorted(hosts)}
+        return {host: one for host, one in found.items() if one}
 
     def store(self, domain: str, credentials: Credentials) -> str:
         """Keep credentials; returns the helper that has them, or "" for the file itself."""

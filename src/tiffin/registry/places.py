@@ -199,6 +199,24 @@ class LayoutPlace:
         with _appearing(self._folder / "index.json") as file:
             file.write(json.dumps(index, separators=(",", ":")).encode())
 
+    def sweep(self) -> None:
+        """Remove the blobs that nothing in the layout names."""
+        wanted: set[str] = set()
+        pending = [entry["digest"] for entry in self._index()["manifests"]]
+        while pending:
+            digest = pending.pop()
+            wanted.add(digest)
+            document = json.loads(self._read(digest))
+            for entry in document.get("manifests") or ():
+                if entry["digest"] not in wanted and self.has_manifest(entry["digest"]):
+                    pending.append(entry["digest"])
+            for entry in (document.get("config"), *(document.get("layers") or ())):
+                if entry:
+                    wanted.add(entry["digest"])
+        for path in (self._folder / "blobs").glob("*/*"):
+            if not path.name.startswith(".") and f"{path.parent.name}:{path.name}" not in wanted:
+                path.unlink()
+
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         # A layout lists what refers to its images among them.
         found = []

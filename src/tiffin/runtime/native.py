@@ -288,6 +288,8 @@ def _file_systems(
         settings.mounts, key=lambda item: posixpath.normpath(item.target).count("/")
     ):
         steps.append(_mount_point(item, binds.get(item), settings.id_map))
+        if item.kind == "tree" and item.below:
+            steps.append(op.ShowBelow(posixpath.normpath(item.target), item.below))
     if settings.process.terminal:
         steps.append(op.Terminal(*settings.process.console_size))
     for key, value in settings.effective_sysctls.items():
@@ -347,7 +349,7 @@ def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | No
             item.tree.fstype,
             item.tree.source,
             target,
-            options.flags | syscalls.MS_RDONLY,
+            options.flags | (0 if "rw" in item.options else syscalls.MS_RDONLY),
             options.data,
             item.tree.directory,
         )
@@ -355,7 +357,7 @@ def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | No
     for option in item.options:
         if option != "idmap" or id_map is not None:
             attributes |= ATTRIBUTES.get("ro" if option == "rro" else option, 0)
-    if item.below:
+    if item.below and item.kind == "bind":
         return op.BindBelow(
             item.source,
             item.below,

@@ -316,6 +316,24 @@ class Bind(Operation):
         )
 
 
+class ShowBelow(Operation):
+    """Show a directory of the tree that was just mounted, and not all of it."""
+
+    fields = ("target", "below")
+    __slots__ = fields
+    name = "show-below"
+
+    def __init__(self, target: str, below: str) -> None:
+        self.target = target
+        self.below = below
+
+    def describe(self) -> str:
+        return f"show {self.below} of {self.target} only"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.show_below(self.target, self.below)
+
+
 class BindBelow(Operation):
     """Bind what is at ``below`` in a host directory that others may write to."""
 
@@ -622,6 +640,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         MountTree,
         Bind,
         BindBelow,
+        ShowBelow,
         BindGroups,
         Device,
         HostDevices,

@@ -92,8 +92,8 @@ class MountPoint:
 
     Options of a bind: ``ro``, ``rro`` (also what is mounted below), ``rbind`` (the default) or
     ``bind``, nosuid, nodev, noexec, ``idmap`` (its owners are those inside a user namespace, if the
-    container has one), and a propagation (rprivate, the default, rslave, …). Options
-    of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
+    container has one), and a propagation (rprivate, the default, rslave, …). A tree is read-only
+    unless it says ``rw``. Options of a tmpfs: mount(8)'s (size, mode, ro, exec, …).
     """
 
     kind: Literal["bind", "tmpfs", "tree"]
@@ -102,7 +102,8 @@ class MountPoint:
     options: tuple[str, ...] = ()
     tree: Mount | None = None
     below: str = ""
-    """What of a bind's source is meant: a path in it, out of which no symlink leads."""
+    """What of a bind's source is meant: a path in it, out of which no symlink leads. Of a tree: a
+    directory in it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,4 +148,11 @@ MIGRATIONS: tuple[str, ...] = (
         ports     BLOB NOT NULL
     ) STRICT;
     """,
+    # annotations: what manifests of images say
+    """
+    CREATE TABLE annotations (
+        image      TEXT PRIMARY KEY REFERENCES images ON DELETE CASCADE,
+        given      TEXT NOT NULL           -- JSON: kind:name to value
+    ) STRICT;
+    """,
 )

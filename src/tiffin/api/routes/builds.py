@@ -43,6 +43,10 @@ class BuildRoutes:
         if identifier := query.text(request, "secrets"):
             secrets = self._engine.builds.take_secrets(identifier)
             options = replace(options, secrets=secrets)
+        if header := request.headers.get("x-registry-config"):
+            from tiffin.engine.registries import credentials_by_host
+
+            options = replace(options, credentials=credentials_by_host(header))
         place = source(request, folders=True)
         with contextlib.ExitStack() as stack:
             context: Path | BinaryIO = place or request.body
@@ -110,13 +114,22 @@ class BuildRoutes:
         self._engine.builds.rootfs(image, cast(BinaryIO, output))
 
     def prune(self, request: Request, response: Response) -> None:
-        keep = query.integer(request, "reserved-space") or query.integer(request, "keep-storage")
-        pruned = self._engine.builds.prune(
-            all=query.boolean(request, "all"),
-            filters=query.filters(request),
-            keep_bytes=keep or 0,
+        records = self._engine.builds.records
+        dry = query.boolean(request, "dry-run")
+        if query.boolean(request, "gc"):
+            response.json(records.collect(dry=dry))
+            return
+        reserved = query.integer(request, "reserved-space")
+        response.json(
+            records.prune(
+                everything=query.boolean(request, "all"),
+                filters=query.filters(request),
+                reserved=reserved or query.integer(request, "keep-storage") or 0,
+                most=query.integer(request, "max-used-space") or 0,
+                free=query.integer(request, "min-free-space") or 0,
+                dry=dry,
+            )
         )
-        response.json(pruned)
 
     def cancel(self, request: Request, response: Response) -> None:
         # Only BuildKit's builds are cancelled by name; a classic one ends with its connection.
