@@ -203,6 +203,6 @@ def test_what_only_the_native_runtime_does_is_refused(kitchen: Kitchen) -> None:
 
 
 def test_an_unknown_runtime_is_refused(engine: Engine) -> None:
-    for name in ("nonsense", "../bin/sh", "lxc"):
+    for name in ("nonsense", "../bin/sh", "lxc-start"):
         with pytest.raises(InvalidParameter, match="runtime"):
             Kitchen(engine, name).create("true")

@@ -61,10 +61,15 @@ _FINE_IN_PROC = frozenset(
 """What a mount may hide in /proc: files that tell something, and that nothing else depends on."""
 
 
+def may_cover(path: str) -> bool:
+    """Whether something may be mounted at this path of /proc."""
+    return path in _FINE_IN_PROC
+
+
 def _refuse_proc(fd: int, path: str) -> None:
     """Keep mounts out of /proc, however the path leads there: what is masked, read-only, or
     written to in there must be what it seems."""
-    if path not in _FINE_IN_PROC and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
+    if not may_cover(path) and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
         raise OSError(errno.EPERM, f"{path} is inside /proc, where nothing can be mounted")
 
 

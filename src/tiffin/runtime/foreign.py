@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from tiffin.runtime.settings import ContainerSettings
 
-NAMES = ("runc", "crun")
+NAMES = ("runc", "crun", "lxc")
+_COMMANDS = {"lxc": "lxc-start"}
 STATE = "/run/tiffin/runtimes"
 _LARGEST_ACCOUNTS_FILE = 4 << 20
 
@@ -42,7 +43,7 @@ _LARGEST_ACCOUNTS_FILE = 4 << 20
 def find(name: str) -> str | None:
     """Where a runtime's command is; None if the machine doesn't have it."""
     for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"):
-        path = f"{folder}/{name}"
+        path = f"{folder}/{_COMMANDS.get(name, name)}"
         if name in NAMES and os.access(path, os.X_OK):
             return path
     return None
@@ -67,7 +68,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
     runtime, name = plan["runtime"], plan["id"]
     bundle = f"{STATE}/{runtime['name']}/bundles/{name}"
     state = f"{STATE}/{runtime['name']}/state"
-    _remove(bundle)
+    remove(bundle)
     os.makedirs(bundle, mode=0o700)
     os.makedirs(state, mode=0o700, exist_ok=True)
     console = None
@@ -83,7 +84,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
                 os.close(folder)
             console.listen()
             create += ["--console-socket", f"{bundle}/console"]
-        fds = stdio.fds or _nothing()
+        fds = stdio.fds or nothing()
         try:
             code = _run([*create, name], fds, lambda: _prepare(plan, bundle))
         finally:
@@ -98,7 +99,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
         try:
             if console is not None:
                 terminal = _receive(console, stdio.size)
-            quiet = _nothing()
+            quiet = nothing()
             try:
                 code = _run([*arguments, "start", name], quiet, None)
             finally:
@@ -116,11 +117,12 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
     finally:
         if console is not None:
             console.close()
-        _remove(bundle)
-        _remove(f"{state}/{name}")
+        remove(bundle)
+        remove(f"{state}/{name}")
 
 
-def _nothing() -> tuple[int, int, int]:
+def nothing() -> tuple[int, int, int]:
+    """Streams that lead nowhere; the one descriptor is the caller's."""
     fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     return fd, fd, fd
 
@@ -235,7 +237,7 @@ def _failure(bundle: str, runtime: str, code: int) -> StartFailure:
     return StartFailure(f"{runtime}: {said}", code)
 
 
-def _remove(directory: str) -> None:
+def remove(directory: str) -> None:
     """Remove a folder of plain files; no error if it is gone."""
     try:
         for name in os.listdir(directory):

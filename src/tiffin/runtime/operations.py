@@ -173,6 +173,19 @@ class Isolate(Operation):
         kernel.set_propagation("/", syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
+class LeavePeers(Operation):
+    """Leave all peer groups: what the mounts of others get is still seen, but nothing given."""
+
+    __slots__ = ()
+    name = "leave-peers"
+
+    def describe(self) -> str:
+        return "make every shared mount a slave, or private"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.set_propagation("/", syscalls.MS_REC | syscalls.MS_SLAVE)
+
+
 class MountRoot(Operation):
     """Mount (one of the mounts of) the root file system on a host path."""
 
@@ -616,6 +629,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         OwnFilesAs,
         EnterUserNamespace,
         Isolate,
+        LeavePeers,
         MountRoot,
         EnterRoot,
         Mount,
