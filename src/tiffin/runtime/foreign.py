@@ -25,6 +25,7 @@ import stat
 
 from tiffin.errors import StartFailure, Unsupported
 from tiffin.linux import accounts, syscalls
+from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size
 from tiffin.runtime.operations import Isolate, MountRoot, load
 
@@ -91,7 +92,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
             if stdio.fds is None:
                 os.close(fds[0])
         if code != 0:
-            raise _failure(bundle, runtime["name"], code)
+            raise _failure(bundle, plan, code)
         with open(f"{bundle}/pid") as file:
             pid = int(file.read())
         pidfd = os.pidfd_open(pid)
@@ -105,7 +106,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
             finally:
                 os.close(quiet[0])
             if code != 0:
-                raise _failure(bundle, runtime["name"], code)
+                raise _failure(bundle, plan, code)
         except BaseException:
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -158,6 +159,8 @@ def _prepare(plan: dict[str, Any], bundle: str) -> None:
             if isinstance(operation, (Isolate, MountRoot)):
                 operation.execute(kernel)
         kernel.enter_root(mountpoint)
+        if plan["runtime"]["name"] == "crun":
+            _leave_unified(plan)
         root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         process = plan["process"]
         passwd, group = _read(root, "/etc/passwd"), _read(root, "/etc/group")
@@ -176,9 +179,31 @@ def _prepare(plan: dict[str, Any], bundle: str) -> None:
     if not any(text.startswith("HOME=") for text in config["process"]["env"]):
         config["process"]["env"].append(f"HOME={account.home}")
     config["root"]["path"] = mountpoint
+    for mount in config["mounts"]:
+        if "rro" in mount["options"] and not os.path.isdir(mount["source"]):
+            # The same for a file, and crun can't open one for the other.
+            mount["options"] = [{"rro": "ro"}.get(word, word) for word in mount["options"]]
     config.pop("annotations", None)
+    # Nothing here is newer, and crun before 1.9 knows no other.
+    config["ociVersion"] = "1.0.2"
     with open(f"{bundle}/config.json", "w") as file:
         json.dump(config, file)
+
+
+def _leave_unified(plan: dict[str, Any]) -> None:
+    """Show crun a pure version 1 where both versions are mounted: it refuses the two together.
+
+    The version 2 group is entered before, which the container inherits.
+    """
+    groups = Hierarchy.detect()
+    if groups.version != "hybrid" or groups.unified is None:
+        return
+    if plan["cgroup"] is not None:
+        directory = f"{groups.unified}/{plan['cgroup']['name']}"
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/cgroup.procs", "w") as file:
+            file.write("0")
+    syscalls.umount(groups.unified, syscalls.MNT_DETACH)
 
 
 def _read(root: int, path: str) -> bytes:
@@ -209,7 +234,7 @@ def _receive(console: socket.socket, size: tuple[int, int]) -> int:
     return fds[0]
 
 
-def _failure(bundle: str, runtime: str, code: int) -> StartFailure:
+def _failure(bundle: str, plan: dict[str, Any], code: int) -> StartFailure:
     """What the runtime has said last, with the exit code that it means."""
     said = f"it ended with code {code}"
     try:
@@ -234,7 +259,10 @@ def _failure(bundle: str, runtime: str, code: int) -> StartFailure:
         if sentence in said:
             code = meaning
             break
-    return StartFailure(f"{runtime}: {said}", code)
+    wanted = plan["process"]["args"][0]
+    if code != 125 and wanted not in said:
+        said = f'exec: "{wanted}": {said}'
+    return StartFailure(f"{plan['runtime']['name']}: {said}", code)
 
 
 def remove(directory: str) -> None:

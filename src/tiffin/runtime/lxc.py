@@ -178,9 +178,7 @@ def _tell(channel: socket.socket, text: str, code: int) -> None:
     channel.send(json.dumps({"error": text, "code": code}).encode())
 
 
-def _become(
-    plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.socket
-) -> None:
+def _become(plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.socket) -> None:
     """In the child: prepare everything, and become ``lxc-start``."""
     process, mountpoint = plan["process"], plan["runtime"]["mountpoint"]
     kernel = Kernel()

@@ -177,7 +177,7 @@ def configuration(
         rows.append((f"prlimit.{name.lower()}", ":".join(words)))
     if profile is not None:
         rows.append(("seccomp.profile", profile))
-    for key, value in rows:
+    for _, value in rows:
         if "\n" in str(value):
             raise Unsupported(f"a line break in {value!r} can't be used with the runtime lxc")
     return "".join(f"lxc.{key} = {value}\n" for key, value in rows)
@@ -201,16 +201,15 @@ def _namespace_rows(plan: JSON) -> list[tuple[str, object]]:
     if plan["pid_namespace"] is not None:
         joined["pid"] = plan["pid_namespace"]
     rows: list[tuple[str, object]] = []
-    kept = [] if own_cgroup or "cgroup" in joined else ["cgroup"]
+    own = ["mnt", "cgroup"] if own_cgroup else ["mnt"]
     if name:
         rows.append(("uts.name", name))
     for kind, word, flag in _NAMESPACES:
         if kind in joined:
             rows.append((f"namespace.share.{word}", joined[kind]))
-        elif not plan["flags"] & flag:
-            kept.append(word)
-    if kept:
-        rows.append(("namespace.keep", " ".join(kept)))
+        elif plan["flags"] & flag:
+            own.append(word)
+    rows.append(("namespace.clone", " ".join(own)))
     if plan["flags"] & syscalls.CLONE_NEWNET:
         rows += [("net.0.type", "empty"), ("net.0.flags", "up")]
     return rows
@@ -240,9 +239,7 @@ def seccomp_policy(profile: JSON) -> str:
         arguments = [_argument(item) for item in rule.get("args") or []]
         indexes = {item["index"] for item in rule.get("args") or []}
         # One argument asked for twice: any of them will do.
-        alternatives = (
-            [" ".join(arguments)] if len(indexes) == len(arguments) else list(arguments)
-        )
+        alternatives = [" ".join(arguments)] if len(indexes) == len(arguments) else list(arguments)
         for name in rule["names"]:
             lines += [f"{name} {action} {text}".rstrip() for text in alternatives]
     return "\n".join(lines) + "\n"

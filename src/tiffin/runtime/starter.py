@@ -6,11 +6,11 @@ terminal its controlling one, and becomes the container's program with exactly
 the environment that is asked for. It is executed from a descriptor (:data:`PROGRAM`), since the
 container's files have none of ours.
 
-Its arguments (:func:`arguments`) are the environment, an empty string, the path of the terminal that
-its streams shall be (or an empty string), the path of the program, and the program's arguments. On the socket :data:`CHANNEL` it writes one byte when it has begun, reads
-one byte when it shall go on (at an end of file it exits with 125), and, should the program not be
-executable, writes one byte with the number of the error. An end of file there means that the
-program runs.
+Its arguments (:func:`arguments`) are the environment, an empty string, the path of the terminal
+that its streams shall be (or an empty string), the path of the program, and the program's
+arguments. On the socket :data:`CHANNEL` it writes one byte when it has begun, reads one byte when
+it shall go on (at an end of file it exits with 125), and, should the program not be executable,
+writes one byte with the number of the error. An end of file there means that the program runs.
 
 This module is part of the keeper: it imports next to nothing.
 
