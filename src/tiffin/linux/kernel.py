@@ -86,14 +86,14 @@ class Kernel:
 
     # namespaces
 
-    def join_namespace(self, path: str) -> None:
-        """setns(2) into the namespace that a host path names."""
+    def join_namespace(self, path: str, kind: int) -> None:
+        """setns(2) into the namespace that a host path names, which must be of that kind."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise _named(error, f"open({path})") from None
         try:
-            syscalls.setns(fd, 0)
+            syscalls.setns(fd, kind)
         finally:
             os.close(fd)
 
@@ -559,6 +559,13 @@ class Kernel:
         syscalls.pivot_root(".", ".")
         syscalls.umount(".", syscalls.MNT_DETACH)
         os.chdir("/")
+        os.close(self._root)
+        self._root = -1
+
+    def change_root(self) -> None:
+        """Make the root that was entered this process's own, where the host's can't be let go."""
+        os.fchdir(self._root)
+        os.chroot(".")
         os.close(self._root)
         self._root = -1
 

@@ -30,7 +30,7 @@ from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
-from tiffin.runtime.operations import MakeDirectory, Operation, PivotRoot, load
+from tiffin.runtime.operations import ChangeRoot, MakeDirectory, Operation, PivotRoot, load
 from tiffin.runtime.user_namespace import UserNamespace, become_root
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
@@ -183,7 +183,8 @@ def _launch(
         for item in plan["operations"]:
             operation = load(item)
             try:
-                if halts is not None and pid is not None and isinstance(operation, PivotRoot):
+                last = isinstance(operation, (PivotRoot, ChangeRoot))
+                if halts is not None and pid is not None and last:
                     halts.before_pivot(pid)
                 operation.execute(kernel)
             except OSError as error:

@@ -55,7 +55,7 @@ def divide(operations: list[list[Any]]) -> Parts:
     """Which operation is done by whom. Raises StartFailure, Unsupported."""
     parts = Parts()
     # LXC makes every mount a shared one.
-    parts.after.append(op.LeavePeers())
+    parts.after.append(op.Propagate(syscalls.MS_REC | syscalls.MS_SLAVE))
     for item in operations:
         operation = op.load(item)
         if isinstance(operation, _LATE):
