@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import busybox_tar, kill_keeper
 from tiffin import Engine
 from tiffin.errors import InvalidParameter, StartFailure, Unsupported
+from tiffin.linux import capabilities
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import foreign
 
@@ -24,12 +28,10 @@ def usable(name: str) -> str:
         return ""
     if foreign.find(name) is None:
         return f"{name} is not installed"
-    if name == "crun" and Hierarchy.detect().version == "hybrid":
-        return "crun refuses hybrid cgroups"
     return ""
 
 
-@pytest.fixture(params=["native", *foreign.NAMES])
+@pytest.fixture(scope="module", params=["native", *foreign.NAMES])
 def runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if reason := usable(name):
@@ -61,9 +63,24 @@ class Kitchen:
         return answer["StatusCode"], text.decode().split("\n")[:-1]
 
 
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Engine]:
+    """One engine for all of them: what a test leaves would show in the next one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    root = tmp_path_factory.mktemp("runtimes") / "root"
+    with Engine(root) as opened:
+        opened.images.import_(io.BytesIO(busybox_tar()), "busybox", changes=["CMD sh"])
+        yield opened
+        opened.shutdown_keeper()
+    kill_keeper(root)
+
+
 @pytest.fixture
-def kitchen(engine: Engine, runtime: str) -> Iterator[Kitchen]:
-    yield Kitchen(engine, runtime)
+def kitchen(common: Engine, runtime: str) -> Iterator[Kitchen]:
+    yield Kitchen(common, runtime)
+    for row in common.containers.list(all=True):
+        common.containers.remove(row["Id"], force=True, volumes=True)
     state = Path(foreign.STATE, runtime)
     for folder in ("state", "bundles"):
         assert not (state / folder).exists() or os.listdir(state / folder) == []
@@ -147,6 +164,89 @@ def test_options(kitchen: Kitchen) -> None:
     assert code == 0
 
 
+def test_everything_for_a_privileged_one(kitchen: Kitchen) -> None:
+    script = """
+        grep -E '^(CapEff|Seccomp:)' /proc/self/status | tr '\\n' ' '; echo
+        find /dev -type b -o -type c | grep -v pts | sort | tr '\\n' ' '; echo
+        mkdir /m && mount -t tmpfs x /m && echo mounted; test -w /proc/sys/kernel/hostname && echo w
+    """
+    code, lines = kitchen.run(script, host={"Privileged": True})
+    held = capabilities.held()
+    assert lines[0] == f"CapEff:\t{held:016x} Seccomp:\t0 "
+    hosts = {
+        f"{folder}/{name}"
+        for folder, _, names in os.walk("/dev")
+        for name in names
+        if stat.S_IFMT(os.lstat(f"{folder}/{name}").st_mode) in (stat.S_IFBLK, stat.S_IFCHR)
+    }
+    hosts = {name for name in hosts if not name.startswith("/dev/pts/")}
+    assert hosts - {"/dev/console", "/dev/ptmx"} <= set(lines[1].split())
+    assert (lines[2:], code) == (["mounted", "w"], 0)
+
+
+def test_namespaces_of_the_host_and_of_another_container(kitchen: Kitchen) -> None:
+    names = "for n in pid ipc uts net cgroup; do readlink /proc/self/ns/$n; done"
+    host = {f"{kind}Mode": "host" for kind in ("Pid", "Ipc", "UTS", "Network", "Cgroupns")}
+    code, lines = kitchen.run(names, host=host)
+    kinds = ("pid", "ipc", "uts", "net", "cgroup")
+    assert (code, lines) == (0, [os.readlink(f"/proc/self/ns/{kind}") for kind in kinds])
+    first = kitchen.create("sleep", "1000")
+    kitchen.engine.containers.start(first)
+    pid = kitchen.engine.containers.inspect(first)["State"]["Pid"]
+    theirs = {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds}
+    host = {"PidMode": f"container:{first}", "NetworkMode": f"container:{first}"}
+    code, lines = kitchen.run(names, host=host)
+    assert code == 0
+    assert (lines[0], lines[3]) == (theirs["pid"], theirs["net"])
+    assert lines[1] != theirs["ipc"] and lines[2] != theirs["uts"]
+
+
+def test_devices_and_paths_of_the_host(kitchen: Kitchen, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("soup\n")
+    host = {
+        "Devices": [
+            {"PathOnHost": "/dev/full", "PathInContainer": "/dev/pot", "CgroupPermissions": "rwm"}
+        ],
+        "Binds": [f"{tmp_path}/file:/with space/file:ro", f"{tmp_path}/file:/proc/uptime"],
+    }
+    script = """
+        stat -c %t:%T /dev/pot; cat '/with space/file' /proc/uptime
+        mknod /disk b 1 0; cat /disk 2>&1 | grep -o 'not permitted'
+        grep ' /with' /proc/self/mountinfo | cut -d ' ' -f 6 | cut -d , -f 1
+    """
+    code, lines = kitchen.run(script, host=host)
+    assert (code, lines) == (0, ["1:7", "soup", "soup", "not permitted", "ro"])
+
+
+def test_a_terminal_is_a_controlling_one(kitchen: Kitchen) -> None:
+    """Its keys are signals: the foreground of the container gets them."""
+    script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done"
+    container = kitchen.create("sh", "-c", script, Tty=True, OpenStdin=True, User="user")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        kitchen.engine.containers.attach(container, theirs, stdin=True, stdout=True, stderr=True)
+        kitchen.engine.containers.start(container)
+        data = b""
+        while b"ready" not in data:
+            data += ours.recv(100)
+        ours.sendall(b"\x03")
+        while b"caught" not in data:
+            data += ours.recv(100)
+    assert kitchen.engine.containers.wait(container)["StatusCode"] == 9
+
+
+def test_the_environment_is_what_was_asked_for(kitchen: Kitchen) -> None:
+    code, lines = kitchen.run("env | grep -v ^_ | sort", Env=["A=two\nlines", "B="])
+    wanted = ["A=two", "B=", "HOME=/root", "PWD=/", "lines"]
+    assert code == 0
+    assert [line for line in lines if not line.startswith(("PATH", "HOSTNAME", "SHLVL"))] == wanted
+
+
+def test_nothing_else_is_open(kitchen: Kitchen) -> None:
+    code, lines = kitchen.run("for n in /proc/self/fd/*; do echo ${n##*/}; done | sort")
+    assert code == 0 and set(lines) <= {"0", "1", "2", "3", "*"}
+
+
 @pytest.mark.parametrize(
     ("command", "code"), [("nosuch", 127), ("/etc/passwd", 126), ("/no/such", 127)]
 )
@@ -203,6 +303,6 @@ def test_what_only_the_native_runtime_does_is_refused(kitchen: Kitchen) -> None:
 
 
 def test_an_unknown_runtime_is_refused(engine: Engine) -> None:
-    for name in ("nonsense", "../bin/sh", "lxc"):
+    for name in ("nonsense", "../bin/sh", "lxc-start"):
         with pytest.raises(InvalidParameter, match="runtime"):
             Kitchen(engine, name).create("true")

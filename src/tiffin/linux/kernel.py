@@ -61,10 +61,15 @@ _FINE_IN_PROC = frozenset(
 """What a mount may hide in /proc: files that tell something, and that nothing else depends on."""
 
 
+def may_cover(path: str) -> bool:
+    """Whether something may be mounted at this path of /proc."""
+    return path in _FINE_IN_PROC
+
+
 def _refuse_proc(fd: int, path: str) -> None:
     """Keep mounts out of /proc, however the path leads there: what is masked, read-only, or
     written to in there must be what it seems."""
-    if path not in _FINE_IN_PROC and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
+    if not may_cover(path) and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
         raise OSError(errno.EPERM, f"{path} is inside /proc, where nothing can be mounted")
 
 
@@ -81,14 +86,14 @@ class Kernel:
 
     # namespaces
 
-    def join_namespace(self, path: str) -> None:
-        """setns(2) into the namespace that a host path names."""
+    def join_namespace(self, path: str, kind: int) -> None:
+        """setns(2) into the namespace that a host path names, which must be of that kind."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise _named(error, f"open({path})") from None
         try:
-            syscalls.setns(fd, 0)
+            syscalls.setns(fd, kind)
         finally:
             os.close(fd)
 
@@ -574,6 +579,13 @@ class Kernel:
         syscalls.pivot_root(".", ".")
         syscalls.umount(".", syscalls.MNT_DETACH)
         os.chdir("/")
+        os.close(self._root)
+        self._root = -1
+
+    def change_root(self) -> None:
+        """Make the root that was entered this process's own, where the host's can't be let go."""
+        os.fchdir(self._root)
+        os.chroot(".")
         os.close(self._root)
         self._root = -1
 

@@ -22,8 +22,8 @@ class RecordingKernel(Kernel):
         if method in self._failures:
             raise self._failures[method]
 
-    def join_namespace(self, path: str) -> None:
-        self._record("join_namespace", path)
+    def join_namespace(self, path: str, kind: int) -> None:
+        self._record("join_namespace", path, kind)
 
     def unshare(self, flags: int) -> None:
         self._record("unshare", flags)
@@ -137,6 +137,9 @@ class RecordingKernel(Kernel):
 
     def copy_host_devices(self) -> None:
         self._record("copy_host_devices")
+
+    def change_root(self) -> None:
+        self._record("change_root")
 
     def pivot_root(self) -> None:
         self._record("pivot_root")

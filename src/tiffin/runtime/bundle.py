@@ -16,7 +16,7 @@ from typing import Any
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.linux import capabilities, syscalls
 from tiffin.linux.cgroups import DEFAULT_DEVICES, Hierarchy
-from tiffin.linux.mounts import ATTRIBUTES, PROPAGATIONS, parse_options
+from tiffin.linux.mounts import ATTRIBUTES, PROPAGATIONS, mountinfo, parse_options
 from tiffin.runtime import operations as op
 from tiffin.runtime import seccomp
 from tiffin.runtime.native import DEVICES, SYMLINKS, bind_groups
@@ -62,6 +62,19 @@ def cgroup_name(config: JSON, name: str) -> str:
     return posixpath.normpath("/" + path).strip("/")
 
 
+def mount_namespace(config: JSON) -> str | None:
+    """The mount namespace that the container is in with others, by a path; None: its own."""
+    for item in (config.get("linux") or {}).get("namespaces") or []:
+        if item["type"] == "mount":
+            return item.get("path") or None
+    return "/proc/self/ns/mnt"
+
+
+def root_path(config: JSON, bundle: str) -> str:
+    """The root file system on the host."""
+    return os.path.realpath(os.path.join(bundle, config["root"]["path"]))
+
+
 def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
     """The plan, in its JSON form. Raises InvalidParameter, Unsupported."""
     check(config)
@@ -71,8 +84,6 @@ def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
         if item["type"] in namespaces:
             raise InvalidParameter(f"malformed spec file: duplicated ns {item}")
         namespaces[item["type"]] = item.get("path") or None
-    if "mount" not in namespaces or namespaces["mount"] is not None:
-        raise Unsupported("a container without a mount namespace of its own can't be made")
     if namespaces.get("user") is not None or "time" in namespaces:
         raise Unsupported("a user namespace of another process, or a time namespace, can't be used")
     flags = 0
@@ -90,7 +101,7 @@ def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
         root_ids = (_outside(uids), _outside(gids))
     steps: list[op.Operation] = [
         op.JoinNamespace(kind, path)
-        for kind in ("uts", "ipc", "network", "cgroup")
+        for kind in ("uts", "ipc", "network", "cgroup", "mount")
         if (path := namespaces.get(kind)) is not None
     ]
     if "cgroup" in namespaces and namespaces["cgroup"] is None:
@@ -103,7 +114,10 @@ def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
                 raise InvalidParameter(f"unable to set {key} without a private UTS namespace")
             steps.append(kind_of(config[key]))
     group = cgroup_name(config, name)
-    steps += _file_systems(config, bundle, hierarchy, group, root_ids if users else None)
+    own = mount_namespace(config) is None
+    if users is not None and not own:
+        raise InvalidParameter("a user namespace needs a mount namespace of its own")
+    steps += _file_systems(config, bundle, hierarchy, group, root_ids if users else None, own)
     if users is not None:
         steps.append(op.EnterUserNamespace())
     resources, devices = _resources(linux.get("resources") or {})
@@ -187,9 +201,11 @@ def _file_systems(
     hierarchy: Hierarchy,
     group: str,
     owner: tuple[int, int] | None,
+    own: bool,
 ) -> list[op.Operation]:
+    """``own``: in a mount namespace of its own, which the root can be pivoted in."""
     linux = config.get("linux") or {}
-    path = os.path.realpath(os.path.join(bundle, config["root"]["path"]))
+    path = root_path(config, bundle)
     mounts = [
         {**item, "options": list(item.get("options") or [])} for item in config.get("mounts") or []
     ]
@@ -198,10 +214,12 @@ def _file_systems(
         if _is_bind(item):
             item["source"] = os.path.join(bundle, item["source"])
             options = parse_options(item["options"])
-            if options.propagation & (syscalls.MS_SHARED | syscalls.MS_SLAVE):
+            peers = options.propagation & (syscalls.MS_SHARED | syscalls.MS_SLAVE)
+            if peers and own and _has_peers(item["source"]):
                 item["key"] = str(number)
                 steps.append(op.CopyTree(item["source"], _recursive(item), item["key"]))
-    steps.append(op.Isolate())
+    if own:
+        steps.append(op.Isolate())
     if owner is not None:
         steps.append(op.OwnFilesAs(*owner))
     steps.append(op.MountRoot("bind", path, path, syscalls.MS_BIND | syscalls.MS_REC, "", None))
@@ -235,16 +253,31 @@ def _file_systems(
         steps.append(op.MakeDirectory(cwd))
     if config["root"].get("readonly"):
         steps.append(op.SetReadOnly("/"))
-    steps.append(op.PivotRoot())
-    if linux.get("rootfsPropagation"):
-        flags = PROPAGATIONS.get(linux["rootfsPropagation"])
-        if flags is None and linux["rootfsPropagation"] != "unbindable":
-            raise InvalidParameter(f"rootfsPropagation={linux['rootfsPropagation']} is not known")
+    steps.append(op.PivotRoot() if own else op.ChangeRoot())
+    if wanted := linux.get("rootfsPropagation"):
+        if wanted not in PROPAGATIONS:
+            raise InvalidParameter(f"rootfsPropagation={wanted} is not known")
+        if own:
+            steps.append(op.Propagate(PROPAGATIONS[wanted]))
     return steps
 
 
 def _is_bind(item: JSON) -> bool:
     return item.get("type") == "bind" or bool({"bind", "rbind"} & set(item.get("options") or ()))
+
+
+def _has_peers(path: str) -> bool:
+    """Whether mounts of others can show at a host path, or its own at others'."""
+    real = os.path.realpath(path)
+    at, found = "", False
+    for entry in mountinfo():
+        point = entry.mount_point.rstrip("/")
+        if real == point or real.startswith(f"{point}/"):
+            if len(point) >= len(at):
+                at, found = point, bool(entry.propagation)
+        elif point.startswith(f"{real}/") and entry.propagation:
+            return True
+    return found
 
 
 def _recursive(item: JSON) -> bool:
@@ -267,7 +300,7 @@ def _mount(item: JSON, hierarchy: Hierarchy, group: str) -> op.Operation:
             recursive=_recursive(item),
             attributes=attributes,
             attributes_recursive="rro" in options,
-            propagation=propagation if "key" in item else 0,
+            propagation=0 if propagation & syscalls.MS_PRIVATE else propagation,
             key=item.get("key"),
         )
     if kind in ("cgroup", "cgroup2"):
@@ -289,17 +322,36 @@ _RESOURCES = (
     ("cpu", "cpus", "cpuset_cpus"),
     ("cpu", "mems", "cpuset_mems"),
     ("pids", "limit", "pids_limit"),
+    ("memory", "swappiness", "memory_swappiness"),
+    ("memory", "disableOOMKiller", "oom_kill_disable"),
     ("blockIO", "weight", "blkio_weight"),
+)
+_DEVICE_LIMITS = (
+    ("weightDevice", "weight", "blkio_weight_device"),
+    ("throttleReadBpsDevice", "rate", "device_read_bps"),
+    ("throttleWriteBpsDevice", "rate", "device_write_bps"),
+    ("throttleReadIOPSDevice", "rate", "device_read_iops"),
+    ("throttleWriteIOPSDevice", "rate", "device_write_iops"),
 )
 
 
 def limits(resources: JSON) -> dict[str, int | str]:
     """The limits of the specification's ``resources``, as :meth:`Hierarchy.limit` takes them."""
-    return {
+    found: dict[str, int | str] = {
         field: value
         for section, key, field in _RESOURCES
-        if (value := (resources.get(section) or {}).get(key))
+        if (value := (resources.get(section) or {}).get(key)) or (key == "swappiness" and value == 0)
     }
+    block = resources.get("blockIO") or {}
+    for key, number, field in _DEVICE_LIMITS:
+        rows = [
+            f"{row['major']}:{row['minor']} {row[number]}"
+            for row in block.get(key) or []
+            if row.get(number) is not None
+        ]
+        if rows:
+            found[field] = "\n".join(rows)
+    return found
 
 
 def _resources(resources: JSON) -> tuple[dict[str, int | str], list[str] | None]:

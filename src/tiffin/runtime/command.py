@@ -21,8 +21,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tiffin.errors import Conflict, InvalidParameter, NotFound, StartFailure, TiffinError
+from tiffin.errors import (
+    Conflict,
+    InvalidParameter,
+    NotFound,
+    StartFailure,
+    TiffinError,
+    Unsupported,
+)
+from tiffin.linux import mounts, syscalls
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.linux.kernel import Kernel
 from tiffin.runtime import bundle as bundles
 from tiffin.runtime import hooks
 from tiffin.runtime.arguments import Arguments
@@ -90,6 +99,7 @@ class Runtime:
             record.save()
             launched = launch(plan, self._stdio(terminal, plan), self._halts(record, config))
         except BaseException:
+            _unmount(record)
             record.remove()
             raise
         try:
@@ -103,6 +113,7 @@ class Runtime:
             os.kill(launched.pid, signal.SIGKILL)
             os.waitpid(launched.pid, 0)
             self.hierarchy.delete(record.content["cgroup"])
+            _unmount(record)
             record.remove()
             raise
         return record
@@ -115,7 +126,7 @@ class Runtime:
     def _halts(self, record: Record, config: JSON) -> Halts:
         def made(pid: int) -> None:
             state = record.state("creating", pid)
-            hooks.run(config, "prestart", state)
+            hooks.run(config, "prestart", {**state, "status": "created"})
             hooks.run(config, "createRuntime", state)
 
         def before_pivot(pid: int) -> None:
@@ -182,6 +193,10 @@ class Runtime:
         if status not in ("created", "running"):
             raise Conflict(f"cannot exec in a {status} container")
         config = record.config
+        if bundles.mount_namespace(config) is not None:
+            raise Unsupported(
+                "a process can't be added to a container that shares its mount namespace"
+            )
         if arguments.has("process"):
             with open(arguments.get("process")) as file:
                 process = json.load(file)
@@ -286,6 +301,7 @@ class Runtime:
                 break
             time.sleep(0.01)
         config = record.config
+        _unmount(record)
         record.remove()
         hooks.run(config, "poststop", record.state("stopped"), _say)
 
@@ -370,7 +386,7 @@ class Runtime:
 
     def features(self) -> None:
         """Print what this runtime can do."""
-        from tiffin.linux import capabilities, mounts
+        from tiffin.linux import capabilities
         from tiffin.runtime import seccomp
 
         _print(
@@ -406,6 +422,31 @@ class Runtime:
         del config["linux"]["cgroupsPath"]
         with open(path, "x") as file:
             json.dump(config, file, indent=2)
+
+
+def _unmount(record: Record) -> None:
+    """Take away the mounts of a container that has no mount namespace of its own."""
+    path = bundles.mount_namespace(record.config)
+    if path is None:
+        return
+    root = bundles.root_path(record.config, record.content["bundle"])
+    pid = syscalls.clone(0)
+    if pid == 0:
+        code = 1
+        try:
+            kernel = Kernel()
+            kernel.join_namespace(path, syscalls.CLONE_NEWNS)
+            for entry in reversed(mounts.mountinfo()):
+                if entry.mount_point == root or entry.mount_point.startswith(f"{root}/"):
+                    syscalls.umount(entry.mount_point, syscalls.MNT_DETACH)
+            code = 0
+        except FileNotFoundError:
+            # The namespace is gone, and its mounts with it.
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        _say(f"mounts below {root} are left")
 
 
 def _kill(pid: int, number: int) -> None:

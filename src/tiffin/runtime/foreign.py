@@ -25,6 +25,7 @@ import stat
 
 from tiffin.errors import StartFailure, Unsupported
 from tiffin.linux import accounts, syscalls
+from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size
 from tiffin.runtime.operations import Isolate, MountRoot, load
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
     from tiffin.runtime.settings import ContainerSettings
 
-NAMES = ("runc", "crun")
+NAMES = ("runc", "crun", "lxc")
+_COMMANDS = {"lxc": "lxc-start"}
 STATE = "/run/tiffin/runtimes"
 _LARGEST_ACCOUNTS_FILE = 4 << 20
 
@@ -42,7 +44,7 @@ _LARGEST_ACCOUNTS_FILE = 4 << 20
 def find(name: str) -> str | None:
     """Where a runtime's command is; None if the machine doesn't have it."""
     for folder in ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"):
-        path = f"{folder}/{name}"
+        path = f"{folder}/{_COMMANDS.get(name, name)}"
         if name in NAMES and os.access(path, os.X_OK):
             return path
     return None
@@ -67,7 +69,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
     runtime, name = plan["runtime"], plan["id"]
     bundle = f"{STATE}/{runtime['name']}/bundles/{name}"
     state = f"{STATE}/{runtime['name']}/state"
-    _remove(bundle)
+    remove(bundle)
     os.makedirs(bundle, mode=0o700)
     os.makedirs(state, mode=0o700, exist_ok=True)
     console = None
@@ -83,14 +85,14 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
                 os.close(folder)
             console.listen()
             create += ["--console-socket", f"{bundle}/console"]
-        fds = stdio.fds or _nothing()
+        fds = stdio.fds or nothing()
         try:
             code = _run([*create, name], fds, lambda: _prepare(plan, bundle))
         finally:
             if stdio.fds is None:
                 os.close(fds[0])
         if code != 0:
-            raise _failure(bundle, runtime["name"], code)
+            raise _failure(bundle, plan, code)
         with open(f"{bundle}/pid") as file:
             pid = int(file.read())
         pidfd = os.pidfd_open(pid)
@@ -98,13 +100,13 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
         try:
             if console is not None:
                 terminal = _receive(console, stdio.size)
-            quiet = _nothing()
+            quiet = nothing()
             try:
                 code = _run([*arguments, "start", name], quiet, None)
             finally:
                 os.close(quiet[0])
             if code != 0:
-                raise _failure(bundle, runtime["name"], code)
+                raise _failure(bundle, plan, code)
         except BaseException:
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -116,11 +118,12 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
     finally:
         if console is not None:
             console.close()
-        _remove(bundle)
-        _remove(f"{state}/{name}")
+        remove(bundle)
+        remove(f"{state}/{name}")
 
 
-def _nothing() -> tuple[int, int, int]:
+def nothing() -> tuple[int, int, int]:
+    """Streams that lead nowhere; the one descriptor is the caller's."""
     fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     return fd, fd, fd
 
@@ -156,6 +159,8 @@ def _prepare(plan: dict[str, Any], bundle: str) -> None:
             if isinstance(operation, (Isolate, MountRoot)):
                 operation.execute(kernel)
         kernel.enter_root(mountpoint)
+        if plan["runtime"]["name"] == "crun":
+            _leave_unified(plan)
         root = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         process = plan["process"]
         passwd, group = _read(root, "/etc/passwd"), _read(root, "/etc/group")
@@ -174,9 +179,31 @@ def _prepare(plan: dict[str, Any], bundle: str) -> None:
     if not any(text.startswith("HOME=") for text in config["process"]["env"]):
         config["process"]["env"].append(f"HOME={account.home}")
     config["root"]["path"] = mountpoint
+    for mount in config["mounts"]:
+        if "rro" in mount["options"] and not os.path.isdir(mount["source"]):
+            # The same for a file, and crun can't open one for the other.
+            mount["options"] = [{"rro": "ro"}.get(word, word) for word in mount["options"]]
     config.pop("annotations", None)
+    # Nothing here is newer, and crun before 1.9 knows no other.
+    config["ociVersion"] = "1.0.2"
     with open(f"{bundle}/config.json", "w") as file:
         json.dump(config, file)
+
+
+def _leave_unified(plan: dict[str, Any]) -> None:
+    """Show crun a pure version 1 where both versions are mounted: it refuses the two together.
+
+    The version 2 group is entered before, which the container inherits.
+    """
+    groups = Hierarchy.detect()
+    if groups.version != "hybrid" or groups.unified is None:
+        return
+    if plan["cgroup"] is not None:
+        directory = f"{groups.unified}/{plan['cgroup']['name']}"
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/cgroup.procs", "w") as file:
+            file.write("0")
+    syscalls.umount(groups.unified, syscalls.MNT_DETACH)
 
 
 def _read(root: int, path: str) -> bytes:
@@ -207,7 +234,7 @@ def _receive(console: socket.socket, size: tuple[int, int]) -> int:
     return fds[0]
 
 
-def _failure(bundle: str, runtime: str, code: int) -> StartFailure:
+def _failure(bundle: str, plan: dict[str, Any], code: int) -> StartFailure:
     """What the runtime has said last, with the exit code that it means."""
     said = f"it ended with code {code}"
     try:
@@ -232,10 +259,13 @@ def _failure(bundle: str, runtime: str, code: int) -> StartFailure:
         if sentence in said:
             code = meaning
             break
-    return StartFailure(f"{runtime}: {said}", code)
+    wanted = plan["process"]["args"][0]
+    if code != 125 and wanted not in said:
+        said = f'exec: "{wanted}": {said}'
+    return StartFailure(f"{plan['runtime']['name']}: {said}", code)
 
 
-def _remove(directory: str) -> None:
+def remove(directory: str) -> None:
     """Remove a folder of plain files; no error if it is gone."""
     try:
         for name in os.listdir(directory):

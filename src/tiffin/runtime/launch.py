@@ -30,7 +30,7 @@ from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
 from tiffin.runtime import process as program
-from tiffin.runtime.operations import MakeDirectory, Operation, PivotRoot, load
+from tiffin.runtime.operations import ChangeRoot, MakeDirectory, Operation, PivotRoot, load
 from tiffin.runtime.user_namespace import UserNamespace, become_root
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
@@ -136,9 +136,13 @@ def launch(plan: dict[str, Any], stdio: Stdio, halts: Halts | None = None) -> La
 
 
 def _launch_foreign(plan: dict[str, Any], stdio: Stdio) -> Launched:
-    from tiffin.runtime import foreign
-
     try:
+        if plan["runtime"]["name"] == "lxc":
+            from tiffin.runtime import lxc
+
+            return Launched(*lxc.launch(plan, stdio))
+        from tiffin.runtime import foreign
+
         pid, pidfd, terminal = foreign.launch(plan, stdio)
     except BaseException:
         if plan["cgroup"] is not None:
@@ -179,7 +183,8 @@ def _launch(
         for item in plan["operations"]:
             operation = load(item)
             try:
-                if halts is not None and pid is not None and isinstance(operation, PivotRoot):
+                last = isinstance(operation, (PivotRoot, ChangeRoot))
+                if halts is not None and pid is not None and last:
                     halts.before_pivot(pid)
                 operation.execute(kernel)
             except OSError as error:
@@ -248,6 +253,32 @@ def enter(
         _become(process, False, stdio, terminal, channel, warn)
 
     return _spawn(child, 0, pidfd, entrances, [])
+
+
+def work_inside(pidfd: int, operations: list[Operation], uid: int = 0) -> int | None:
+    """Execute operations inside the container whose first process ``pidfd`` is; the master of the
+    terminal, which is ``uid``'s, if they open one. Raises StartFailure.
+    """
+
+    def child(channel: socket.socket, warn: Callable[[str], None]) -> None:
+        syscalls.setns(pidfd, _TREE)
+        os.chdir("/")
+        kernel = Kernel()
+        kernel.enter_root("/")
+        for operation in operations:
+            try:
+                operation.execute(kernel)
+            except OSError as error:
+                raise _refusal(operation, error) from None
+        if kernel.terminal is not None:
+            master, slave = kernel.terminal
+            os.fchown(slave, uid, -1)
+            socket.send_fds(channel, [b'{"terminal":true}'], [master])
+
+    worker = _spawn(child, 0, pidfd, [], [])
+    os.close(worker.pidfd)
+    os.waitpid(worker.pid, 0)
+    return worker.terminal_fd
 
 
 def _settle(

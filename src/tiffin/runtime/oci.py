@@ -10,7 +10,8 @@ from typing import Any
 
 from tiffin.linux import capabilities
 from tiffin.linux.accounts import Account
-from tiffin.runtime.settings import ContainerSettings, MountPoint, Resources
+from tiffin.runtime.native import DEVICES
+from tiffin.runtime.settings import ContainerSettings, Device, MountPoint, Resources
 
 VERSION = "1.2.0"
 
@@ -68,7 +69,7 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
                     "uid": device.uid,
                     "gid": device.gid,
                 }
-                for device in settings.devices
+                for device in _devices(settings)
             ],
             "resources": _resources(settings),
             "cgroupsPath": "/" + settings.cgroup_name,
@@ -97,6 +98,22 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
     if process.oom_score_adj is not None:
         config["process"]["oomScoreAdj"] = process.oom_score_adj
     return config
+
+
+_OWN_IN_DEV = frozenset(("pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".lxd-mounts"))
+
+
+def _devices(settings: ContainerSettings) -> list[Device]:
+    """The device nodes to make: a privileged container has all of the host's."""
+    if not settings.privileged:
+        return settings.devices
+    # The specification has the default ones made anyway.
+    made = {path for path, _, _ in DEVICES} | {device.path for device in settings.devices}
+    return settings.devices + [
+        device
+        for device in Device.of_host("/dev")
+        if device.path not in made and device.path.split("/")[2] not in _OWN_IN_DEV
+    ]
 
 
 def _unlimited(value: int) -> int:

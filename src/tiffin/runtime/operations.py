@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
     from tiffin.linux.kernel import Kernel
 
+_NAMESPACES = {
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "mount": syscalls.CLONE_NEWNS,
+    "network": syscalls.CLONE_NEWNET,
+    "uts": syscalls.CLONE_NEWUTS,
+}
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
@@ -58,7 +65,7 @@ class JoinNamespace(Operation):
         return f"join {self.kind} namespace {self.path}"
 
     def execute(self, kernel: Kernel) -> None:
-        kernel.join_namespace(self.path)
+        kernel.join_namespace(self.path, _NAMESPACES[self.kind])
 
 
 class UnshareCgroup(Operation):
@@ -171,6 +178,23 @@ class Isolate(Operation):
 
     def execute(self, kernel: Kernel) -> None:
         kernel.set_propagation("/", syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+class Propagate(Operation):
+    """Change how the mounts from the root on propagate."""
+
+    fields = ("flags",)
+    __slots__ = fields
+    name = "propagate"
+
+    def __init__(self, flags: int) -> None:
+        self.flags = flags
+
+    def describe(self) -> str:
+        return f"propagation of / {self.flags:#x}"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.set_propagation("/", self.flags)
 
 
 class MountRoot(Operation):
@@ -623,6 +647,19 @@ class PivotRoot(Operation):
         kernel.pivot_root()
 
 
+class ChangeRoot(Operation):
+    """Make the root this process's own, in a mount namespace that is shared with others."""
+
+    __slots__ = ()
+    name = "change-root"
+
+    def describe(self) -> str:
+        return "change root"
+
+    def execute(self, kernel: Kernel) -> None:
+        kernel.change_root()
+
+
 OPERATIONS: dict[str, type[Operation]] = {
     kind.name: kind
     for kind in (
@@ -634,6 +671,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         OwnFilesAs,
         EnterUserNamespace,
         Isolate,
+        Propagate,
         MountRoot,
         EnterRoot,
         Mount,
@@ -655,6 +693,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         RaiseInterface,
         Terminal,
         PivotRoot,
+        ChangeRoot,
     )
 }
 

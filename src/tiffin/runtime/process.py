@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TIOCSCTTY = 0x540E
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LARGEST_ACCOUNTS_FILE = 4 << 20
 _LOADER = 1 << capabilities.NUMBERS["SYS_ADMIN"]
 CHANNEL = 3
@@ -277,7 +277,7 @@ def become(
                 f'chdir to cwd ("{cwd}") failed: {_reason(error)}', _code(error)
             ) from None
     args = process["args"]
-    path = find_program(args[0], environment.get("PATH", _DEFAULT_PATH))
+    path = find_program(args[0], environment.get("PATH", DEFAULT_PATH))
     os.umask(process.get("umask", 0o022))
     if init:
         os.setsid()
