@@ -127,7 +127,7 @@ def test_an_image_outlives_the_one_that_its_files_are_linked_from(
     second = build(engine, context)
     before = listing(engine, second)
     engine.images.remove(first, force=True)
-    engine.builds.prune(all=True)
+    engine.builds.records.prune(everything=True)
     with pytest.raises(NotFound):
         engine.images.inspect(first)
     assert listing(engine, second) == before
