@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from signal import SIGKILL
 from typing import Any
 
@@ -180,7 +181,9 @@ class Containers:
                 self.stop(container.id, timeout, signal)
             except NotModified:
                 pass
-            self._lifecycle.start(container)
+            with suppress(NotModified):
+                # Somebody else was quicker.
+                self._lifecycle.start(container)
         finally:
             container.spared = False
         self._events.publish("container", "restart", container.id, **container.attributes())

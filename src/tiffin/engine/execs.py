@@ -68,14 +68,7 @@ class Execs:
             body = {**body, "Cmd": [body["Cmd"]]}
         if not body.get("Cmd"):
             raise InvalidParameter("No exec command specified")
-        if container.state.status == "paused":
-            raise Conflict(f"Container {reference} is paused, unpause the container before exec")
-        if container.state.status == "restarting":
-            raise Conflict(
-                f"Container {container.id} is restarting, wait until the container is running"
-            )
-        if not container.running:
-            raise Conflict(f"container {container.id} is not running")
+        _check(container, reference)
         self._sweep()
         exec_id = secrets.token_hex(32)
         self._execs[exec_id] = Exec(exec_id, container, body)
@@ -123,8 +116,7 @@ class Execs:
         with container.lock:
             if one.started:
                 raise Conflict(f"Error: Exec command {exec_id} has already run")
-            if not container.running:
-                raise Conflict(f"container {container.id} is not running")
+            _check(container, container.id)
             one.started = True
         # The exec has a terminal if it was made with one. What is said at its start is how its
         # output comes: framed, unless it says that there is a terminal.
@@ -160,9 +152,12 @@ class Execs:
                     "initial": initial,
                 },
             )
-        one.running = True
         try:
-            with one.starting:
+            # While the lock is held nobody freezes the container: a frozen child would never come
+            # to its program, and the keeper would wait for it.
+            with container.lock, one.starting:
+                _check(container, container.id)
+                one.running = True
                 answer = self._lifecycle.keeper.exec(
                     exec_id,
                     container.id,
@@ -174,22 +169,29 @@ class Execs:
                     capture=capture,
                 )
                 one.pid = answer["pid"]
+                self._events.publish(
+                    "container",
+                    f"exec_start: {_told(body)}",
+                    container.id,
+                    execID=exec_id,
+                    **container.attributes(),
+                )
+        except NotFound as error:
+            self._failed(one, error)
+            raise Conflict(f"container {container.id} is not running") from error
         except BaseException as error:
-            one.running = False
-            one.exit_code = error.exit_code if isinstance(error, StartFailure) else 126
-            if one.exit_code == 125:
-                one.exit_code = 126
-            one.ended.set()
-            container.execs.discard(exec_id)
-            self._over.append((time.monotonic(), exec_id))
+            self._failed(one, error)
             raise
-        self._events.publish(
-            "container",
-            f"exec_start: {_told(body)}",
-            container.id,
-            execID=exec_id,
-            **container.attributes(),
-        )
+
+    def _failed(self, one: Exec, error: BaseException) -> None:
+        """It could not be started."""
+        one.running = False
+        one.exit_code = error.exit_code if isinstance(error, StartFailure) else 126
+        if one.exit_code == 125:
+            one.exit_code = 126
+        one.ended.set()
+        one.container.execs.discard(one.id)
+        self._over.append((time.monotonic(), one.id))
 
     def capture(self, exec_id: str, limit: int, on_end: Callable[[Exec], None]) -> None:
         """Start a prepared exec without a client; ``on_end`` gets it once it has ended.
@@ -209,6 +211,9 @@ class Execs:
         one = self._execs.get(event["id"])
         if one is None:
             return
+        with one.starting:
+            # Its start is told first.
+            pass
         one.exit_code, one.running = event["code"], False
         one.output = event.get("output", "")
         one.container.execs.discard(one.id)
@@ -282,6 +287,18 @@ class Execs:
         one = self.get(exec_id)
         one.ended.wait()
         return one.exit_code, stdout, stderr
+
+
+def _check(container: Container, reference: str) -> None:
+    """Raises Conflict unless something can be run in the container now."""
+    if container.state.status == "paused":
+        raise Conflict(f"Container {reference} is paused, unpause the container before exec")
+    if container.state.status == "restarting":
+        raise Conflict(
+            f"Container {container.id} is restarting, wait until the container is running"
+        )
+    if not container.running:
+        raise Conflict(f"container {container.id} is not running")
 
 
 def _told(body: JSON) -> str:

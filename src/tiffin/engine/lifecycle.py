@@ -32,8 +32,9 @@ from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
-from tiffin.errors import Conflict, NotFound, NotModified, TiffinError
+from tiffin.errors import Conflict, NotFound, NotModified, TiffinError, Unreachable
 from tiffin.keeper.client import KeeperClient
+from tiffin.keeper.connection import NotAnswered
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import foreign, native, oci
@@ -114,8 +115,6 @@ class Lifecycle:
             container.state.restarts = 0
             container.backoff = 0.0
             self._start_locked(container)
-        self._tell_volumes(container, "mount")
-        self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_again(self, container: Container) -> None:
         """What a restart policy wants, in its time."""
@@ -125,14 +124,11 @@ class Lifecycle:
             container.state.restarts += 1
             try:
                 self._start_locked(container)
-            except TiffinError:
-                # The state says why; nobody is there to be told.
-                container.state.status = "exited"
+            except (OSError, TiffinError) as error:
+                # Nobody is there to be told but who looks at the state.
+                container.state.status, container.state.error = "exited", str(error)
                 container.save_state(self._database)
                 self._jobs.put(container)
-                return
-        self._tell_volumes(container, "mount")
-        self._events.publish("container", "start", container.id, **container.attributes())
 
     def _start_locked(self, container: Container) -> None:
         try:
@@ -154,6 +150,9 @@ class Lifecycle:
         container.size = None
         container.save_state(self._database)
         self.look(container)
+        # With the lock still held, as at the end: nobody hears of an end before the start.
+        self._tell_volumes(container, "mount")
+        self._events.publish("container", "start", container.id, **container.attributes())
 
     def launch(self, container: Container) -> JSON:
         """Have the keeper start a container's first process: ``{"pid", "started"}``.
@@ -216,15 +215,27 @@ class Lifecycle:
             }
         log = logdrivers.keeper_options(container, folder)
         size = host.get("ConsoleSize") or None
-        return self.keeper.start(
-            container.id,
-            plan,
-            log=log,
-            terminal=container.tty,
-            open_stdin=bool(config.get("OpenStdin")),
-            stdin_once=bool(config.get("StdinOnce")),
-            size=(size[0], size[1]) if size and any(size) else None,
-        )
+
+        def start() -> JSON:
+            return self.keeper.start(
+                container.id,
+                plan,
+                log=log,
+                terminal=container.tty,
+                open_stdin=bool(config.get("OpenStdin")),
+                stdin_once=bool(config.get("StdinOnce")),
+                size=(size[0], size[1]) if size and any(size) else None,
+            )
+
+        try:
+            return start()
+        except NotAnswered:
+            # The keeper died with the request. The next one knows whether the container had
+            # started by then; what was only half started, it has removed.
+            for entry in self.keeper.list():
+                if entry["id"] == container.id and entry["started"] != container.state.started:
+                    return entry
+            return start()
 
     def _peer(self, reference: str) -> Container:
         """A running container that another one joins. Raises NotFound, Conflict."""
@@ -249,18 +260,20 @@ class Lifecycle:
         kind = event.get("event")
         if kind == "exited" and event.get("exec"):
             self.exec_ended(event)
-        elif kind == "exited" and event["id"] in self._watchers:
-            self._watchers[event["id"]](event)
+        elif kind == "exited" and (watcher := self._watchers.get(event["id"])) is not None:
+            watcher(event)
         elif kind == "exited":
             container = self._roster.find(event["id"])
             if container is None:
                 self.keeper.forget(event["id"])
-            else:
-                self._run_ended(container, event)
+                return
+            self._run_ended(container, event)
         elif kind == "oom":
             container = self._roster.find(event["id"])
-            if container is not None and container.running:
-                self._out_of_memory(container)
+            if container is not None:
+                with container.lock:
+                    if container.running:
+                        self._out_of_memory(container)
         elif kind == "detached":
             container = self._roster.find(event["id"])
             if container is not None:
@@ -271,21 +284,30 @@ class Lifecycle:
             if not container.state.oom_killed:
                 container.state.oom_killed = True
                 container.save_state(self._database)
-        self._events.publish("container", "oom", container.id, **container.attributes())
+            self._events.publish("container", "oom", container.id, **container.attributes())
 
     def _run_ended(self, container: Container, event: JSON) -> None:
         # The lock first: whoever is just starting it may not have written its start down yet.
         with container.lock:
-            if event.get("started", container.state.started) == container.state.started:
-                # Not an earlier run's end, told once more.
+            if event.get("started", container.state.started) != container.state.started:
+                # An earlier run's end, told once more.
+                return
+            if container.running:
                 self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+            else:
+                # The keeper that was told to forget it has died.
+                self.keeper.forget(container.id)
 
     def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
         with container.lock:
             if not container.running:
                 return
-            self.release(container)
             state = container.state
+            try:
+                self.release(container)
+            except (OSError, TiffinError) as error:
+                # It has ended all the same.
+                state.error = str(error)
             if oom and not state.oom_killed:
                 self._out_of_memory(container)
             state.exit_code = UNKNOWN_EXIT if code is None else code
@@ -299,7 +321,9 @@ class Lifecycle:
             container.save_state(self._database)
             self.look(container)
             # Before the lock is given up, so that whoever starts it again finds the keeper clean.
-            self.keeper.forget(container.id)
+            with suppress(Unreachable):
+                # A keeper that has died is followed by one that tells the end again.
+                self.keeper.forget(container.id)
             self._events.publish(
                 "container",
                 "die",
@@ -373,11 +397,15 @@ class Lifecycle:
         After a signal that is meant to end it, its restart policy lets it rest.
         """
         with container.lock:
-            if signum in _ENDING or signum == _stop_signal(container):
+            ending = signum in _ENDING or signum == _stop_signal(container)
+            if ending:
                 self._let_rest(container)
             if not container.running:
                 raise Conflict(f"container {container.id} is not running")
         self.keeper.signal(container.id, signum)
+        if ending:
+            # What is frozen doesn't end.
+            self._unpause_if_paused(container)
         self._events.publish(
             "container", "kill", container.id, signal=str(signum), **container.attributes()
         )
@@ -404,8 +432,7 @@ class Lifecycle:
         if timeout is None:
             given = container.spec.config.get("StopTimeout")
             timeout = 10 if given is None else given
-        if container.state.status == "paused":
-            self.unpause(container)
+        self._unpause_if_paused(container)
         for number, patience in ((signum or _stop_signal(container), timeout), (9, None)):
             try:
                 self.kill(container, number)
@@ -431,7 +458,7 @@ class Lifecycle:
             container.state.status = "paused"
             container.save_state(self._database)
             self.look(container)
-        self._events.publish("container", "pause", container.id, **container.attributes())
+            self._events.publish("container", "pause", container.id, **container.attributes())
 
     def unpause(self, container: Container) -> None:
         """Thaw a paused container; raises Conflict if it isn't one."""
@@ -445,7 +472,14 @@ class Lifecycle:
             container.state.status = "running"
             container.save_state(self._database)
             self.look(container)
-        self._events.publish("container", "unpause", container.id, **container.attributes())
+            self._events.publish("container", "unpause", container.id, **container.attributes())
+
+    def _unpause_if_paused(self, container: Container) -> None:
+        with container.lock:
+            if container.state.status == "paused":
+                with suppress(Conflict):
+                    # It has ended, and its end is about to be told.
+                    self.unpause(container)
 
     @contextmanager
     def frozen(self, container: Container) -> Iterator[None]:
@@ -530,8 +564,7 @@ class Lifecycle:
 
     def _kill_and_wait(self, container: Container) -> None:
         waiter = Waiter(container, "not-running")
-        if container.state.status == "paused":
-            self.unpause(container)
+        self._unpause_if_paused(container)
         try:
             self.keeper.signal(container.id, signal.SIGKILL)
         except NotFound:

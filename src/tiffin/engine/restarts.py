@@ -65,7 +65,7 @@ class Restarts:
     def plan(self, container: Container, seconds: float) -> None:
         """Start it in so many seconds; an earlier plan is dropped. Its lock must be held."""
         self.cancel(container)
-        self._due[container.id] = self._schedule.after(seconds, lambda: self._run(container))
+        self._due[container.id] = self._schedule.after(seconds, lambda: self._start(container))
 
     def cancel(self, container: Container) -> None:
         """Don't start it."""
@@ -76,7 +76,3 @@ class Restarts:
     def close(self) -> None:
         """Start nothing any more; the next engine of this root goes on."""
         self._schedule.close()
-
-    def _run(self, container: Container) -> None:
-        self._due.pop(container.id, None)
-        self._start(container)
