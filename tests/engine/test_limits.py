@@ -13,21 +13,70 @@ from engine.life import create, eventually, inside, listening, output, started, 
 from tiffin import Engine
 from tiffin.engine import limits
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
-from tiffin.linux.cgroups import Hierarchy
+from tiffin.linux.cgroups import Controller, Hierarchy
 
 MIB = 1 << 20
 HIERARCHY = Hierarchy.detect() if os.path.exists("/proc/self/mountinfo") else Hierarchy([])
 
 
+V2 = not HIERARCHY.by_name
+ALONE = {"NetworkMode": "none"}
+
+
 def setting(engine: Engine, container: str, controller: str, file: str) -> str:
     """A file of the container's cgroup."""
     pid = state(engine, container)["Pid"]
-    if HIERARCHY.by_name:
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            _, names, path = line.split(":", 2)
-            if controller in names.split(","):
-                return Path(f"{HIERARCHY.by_name[controller]}{path}/{file}").read_text().strip()
-    pytest.skip("cgroup version 1 only")
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if V2 or controller in names.split(","):
+            base = HIERARCHY.unified if V2 else HIERARCHY.by_name[controller]
+            return Path(f"{base}{path}/{file}").read_text().strip()
+    pytest.fail(f"{controller} is in no cgroup of the container")
+
+
+def memory(engine: Engine, container: str) -> int:
+    """Its limit."""
+    file = "memory.max" if V2 else "memory.limit_in_bytes"
+    return int(setting(engine, container, "memory", file))
+
+
+def memory_and_swap(engine: Engine, container: str) -> int:
+    """The limit of both together."""
+    if V2:
+        swap = int(setting(engine, container, "memory", "memory.swap.max"))
+        return memory(engine, container) + swap
+    return int(setting(engine, container, "memory", "memory.memsw.limit_in_bytes"))
+
+
+def reservation(engine: Engine, container: str) -> int:
+    file = "memory.low" if V2 else "memory.soft_limit_in_bytes"
+    return int(setting(engine, container, "memory", file))
+
+
+def shares(engine: Engine, container: str) -> int:
+    """The weight against others, in the numbers of version 1, or what comes of them."""
+    return int(setting(engine, container, "cpu", "cpu.weight" if V2 else "cpu.shares"))
+
+
+def quota(engine: Engine, container: str) -> tuple[int, int]:
+    """Microseconds of CPU time, and in how many."""
+    if V2:
+        used, period = setting(engine, container, "cpu", "cpu.max").split()
+        return int(used), int(period)
+    used, period = (
+        setting(engine, container, "cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period")
+    )
+    return int(used), int(period)
+
+
+def weight_file() -> str | None:
+    """The file that takes the weight of block I/O here."""
+    files = ("io.bfq.weight", "io.weight") if V2 else ("blkio.weight", "blkio.bfq.weight")
+    base = HIERARCHY.unified if V2 else HIERARCHY.by_name.get("blkio")
+    for file in files:
+        if base is not None and list(Path(base).glob(f"*/{file}")):
+            return file
+    return None
 
 
 def block_device() -> str:
@@ -40,47 +89,36 @@ def block_device() -> str:
 
 def test_every_limit_is_in_the_cgroup(engine: Engine) -> None:
     host = {
-        "Memory": 64 * MIB, "MemoryReservation": 32 * MIB, "MemorySwap": 96 * MIB,
-        "MemorySwappiness": 0, "CpuShares": 512, "CpuPeriod": 50_000, "CpuQuota": 25_000,
-        "CpusetCpus": "0", "CpusetMems": "0", "PidsLimit": 20, "BlkioWeight": 300,
+        **ALONE, "Memory": 64 * MIB, "MemoryReservation": 32 * MIB, "MemorySwap": 96 * MIB,
+        "CpuShares": 512, "CpuPeriod": 50_000, "CpuQuota": 25_000, "PidsLimit": 20,
     }  # fmt: skip
+    if not V2:
+        host["MemorySwappiness"] = 0
+    if "cpuset" in HIERARCHY.available:
+        host |= {"CpusetCpus": "0", "CpusetMems": "0"}
+    if weight_file():
+        host["BlkioWeight"] = 300
     answer = engine.containers.create(
         {"Image": "busybox", "Cmd": ["sleep", "60"], "HostConfig": host}
     )
     assert answer["Warnings"] == []
     container = answer["Id"]
     engine.containers.start(container)
-    got = {
-        file: setting(engine, container, controller, file)
-        for controller, file in (
-            ("memory", "memory.limit_in_bytes"),
-            ("memory", "memory.soft_limit_in_bytes"),
-            ("memory", "memory.memsw.limit_in_bytes"),
-            ("memory", "memory.swappiness"),
-            ("cpu", "cpu.shares"),
-            ("cpu", "cpu.cfs_period_us"),
-            ("cpu", "cpu.cfs_quota_us"),
-            ("cpuset", "cpuset.cpus"),
-            ("pids", "pids.max"),
-        )
-    }
-    assert got == {
-        "memory.limit_in_bytes": str(64 * MIB),
-        "memory.soft_limit_in_bytes": str(32 * MIB),
-        "memory.memsw.limit_in_bytes": str(96 * MIB),
-        "memory.swappiness": "0",
-        "cpu.shares": "512",
-        "cpu.cfs_period_us": "50000",
-        "cpu.cfs_quota_us": "25000",
-        "cpuset.cpus": "0",
-        "pids.max": "20",
-    }
-    weights = [
-        file
-        for file in ("blkio.weight", "blkio.bfq.weight")
-        if os.path.exists(f"{HIERARCHY.by_name['blkio']}/tiffin/{file}")
-    ]
-    assert setting(engine, container, "blkio", weights[0]) == "300"
+    assert memory(engine, container) == 64 * MIB
+    assert memory_and_swap(engine, container) == 96 * MIB
+    assert reservation(engine, container) == 32 * MIB
+    # Docker's conversion of 2 to 262144 shares into a weight of 1 to 10000.
+    assert shares(engine, container) == (20 if V2 else 512)
+    assert quota(engine, container) == (25_000, 50_000)
+    assert setting(engine, container, "pids", "pids.max") == "20"
+    if not V2:
+        assert setting(engine, container, "memory", "memory.swappiness") == "0"
+    if "CpusetCpus" in host:
+        assert setting(engine, container, "cpuset", "cpuset.cpus") == "0"
+        assert setting(engine, container, "cpuset", "cpuset.mems") == "0"
+    if file := weight_file():
+        got = setting(engine, container, "blkio", file).removeprefix("default ")
+        assert got == ("2636" if file == "io.weight" else "300")
 
 
 def test_swap_is_as_much_as_memory_unless_said(engine: Engine) -> None:
@@ -91,17 +129,38 @@ def test_swap_is_as_much_as_memory_unless_said(engine: Engine) -> None:
 def test_rates_of_block_devices(engine: Engine) -> None:
     device = block_device()
     host = {
+        **ALONE,
         "BlkioDeviceReadBps": [{"Path": device, "Rate": MIB}],
         "BlkioDeviceWriteBps": [{"Path": device, "Rate": 2 * MIB}],
         "BlkioDeviceReadIOps": [{"Path": device, "Rate": 30}],
         "BlkioDeviceWriteIOps": [{"Path": device, "Rate": 40}],
     }
     container = started(engine, "sleep", "60", host=host)
+    if V2:
+        rates = setting(engine, container, "io", "io.max").split()[1:]
+        assert rates == [f"rbps={MIB}", f"wbps={2 * MIB}", "riops=30", "wiops=40"]
+        return
     rates = [
         setting(engine, container, "blkio", f"blkio.throttle.{name}_device").split()[1]
         for name in ("read_bps", "write_bps", "read_iops", "write_iops")
     ]
     assert rates == [str(MIB), str(2 * MIB), "30", "40"]
+
+
+def test_only_the_usual_devices_can_be_used(engine: Engine) -> None:
+    # The kernel's log: who may make the node, still may not open it.
+    script = (
+        "mknod /tmp/null c 1 3 && echo > /tmp/null && echo null; "
+        "mknod /tmp/log c 1 11 && echo made; : > /tmp/log && echo opened"
+    )
+
+    def opened(host: dict[str, Any]) -> bytes:
+        container = started(engine, "sh", "-c", script, host={**ALONE, **host})
+        engine.containers.wait(container)
+        return b"".join(data for _, data in engine.containers.logs(container, stderr=False)[1])
+
+    assert opened({}) == b"null\nmade\n"
+    assert opened({"DeviceCgroupRules": ["c 1:11 rwm"]}) == b"null\nmade\nopened\n"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +196,11 @@ def test_a_size_of_the_container_is_refused_by_the_driver(engine: Engine) -> Non
 
 
 def test_a_kernel_without_a_limit_gives_a_warning(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = Hierarchy([item for item in HIERARCHY.controllers if "memory" not in item.names])
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group/cpu.shares").touch()
+    few = Hierarchy([Controller(1, str(tmp_path), ("cpu",))])
     monkeypatch.setattr(limits.Hierarchy, "detect", lambda: few)
     host = {"Memory": 64 * MIB, "CpuShares": 100, "OomKillDisable": True}
     answer = engine.containers.create({"Image": "busybox", "HostConfig": host})
@@ -159,46 +220,52 @@ def test_a_kernel_without_a_limit_gives_a_warning(
 
 
 def test_an_update_changes_a_running_container(engine: Engine) -> None:
-    container = started(engine, "sleep", "60", host={"Memory": 64 * MIB})
+    container = started(engine, "sleep", "60", host={**ALONE, "Memory": 64 * MIB})
     assert engine.containers.update(
         container, {"Memory": 256 * MIB, "MemorySwap": 512 * MIB, "PidsLimit": 7, "CpuShares": 99}
     ) == {"Warnings": []}
-    assert setting(engine, container, "memory", "memory.limit_in_bytes") == str(256 * MIB)
+    assert memory(engine, container) == 256 * MIB
+    assert memory_and_swap(engine, container) == 512 * MIB
     assert setting(engine, container, "pids", "pids.max") == "7"
-    assert setting(engine, container, "cpu", "cpu.shares") == "99"
+    assert shares(engine, container) == (4 if V2 else 99)
     engine.containers.update(container, {"Memory": 32 * MIB, "MemorySwap": -1, "PidsLimit": -1})
-    assert setting(engine, container, "memory", "memory.limit_in_bytes") == str(32 * MIB)
+    assert memory(engine, container) == 32 * MIB
     assert setting(engine, container, "pids", "pids.max") == "max"
     host = engine.containers.inspect(container)["HostConfig"]
     assert (host["Memory"], host["MemorySwap"], host["CpuShares"]) == (32 * MIB, -1, 99)
 
 
 def test_cpus_can_be_updated_and_last_for_the_next_start(engine: Engine) -> None:
-    container = started(engine, "sleep", "60", host={"NanoCpus": 500_000_000})
-    assert setting(engine, container, "cpu", "cpu.cfs_quota_us") == "50000"
+    container = started(engine, "sleep", "60", host={**ALONE, "NanoCpus": 500_000_000})
+    assert quota(engine, container) == (50_000, 100_000)
     engine.containers.update(container, {"NanoCpus": 1_000_000_000})
-    assert setting(engine, container, "cpu", "cpu.cfs_quota_us") == "100000"
+    assert quota(engine, container) == (100_000, 100_000)
     engine.containers.restart(container, timeout=0)
-    assert setting(engine, container, "cpu", "cpu.cfs_quota_us") == "100000"
+    assert quota(engine, container) == (100_000, 100_000)
     with pytest.raises(Conflict, match="CPU Quota cannot be updated as NanoCPUs has already"):
         engine.containers.update(container, {"CpuQuota": 10_000})
 
 
+@pytest.mark.skipif(V2, reason="version 2 refuses no limit of memory: it kills")
 def test_an_update_that_the_kernel_refuses_changes_nothing(engine: Engine) -> None:
     # What the container has touched can't be taken away from it without swap.
     script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo ready; sleep 60"
-    container = started(engine, "sh", "-c", script, host={"Memory": 128 * MIB})
+    container = started(engine, "sh", "-c", script, host={**ALONE, "Memory": 128 * MIB})
     eventually(lambda: b"ready" in output(engine, container))
     with pytest.raises(Conflict, match=f"Cannot update container {container}: .* busy"):
         engine.containers.update(container, {"PidsLimit": 9, "Memory": 8 * MIB})
-    assert setting(engine, container, "memory", "memory.limit_in_bytes") == str(128 * MIB)
+    assert memory(engine, container) == 128 * MIB
     assert engine.containers.inspect(container)["HostConfig"]["Memory"] == 128 * MIB
 
 
 def test_the_end_of_memory_is_noticed(engine: Engine) -> None:
     with listening(engine) as listener:
         container = started(
-            engine, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M", host={"Memory": 16 * MIB}
+            engine,
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/dev/null bs=200M",
+            host={**ALONE, "Memory": 16 * MIB},
         )
         listener.wait("die")
     assert listener.actions().index("oom") < listener.actions().index("die")
@@ -214,7 +281,7 @@ def test_the_end_of_memory_is_noticed(engine: Engine) -> None:
 def test_memory_may_end_for_a_child_alone(engine: Engine) -> None:
     script = "dd if=/dev/zero of=/dev/null bs=200M; echo survived; sleep 60"
     with listening(engine) as listener:
-        container = started(engine, "sh", "-c", script, host={"Memory": 16 * MIB})
+        container = started(engine, "sh", "-c", script, host={**ALONE, "Memory": 16 * MIB})
         assert listener.wait("oom")["Actor"]["ID"] == container
     eventually(lambda: b"survived" in output(engine, container))
     found = state(engine, container)
@@ -223,13 +290,13 @@ def test_memory_may_end_for_a_child_alone(engine: Engine) -> None:
 
 def test_the_limit_of_processes_holds(engine: Engine) -> None:
     script = "for i in 1 2 3 4 5 6 7 8; do sleep 60 & done; echo all"
-    container = started(engine, "sh", "-c", script, host={"PidsLimit": 4})
+    container = started(engine, "sh", "-c", script, host={**ALONE, "PidsLimit": 4})
     eventually(lambda: state(engine, container)["Status"] == "exited")
     assert b"can't fork" in output(engine, container)
 
 
 def test_pause_stops_everything_and_unpause_goes_on(engine: Engine) -> None:
-    container = started(engine, "sh", "-c", "while true; do echo x; done > /dev/null")
+    container = started(engine, "sh", "-c", "while true; do echo x; done > /dev/null", host=ALONE)
     with listening(engine) as listener:
         engine.containers.pause(container)
         assert state(engine, container)["Status"] == "paused"

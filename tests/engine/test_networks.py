@@ -1072,3 +1072,20 @@ def test_events_tell_who_comes_and_goes(engine: Engine) -> None:
         ("disconnect", "bridge"),
         ("destroy", "net"),
     ]
+
+
+def test_stats_count_what_goes_through_the_interfaces(engine: Engine) -> None:
+    server = serve(engine, "page")
+    address = engine.containers.inspect(server)["NetworkSettings"]["Networks"]["bridge"]
+    reader = start(engine, "sleep 600")
+    beside = start(engine, "sleep 600", f"container:{reader}")
+    get = f"wget -q -O - http://{address['IPAddress']}/"
+    assert inside(engine, reader, f"for i in 1 2 3 4 5 6 7 8 9; do {get}; done") == "page\n" * 9
+    taken = engine.containers.stats(reader)["networks"]
+    assert list(taken) == ["eth0"]
+    assert taken["eth0"]["rx_bytes"] > 9 * 100
+    assert taken["eth0"]["tx_packets"] > 9 * 3
+    assert (taken["eth0"]["rx_errors"], taken["eth0"]["tx_dropped"]) == (0, 0)
+    assert engine.containers.stats(beside)["networks"]["eth0"]["rx_bytes"] > 9 * 100
+    assert "networks" not in engine.containers.stats(start(engine, "sleep 600", "none"))
+    assert "networks" not in engine.containers.stats(start(engine, "sleep 600", "host"))

@@ -155,7 +155,10 @@ class Containers:
         """A reading of what a container uses of the machine, after an ``earlier`` one if given."""
         container = self._roster.get(reference)
         group = self._lifecycle.cgroup(container)
-        return statistics.after(earlier, statistics.reading(container, Hierarchy.detect(), group))
+        now = statistics.reading(container, Hierarchy.detect(), group)
+        if container.running and (networks := self._lifecycle.sandboxes.statistics(container)):
+            now["networks"] = networks
+        return statistics.after(earlier, now)
 
     # -- life -------------------------------------------------------------------------------
 

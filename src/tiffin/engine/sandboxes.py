@@ -19,7 +19,7 @@ from tiffin.engine.isolation import hostname
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict, InvalidParameter, NotFound
-from tiffin.network import ports
+from tiffin.network import interfaces, ports
 from tiffin.network.fabric import DEFAULT, Fabric, Place, SandboxPlan, host_address, is_named
 from tiffin.network.files import (
     Resolver,
@@ -483,6 +483,16 @@ class Sandboxes:
         return self._root.container(container.id)
 
     # -- Docker's views ---------------------------------------------------------------------
+
+    def statistics(self, container: Container) -> dict[str, dict[str, int]]:
+        """What has gone through a running container's interfaces: name → Docker's NetworkStats.
+
+        Those of another container, if it is in that one's network; none in the host's.
+        """
+        mode = container.spec.host["NetworkMode"]
+        owner = mode.removeprefix(_SHARED) if mode.startswith(_SHARED) else container.id
+        names = [endpoint.interface for _, endpoint in self._fabric.ledger.of_container(owner)]
+        return interfaces.counts(container.state.pid, names) if names else {}
 
     def networks_view(self, container: Container) -> JSON:
         """``NetworkSettings.Networks``."""

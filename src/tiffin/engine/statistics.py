@@ -72,7 +72,6 @@ def reading(container: Container, hierarchy: Hierarchy, group: str) -> JSON:
         "cpu_stats": nothing_used(),
         "precpu_stats": nothing_used(),
         "memory_stats": {},
-        "networks": {},
     }
     if not container.running:
         return result
@@ -86,8 +85,9 @@ def reading(container: Container, hierarchy: Hierarchy, group: str) -> JSON:
     result.update(found)
     result["read"] = timestamps.rfc3339(time.time_ns())
     result["cpu_stats"] |= {"system_cpu_usage": usage, "online_cpus": online}
-    result["blkio_stats"] |= {key: rows or None for key, rows in block.items()}
-    result["blkio_stats"]["io_service_bytes_recursive"] = block["io_service_bytes_recursive"]
+    if hierarchy.by_name:
+        result["blkio_stats"] = {field: [] for field in _BLOCK_FIELDS}
+    result["blkio_stats"] |= block
     return result
 
 

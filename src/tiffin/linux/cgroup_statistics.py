@@ -69,7 +69,7 @@ def _blkio(path: str) -> list[dict[str, object]]:
                 {
                     "major": int(major),
                     "minor": int(minor),
-                    "op": fields[1].lower(),
+                    "op": fields[1],
                     "value": int(fields[2]),
                 }
             )
@@ -161,5 +161,5 @@ def _version2(hierarchy: Hierarchy, name: str) -> dict[str, object]:
         },
         "memory_stats": memory,
         "pids_stats": _pids(directory),
-        "blkio_stats": {"io_service_bytes_recursive": rows, "io_serviced_recursive": []},
+        "blkio_stats": {"io_service_bytes_recursive": rows},
     }
