@@ -13,7 +13,7 @@ from engine.life import create, eventually, inside, listening, output, started, 
 from tiffin import Engine
 from tiffin.engine import limits
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
-from tiffin.linux.cgroups import Controller, Hierarchy
+from tiffin.linux.cgroups import PARENT, Controller, Hierarchy
 
 MIB = 1 << 20
 HIERARCHY = Hierarchy.detect() if os.path.exists("/proc/self/mountinfo") else Hierarchy([])
@@ -71,12 +71,11 @@ def quota(engine: Engine, container: str) -> tuple[int, int]:
 
 def weight_file() -> str | None:
     """The file that takes the weight of block I/O here."""
+    if HIERARCHY.unsupported({"blkio_weight": 300}):
+        return None
     files = ("io.bfq.weight", "io.weight") if V2 else ("blkio.weight", "blkio.bfq.weight")
-    base = HIERARCHY.unified if V2 else HIERARCHY.by_name.get("blkio")
-    for file in files:
-        if base is not None and list(Path(base).glob(f"*/{file}")):
-            return file
-    return None
+    base = HIERARCHY.unified if V2 else HIERARCHY.by_name["blkio"]
+    return next(file for file in files if Path(f"{base}/{PARENT}/{file}").exists())
 
 
 def block_device() -> str:
@@ -198,8 +197,8 @@ def test_a_size_of_the_container_is_refused_by_the_driver(engine: Engine) -> Non
 def test_a_kernel_without_a_limit_gives_a_warning(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "group").mkdir()
-    (tmp_path / "group/cpu.shares").touch()
+    (tmp_path / "tiffin").mkdir()
+    (tmp_path / "tiffin/cpu.shares").touch()
     few = Hierarchy([Controller(1, str(tmp_path), ("cpu",))])
     monkeypatch.setattr(limits.Hierarchy, "detect", lambda: few)
     host = {"Memory": 64 * MIB, "CpuShares": 100, "OomKillDisable": True}

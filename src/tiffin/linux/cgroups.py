@@ -40,6 +40,9 @@ DEFAULT_DEVICES = (
 )
 """What a container may do with devices unless told otherwise; anything else is denied."""
 
+PARENT = "tiffin"
+"""The group in which the engines' groups are."""
+
 _CREATE = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -250,21 +253,19 @@ class Hierarchy:
         return warnings
 
     def unsupported(self, resources: dict[str, int | str]) -> dict[str, str]:
-        """The limits that this machine can't set, each with a warning in Docker's words."""
+        """The limits that this machine can't set, each with a warning in Docker's words.
+
+        What a group can do is looked up in :data:`PARENT`, which is made if need be: the root
+        lacks some files, and a group of somebody else's may have others.
+        """
+        for item in self.controllers:
+            self._make_parents(item, f"{PARENT}/any")
         found: dict[str, str] = {}
         for field, value in resources.items():
             for row in writes({field: value}, self._limits_are_v2):
-                if self._limit_file(self._example(row.controller), row) is None:
+                if self._limit_file(PARENT, row) is None:
                     found[field] = f"Your kernel does not support {row.warning}"
         return found
-
-    def _example(self, controller: str) -> str:
-        """Some group below the root of a controller: the root itself lacks some files."""
-        directory = self.unified if self._limits_are_v2 else self.by_name.get(controller)
-        if directory is None:
-            return ""
-        with os.scandir(directory) as entries:
-            return next((entry.name for entry in entries if entry.is_dir()), "")
 
     def _limit_file(self, name: str, row: Row) -> str | None:
         """The file that takes a limit, or None if there is none."""

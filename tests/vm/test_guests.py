@@ -1,0 +1,40 @@
+"""The tests of limits, in guests with the other versions of cgroups."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiffin.linux.cgroups import Hierarchy
+from vm import guest
+
+TESTS = Path(__file__).parents[1]
+LIMITS = ("engine/test_limits.py", "engine/test_statistics.py", "linux/test_cgroups.py")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_limits_hold_on_every_version_of_cgroups(version: str) -> None:
+    if Hierarchy.detect().version == version:
+        pytest.skip("this machine's own: the tests are run here")
+    if guest.KERNEL is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("user-mode-linux is not installed")
+        pytest.skip("user-mode-linux is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "--color=no",
+    ]
+    code, output = guest.run(version, [*command, *(str(TESTS / name) for name in LIMITS)])
+    assert code == 0, output
+    found = re.search(r"(\d+) passed", output)
+    assert found is not None and int(found[1]) > 30, output
