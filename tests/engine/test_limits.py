@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import busybox_tar
 from engine.life import create, eventually, inside, listening, output, started, state
 from tiffin import Engine
 from tiffin.engine import limits
@@ -189,9 +193,58 @@ def test_limits_that_make_no_sense(engine: Engine, host: dict[str, Any], message
         create(engine, "true", host=host)
 
 
-def test_a_size_of_the_container_is_refused_by_the_driver(engine: Engine) -> None:
-    with pytest.raises(Unsupported, match=r"--storage-opt size=1G is not supported by the .*'"):
+@pytest.fixture
+def counting(busybox: Path, tmp_path: Path) -> Iterator[Engine]:
+    """An engine on an XFS that counts what projects take."""
+    image, point = tmp_path / "image", tmp_path / "mount"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    point.mkdir()
+    subprocess.run(["mkfs.xfs", "-q", image], check=True)
+    command = ["mount", "-o", "loop,prjquota", image, point]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the kernel has no XFS with quotas: {done.stderr}")
+    try:
+        with Engine(point / "root") as opened:
+            opened.images.import_(io.BytesIO(busybox_tar()), "busybox")
+            yield opened
+            for row in opened.containers.list(all=True):
+                opened.containers.remove(row["Id"], force=True, volumes=True)
+            opened.shutdown_keeper()
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
+
+
+WRITE = "dd if=/dev/zero of=/big bs=1M count=20; wc -c < /big"
+
+
+def test_a_container_takes_no_more_than_its_size(counting: Engine) -> None:
+    host = {**ALONE, "StorageOpt": {"size": "12M"}}
+    container = started(counting, "sh", "-c", WRITE, host=host)
+    counting.containers.wait(container)
+    said = output(counting, container)
+    assert b"No space left on device" in said, said
+    assert 10 * MIB < int(said.split()[-1]) < 12 * MIB + 1
+    # Others are not counted with it.
+    other = started(counting, "sh", "-c", WRITE, host=ALONE)
+    counting.containers.wait(other)
+    assert output(counting, other).split()[-1] == b"%d" % (20 * MIB)
+    # Nor is what a commit has moved away, when it is started again.
+    counting.containers.commit(container, "half")
+    counting.containers.start(container)
+    counting.containers.wait(container)
+    assert 10 * MIB < int(output(counting, container).split()[-1]) < 12 * MIB + 1
+
+
+def test_a_size_needs_a_file_system_that_counts(engine: Engine) -> None:
+    with pytest.raises(InvalidParameter, match="Unknown option colour"):
+        create(engine, "true", host={"StorageOpt": {"colour": "red"}})
+    with pytest.raises(InvalidParameter, match="invalid size: 'much'"):
+        create(engine, "true", host={"StorageOpt": {"size": "much"}})
+    with pytest.raises(Unsupported, match="--storage-opt is supported only for overlay over xfs"):
         create(engine, "true", host={"StorageOpt": {"size": "1G"}})
+    assert engine.containers.list(all=True) == []
 
 
 def test_a_kernel_without_a_limit_gives_a_warning(

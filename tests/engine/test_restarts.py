@@ -172,6 +172,28 @@ def test_what_ended_without_a_daemon_is_restarted_by_the_next(root: Path, busybo
         engine.shutdown_keeper()
 
 
+def test_a_daemon_that_stays_starts_always_what_shall_always_run(root: Path, busybox: Path) -> None:
+    # What Docker 20.10 and 26.1 do.
+    with Engine(root) as engine:
+        engine.images.import_(io.BytesIO(busybox_tar()), "busybox", changes=["CMD sh"])
+        for name in ("always", "unless-stopped", "on-failure", "no"):
+            started(engine, "sleep", "60", host=policy(name), name=name)
+            engine.containers.stop(name, timeout=0)
+        create(engine, "sleep", "60", host=policy("always"), name="never-started")
+    with Engine(root) as engine:
+        # One that a command has started leaves alone what was stopped.
+        assert {row["State"] for row in engine.containers.list(all=True)} == {"exited", "created"}
+    with Engine(root, lasting=True) as engine:
+        for name in ("always", "on-failure"):
+            eventually(lambda name=name: state(engine, name)["Status"] == "running")
+        assert state(engine, "unless-stopped")["Status"] == "exited"
+        assert state(engine, "no")["Status"] == "exited"
+        assert state(engine, "never-started")["Status"] == "created"
+        for row in engine.containers.list(all=True):
+            engine.containers.remove(row["Id"], force=True)
+        engine.shutdown_keeper()
+
+
 def test_after_a_boot_always_means_always(
     root: Path, busybox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,7 +216,7 @@ def _open(
     deadline = time.monotonic() + _LEAVING_SECONDS
     while True:
         try:
-            return Engine(place, storage_driver=storage_driver, what=what)
+            return Engine(place, storage_driver=storage_driver, what=what, lasting=not on_demand)
         except RootInUse as error:
             leaving = on_demand and _ON_DEMAND in error.message and not answers(path)
             if not leaving or time.monotonic() > deadline:

@@ -24,7 +24,7 @@ from tiffin.engine.roster import Roster
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.trees import Trees, open_in
 from tiffin.engine.volumes import Volumes
-from tiffin.errors import InvalidParameter, NotFound, Unsupported
+from tiffin.errors import InvalidParameter, NotFound
 from tiffin.layer.space import space_needed
 from tiffin.layer.store import LayerStore
 from tiffin.storage import tree
@@ -105,12 +105,10 @@ class Creation:
         return {"Id": container.id, "Warnings": [*warnings, *security.warnings(host)]}
 
     def _check_storage(self, host: JSON) -> None:
-        if host.get("StorageOpt"):
-            options = ", ".join(f"{key}={value}" for key, value in host["StorageOpt"].items())
-            raise Unsupported(
-                f"--storage-opt {options} is not supported by the storage driver "
-                f"'{self._layers.driver.name}': leave it out"
-            )
+        for name in host.get("StorageOpt") or {}:
+            if name.lower() != "size":
+                raise InvalidParameter(f"Unknown option {name}: --storage-opt takes size")
+        limits.storage_size(host)
 
     def _inherited(self, sources: Sequence[str]) -> list[MountPoint]:
         points = []
@@ -135,6 +133,8 @@ class Creation:
             self._layers.prepare(
                 container.snapshot, container.base, mountpoints=True, purpose="container"
             )
+            if size := limits.storage_size(container.spec.host):
+                self._layers.limit(container.snapshot, size)
             folder.mkdir(mode=0o710)
             self._lifecycle.sandboxes.write_files(container)
             for point in container.spec.mounts:

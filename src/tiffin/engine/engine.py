@@ -51,7 +51,9 @@ class Engine:
     :meth:`close`. Containers go on running after that.
 
     ``root`` is the folder (``TIFFIN_ROOT``, else /var/lib/tiffin); ``storage_driver`` a name as in
-    ``--storage-driver``; ``what`` says who this is to a process that wants the same root.
+    ``--storage-driver``; ``what`` says who this is to a process that wants the same root; ``lasting`` makes restart
+    policies take this for the start of a daemon, as Docker's do: what was stopped by hand is
+    started again if its policy is ``always``.
     Raises RootInUse, Forbidden, Unsupported (no such driver, or it does not work here).
     """
 
@@ -61,6 +63,7 @@ class Engine:
         *,
         storage_driver: str | None = None,
         what: str | None = None,
+        lasting: bool = False,
     ) -> None:
         self._root = Root(root, what or f"the library in {' '.join(sys.argv)[:200] or 'Python'}")
         try:
@@ -125,7 +128,7 @@ class Engine:
             self._builds: Builds | None = None
             self._builds_lock = threading.Lock()
             self._sweep()
-            self._lifecycle.reconcile()
+            self._lifecycle.reconcile(lasting)
             self._sandboxes.resume()
             self.volumes.resume()
         except BaseException:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, health, isolation, logdrivers, restarts
+from tiffin.engine import configuration, health, isolation, limits, logdrivers, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.restarts import Restarts
@@ -162,6 +162,9 @@ class Lifecycle:
         path, namespace = self.sandboxes.open(container)
         try:
             self._volumes.use(container)
+            if size := limits.storage_size(container.spec.host):
+                # Again: a commit may have given it a new layer since.
+                self._layers.limit(container.snapshot, size)
             answer = self._launch(container, path)
             self.sandboxes.started(container, answer["pid"])
             return answer
@@ -573,8 +576,9 @@ class Lifecycle:
 
     # -- start-up ---------------------------------------------------------------------------
 
-    def reconcile(self) -> None:
-        """At start-up: learn from the keeper what became of the containers that were running."""
+    def reconcile(self, lasting: bool) -> None:
+        """At start-up: learn from the keeper what became of the containers that were running, and
+        start again what policies want with the start of a daemon (see :mod:`restarts`)."""
         # The keeper's events are heard meanwhile: what is listed may have ended, been removed, or
         # been restarted by the time that it is looked at.
         running = {
@@ -594,7 +598,7 @@ class Lifecycle:
                         self._ended(container, None, time.time_ns(), False)
         for container in self._roster.all():
             with container.lock:
-                if restarts.wanted_after_boot(container, self._boot):
+                if restarts.wanted_anew(container, self._boot, lasting):
                     container.state.status = "restarting"
                     container.save_state(self._database)
                 if container.state.status == "restarting":

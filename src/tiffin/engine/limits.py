@@ -13,6 +13,7 @@ import os
 import stat
 from typing import Any
 
+from tiffin.engine.logdrivers import parse_size
 from tiffin.errors import Conflict, InvalidParameter
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime.settings import Resources
@@ -65,6 +66,16 @@ def resources(host: JSON) -> Resources:
         lines = [f"{_device_number(row['Path'])} {row.get(number) or 0}" for row in rows]
         setattr(result, name, "\n".join(lines))
     return result
+
+
+def storage_size(host: JSON) -> int:
+    """How many bytes the container's own files may take; 0 for any number.
+
+    Raises InvalidParameter.
+    """
+    for text in (host.get("StorageOpt") or {}).values():
+        return parse_size(text) or 0
+    return 0
 
 
 def _none(name: str) -> Any:

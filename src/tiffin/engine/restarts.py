@@ -1,8 +1,10 @@
 """Restart policies: whether a container that has ended is started again, and when.
 
 The delay begins at 100 ms, doubles with each restart up to one minute, and begins anew after a run
-of 10 seconds or more. A container that was stopped by hand is not restarted; with ``always`` it is
-started again when the machine has booted, like all that were running or waiting to be restarted.
+of 10 seconds or more. A container that was stopped by hand is not restarted; with ``always``, and
+with ``on-failure`` if it failed, it is started again with the daemon, as Docker does. That is a
+daemon that stays (``tiffin serve``), or the first one after a boot: those that commands start come
+and go with the commands.
 
 Source: the reference of ``docker run --restart``.
 """
@@ -33,17 +35,24 @@ def wanted(container: Container, code: int) -> bool:
     return False
 
 
-def wanted_after_boot(container: Container, boot: str) -> bool:
-    """Whether a container that was stopped by hand is started now that the machine has booted."""
+def wanted_anew(container: Container, boot: str, lasting: bool) -> bool:
+    """Whether a container that rests is started with the daemon: one that stays (``lasting``), or
+    the first in the machine's present ``boot``."""
     policy = container.spec.host.get("RestartPolicy") or {}
     state = container.state
-    return (
-        policy.get("Name") == "always"
-        and state.status == "exited"
-        and state.stopped_by_hand
-        and bool(state.boot)
-        and state.boot != boot
-    )
+    if (
+        state.status != "exited"
+        or not state.runs
+        or not (lasting or (state.boot and state.boot != boot))
+    ):
+        return False
+    most = policy.get("MaximumRetryCount") or 0
+    match policy.get("Name"):
+        case "always":
+            return True
+        case "on-failure":
+            return state.exit_code != 0 and (most == 0 or state.restarts < most)
+    return False
 
 
 def delay(container: Container, ran: int) -> float:

@@ -83,6 +83,13 @@ class Snapshots(Stacks):
         if not mountpoints and chain is not None and self.driver.layered:
             self._set_root(key, chain)
 
+    def limit(self, key: str, size: int) -> None:
+        """Let a writable snapshot's own files take ``size`` bytes, and no more.
+
+        Raises Unsupported where the driver can't, NotFound.
+        """
+        self.driver.limit(key, size)
+
     def remove_snapshot(self, key: str) -> None:
         """Remove a writable snapshot; no error if there is none."""
         self._delete_snapshot_row(key)

@@ -42,6 +42,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from tiffin.errors import Unsupported
+
 
 class Whiteouts(enum.Enum):
     """How a snapshot's own directory says that a lower file is gone."""
@@ -144,6 +146,13 @@ class StorageDriver(ABC):
     @abstractmethod
     def usage(self, key: str) -> Usage:
         """Measure the snapshot's own files by walking its own directory."""
+
+    def limit(self, key: str, size: int) -> None:
+        """Let the writable snapshot's own files take ``size`` bytes, and no more; an earlier limit
+        is replaced. Raises NotFound, and Unsupported where the driver can't.
+        """
+        del key, size
+        raise Unsupported(f"--storage-opt is not supported for {self.name}")
 
     @abstractmethod
     def remove(self, key: str) -> None:

@@ -22,6 +22,9 @@ for good), ``metacopy=off`` (else a layer would hold attributes without contents
 rename(2) of a directory that the layers below have answers EXDEV, and mv copies, as Docker's users
 know it).
 
+A snapshot with a limit of its size is a project of the file system's quotas
+(:mod:`tiffin.linux.quota`): ``fs`` and ``work`` belong to it, and what overlayfs makes in them.
+
 Source: ``Documentation/filesystems/overlayfs.rst`` of Linux 6.18.
 """
 
@@ -29,16 +32,17 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from tiffin.errors import InvalidParameter
-from tiffin.linux import syscalls
+from tiffin.errors import InvalidParameter, NotFound, Unsupported
+from tiffin.linux import quota, syscalls
 from tiffin.linux.detached import mount_detached
 from tiffin.storage import tree
 from tiffin.storage.driver import Mount, StorageDriver, Support, Usage, Whiteouts
@@ -48,6 +52,9 @@ from tiffin.storage.shelf import Shelf
 _EXPLICIT = ("index", "metacopy", "redirect_dir")
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_FIRST_PROJECT, _PROJECTS = 1 << 24, 1 << 31
+"""The numbers of projects for quotas are taken at random, out of so many that nobody meets another,
+neither another root on the same file system, nor Docker, which counts from 1."""
 
 
 class Overlay2(StorageDriver):
@@ -117,8 +124,34 @@ class Overlay2(StorageDriver):
         with self.own_directory(key) as directory:
             return tree.measure(directory)
 
+    def limit(self, key: str, size: int) -> None:
+        folder = self.home / self._shelf.find(key)[0]
+        try:
+            project = quota.project_of(folder)
+            if not project:
+                project = secrets.randbelow(_PROJECTS) + _FIRST_PROJECT
+                # The folder last: who finds it in a project finds the others in it too.
+                for part in (folder / "work", folder / "fs", folder):
+                    quota.assign(part, project)
+            quota.limit(folder, project, size)
+        except OSError as error:
+            if error.errno not in quota.NOT_THERE:
+                raise
+            raise Unsupported(
+                "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, "
+                f"or ext4 with 'prjquota'; what {self.home} is on is "
+                f"{file_system_name(self.home)} without"
+            ) from error
+
     def remove(self, key: str) -> None:
+        project = 0
+        with suppress(NotFound, OSError):
+            # Only what has a limit has a project. A file system without any has none to give back.
+            project = quota.project_of(self.home / self._shelf.find(key)[0])
         self._shelf.remove(key)
+        if project >= _FIRST_PROJECT:
+            with suppress(OSError):
+                quota.limit(self.home, project, 0)
 
     def keys(self) -> Iterator[str]:
         return self._shelf.keys()
