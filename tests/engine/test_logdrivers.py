@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +147,11 @@ def test_since_and_until(engine: Engine) -> None:
         ("syslog", {"syslog_format": "rfc1"}, "Invalid syslog format: 'rfc1'"),
         ("syslog", {"syslog_address": "carrier://pigeon"}, "invalid syslog address"),
         ("fluentd", {"fluentd_address": "udp://here"}, "invalid fluentd address"),
-        ("fluentd", {"fluentd_request_ack": "true"}, "'fluentd-request-ack' can't be used yet"),
-        ("syslog", {"syslog_address": "tcp+tls://a:1"}, "can't be used yet: TLS"),
+        ("fluentd", {"fluentd_address": "tcp+tls://a:1"}, "invalid fluentd address"),
+        ("fluentd", {"fluentd_request_ack": "maybe"}, "fluentd-request-ack is true or false"),
+        ("fluentd", {"fluentd_retry_wait": "soon"}, "fluentd-retry-wait is a duration such as"),
+        ("fluentd", {"fluentd_max_retries": "-1"}, "fluentd-max-retries is a number of times"),
+        ("syslog", {"syslog_address": "tls://a:1"}, "invalid syslog address"),
     ],
 )
 def test_drivers_and_options_that_make_no_sense(
@@ -260,6 +267,146 @@ def test_a_driver_that_does_not_answer_stops_the_start(engine: Engine, tmp_path:
     run(engine, "echo x", log("fluentd", fluentd_address="127.0.0.1:1", fluentd_async="true"))
 
 
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``ca.pem``, and ``server`` and ``client`` (``.pem``, ``.key``) that it has signed."""
+    if shutil.which("openssl") is None:
+        assert os.environ.get("CI") != "true", "openssl is not installed"
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("keys")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    for name in ("server", "client"):
+        extra = ("-addext", "subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca.key")
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
+        openssl("req", "-x509", *new, *files, "-subj", f"/CN={name}", *extra)
+    return folder
+
+
+@contextmanager
+def encrypted(keys: Path) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
+    """The address of a server that wants a client's certificate, and what each connection said."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(keys / "ca.pem"))
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    said: list[bytes] = []
+
+    def read(connection: socket.socket) -> None:
+        # What breaks a connection here is what the client has to say.
+        with connection, suppress(OSError), context.wrap_socket(connection, True) as stream:
+            data = b""
+            while part := stream.recv(1 << 16):
+                data += part
+            said.append(data)
+
+    def serve(sock: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = sock.accept()
+                connection.settimeout(PATIENCE)
+                read(connection)
+
+    with listener(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=serve, args=(sock,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{sock.getsockname()[1]}", lambda: [data for data in said if data]
+        finally:
+            sock.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def certificates(keys: Path) -> dict[str, str]:
+    return {
+        "syslog_tls_ca_cert": f"{keys}/ca.pem",
+        "syslog_tls_cert": f"{keys}/client.pem",
+        "syslog_tls_key": f"{keys}/client.key",
+    }
+
+
+def test_syslog_by_tls(engine: Engine, keys: Path) -> None:
+    with encrypted(keys) as (address, said):
+        options = {"syslog_address": f"tcp+tls://{address}", **certificates(keys)}
+        run(engine, COUNT, log("syslog", **options))
+        eventually(lambda: bool(said()))
+        assert [line.partition(b": ")[2] for line in said()[0].splitlines()] == ALL.splitlines()
+        # RFC 5425: each message of RFC 5424 has its length before it.
+        run(engine, "echo one; echo two", log("syslog", syslog_format="rfc5424", **options))
+        eventually(lambda: len(said()) == 2)
+    data = said()[1]
+    for word in (b"one", b"two"):
+        length, _, data = data.partition(b" ")
+        message, data = data[: int(length)], data[int(length) :]
+        assert message.startswith(b"<30>1 ") and message.endswith(b" - %b\n" % word)
+    assert data == b""
+
+
+def test_a_syslog_that_is_not_trusted_stops_the_start(engine: Engine, keys: Path) -> None:
+    with encrypted(keys) as (address, said):
+        given = certificates(keys)
+        del given["syslog_tls_ca_cert"]
+        options = {"syslog_address": f"tcp+tls://{address}", **given}
+        container = create(engine, "true", host=log("syslog", **options))
+        with pytest.raises(
+            StartFailure, match=r"failed to initialize logging driver: .*certificat"
+        ):
+            engine.containers.start(container)
+        # Unless one wants to trust it.
+        run(engine, "echo x", log("syslog", syslog_tls_skip_verify="true", **options))
+        eventually(lambda: bool(said()))
+        missing = {**options, "syslog_tls_ca_cert": f"{keys}/nonesuch.pem"}
+        container = create(engine, "true", host=log("syslog", **missing))
+        with pytest.raises(StartFailure, match="no such file or directory"):
+            engine.containers.start(container)
+
+
+def test_what_fluentd_has_not_acknowledged_is_sent_again(engine: Engine) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        options = {"fluentd_address": f"127.0.0.1:{sock.getsockname()[1]}",
+                   "fluentd_request_ack": "true", "fluentd_retry_wait": "50ms"}  # fmt: skip
+        script = "echo one; echo two; echo three; sleep 600"
+        container = create(engine, "sh", "-c", script, host=log("fluentd", **options))
+        engine.containers.start(container)
+        with accepted(sock) as first:
+            received = messages(first, 3)
+            assert [record["log"] for _, _, record, _ in received] == ["one", "two", "three"]
+            chunk = received[0][3]["chunk"]
+            assert len(base64.b64decode(chunk)) == 16
+            first.sendall(msgspec.msgpack.encode({"ack": chunk}))
+            # The answer is read before the end of the connection.
+        with accepted(sock) as second:
+            again = messages(second, 2)
+            assert [record["log"] for _, _, record, _ in again] == ["two", "three"]
+            engine.containers.kill(container)
+            for _, _, _, more in again:
+                second.sendall(msgspec.msgpack.encode({"ack": more["chunk"]}))
+            # With all acknowledged, nothing keeps it from leaving.
+            assert second.recv(1) == b""
+
+
+def messages(connection: socket.socket, count: int) -> list[Any]:
+    """So many of fluentd's messages, which end in ``{"chunk": …}``."""
+    data = b""
+    while data.count(b"\xa5chunk") < count or not data.endswith(b"=="):
+        part = connection.recv(1 << 16)
+        assert part, data
+        data += part
+    found: list[Any] = msgspec.msgpack.decode(b"\xdd" + count.to_bytes(4, "big") + data)
+    return found
+
+
+def test_fluentd_is_given_up_after_some_tries(engine: Engine) -> None:
+    options = {"fluentd_address": "127.0.0.1:1", "fluentd_async": "true",
+               "fluentd_retry_wait": "10ms", "fluentd_max_retries": "2"}  # fmt: skip
+    container = run(engine, "echo hello", log("fluentd", **options))
+    # What can't be sent is in the copy that is kept here.
+    assert output(engine, container) == b"hello\n"
+
+
 def test_fluentd_gets_records(engine: Engine) -> None:
     with listener(("127.0.0.1", 0)) as sock:
         options = {"fluentd_address": f"127.0.0.1:{sock.getsockname()[1]}", "labels": "color"}
@@ -323,6 +470,51 @@ def test_the_journal_gets_fields(
         "CONTAINER_ID_FULL": container, "CONTAINER_NAME": "box", "CONTAINER_TAG": container[:12],
         "SYSLOG_IDENTIFIER": container[:12], "IMAGE_NAME": "busybox", "COM_COLOR": "red",
     }  # fmt: skip
+
+
+def test_a_real_journal_takes_them(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Path("/lib/systemd/systemd-journald")
+    if not program.exists():
+        assert os.environ.get("CI") != "true", "systemd is not installed"
+        pytest.skip("systemd is not installed")
+    for name in ("run/journal", "log/journal"):
+        (tmp_path / name).mkdir(parents=True)
+    script = (
+        f"mount --bind {tmp_path}/run /run/systemd && mount --bind {tmp_path}/log /run/log && "
+        f"exec {program}"
+    )
+    for place in ("/run/systemd", "/run/log"):
+        os.makedirs(place, exist_ok=True)
+    words = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as journal:
+        try:
+            path = tmp_path / "run/journal/socket"
+            eventually(path.exists)
+            monkeypatch.setattr(logdrivers, "JOURNAL", str(path))
+            options = log("journald", tag="lunch", labels="com.color")
+            run(engine, "echo out; echo err >&2", options, name="box", Labels={"com.color": "red"})
+            read = [
+                "journalctl",
+                "-D",
+                tmp_path / "log/journal",
+                "CONTAINER_NAME=box",
+                "-o",
+                "json",
+            ]
+
+            def entries() -> dict[str, dict[str, str]]:
+                done = subprocess.run(read, capture_output=True, check=False)
+                found = [json.loads(line) for line in done.stdout.splitlines()]
+                return {entry["MESSAGE"]: entry for entry in found}
+
+            eventually(lambda: entries().keys() == {"out", "err"})
+            out, err = entries()["out"], entries()["err"]
+            assert (out["PRIORITY"], err["PRIORITY"]) == ("6", "3")
+            assert (out["SYSLOG_IDENTIFIER"], out["COM_COLOR"]) == ("lunch", "red")
+        finally:
+            journal.kill()
 
 
 def test_a_driver_that_reads_nothing_holds_up_a_container_that_must_not_lose(

@@ -51,9 +51,9 @@ class Engine:
     :meth:`close`. Containers go on running after that.
 
     ``root`` is the folder (``TIFFIN_ROOT``, else /var/lib/tiffin); ``storage_driver`` a name as in
-    ``--storage-driver``; ``what`` says who this is to a process that wants the same root; ``lasting`` makes restart
-    policies take this for the start of a daemon, as Docker's do: what was stopped by hand is
-    started again if its policy is ``always``.
+    ``--storage-driver``; ``what`` says who this is to a process that wants the same root.
+    ``lasting``: restart policies take this for the start of a daemon, as Docker's do; what was
+    stopped by hand is started again if its policy is ``always``.
     Raises RootInUse, Forbidden, Unsupported (no such driver, or it does not work here).
     """
 

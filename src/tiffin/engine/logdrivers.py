@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tiffin.engine.container import Container
-from tiffin.errors import InvalidParameter, StartFailure, Unsupported
+from tiffin.errors import InvalidParameter, StartFailure
 
 JSON = dict[str, Any]
 
@@ -35,18 +35,23 @@ _OPTIONS = {
     "local": _ANY | _ROTATION,
     "none": frozenset[str](),
     "journald": _ANY | _INFORMATION | _CACHE,
-    "syslog": _ANY | _INFORMATION | _CACHE | {"syslog-address", "syslog-facility", "syslog-format"},
+    "syslog": _ANY
+    | _INFORMATION
+    | _CACHE
+    | {"syslog-address", "syslog-facility", "syslog-format"}
+    | {"syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify"},
     "fluentd": _ANY
     | _INFORMATION
     | _CACHE
-    | {"fluentd-address", "fluentd-async", "fluentd-buffer-limit"}
-    | {"fluentd-sub-second-precision"},
+    | {"fluentd-address", "fluentd-async", "fluentd-async-reconnect-interval"}
+    | {"fluentd-buffer-limit", "fluentd-retry-wait", "fluentd-max-retries"}
+    | {"fluentd-request-ack", "fluentd-sub-second-precision", "fluentd-write-timeout"},
 }
-_KNOWN_ELSEWHERE = frozenset(
-    """syslog-tls-ca-cert syslog-tls-cert syslog-tls-key syslog-tls-skip-verify fluentd-retry-wait
-    fluentd-max-retries fluentd-request-ack fluentd-async-reconnect-interval fluentd-write-timeout
-    """.split()
-)
+_BOOLEANS = (
+    "compress", "cache-compress", "cache-disabled", "fluentd-async", "fluentd-request-ack",
+    "fluentd-sub-second-precision",
+)  # fmt: skip
+_DURATIONS = ("fluentd-retry-wait", "fluentd-write-timeout", "fluentd-async-reconnect-interval")
 _FACILITIES = {
     name: number
     for number, name in enumerate(
@@ -66,8 +71,6 @@ def check(log: Mapping[str, Any]) -> JSON:
     if kind == "none" and options:
         raise InvalidParameter("invalid logging opts for driver none")
     for name in options:
-        if name in _KNOWN_ELSEWHERE and name.startswith(kind):
-            raise Unsupported(f"the log option '{name}' can't be used yet: leave it out")
         if name not in _OPTIONS[kind]:
             raise InvalidParameter(f"unknown log opt '{name}' for {kind} log driver")
     _check_values(kind, options)
@@ -88,9 +91,17 @@ def _check_values(kind: str, options: Mapping[str, str]) -> None:
     for name in ("max-file", "cache-max-file"):
         if name in options and not (options[name].isdigit() and int(options[name]) > 0):
             raise InvalidParameter(f"{name} must be a number greater than 0: '{options[name]}'")
-    for name in ("compress", "cache-compress", "cache-disabled", "fluentd-async"):
+    for name in _BOOLEANS:
         if name in options:
             _boolean(name, options[name])
+    for name in _DURATIONS:
+        if name in options:
+            _seconds(name, options[name])
+    retries = options.get("fluentd-max-retries")
+    if retries is not None and not retries.isdigit():
+        raise InvalidParameter(f"fluentd-max-retries is a number of times, not '{retries}'")
+    if 0 < _seconds("", options.get("fluentd-async-reconnect-interval") or "0") < 0.1:
+        raise InvalidParameter("fluentd-async-reconnect-interval must be between 100ms and 10s")
     rotates = int(options.get("max-file") or 1) > 1 and options.get("max-size")
     if options.get("compress") == "true" and kind == "json-file" and not rotates:
         raise InvalidParameter(
@@ -115,6 +126,17 @@ def _boolean(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "t", "f"):
         raise InvalidParameter(f"{name} is true or false, not '{text}'")
     return text.lower() in ("true", "1", "t")
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(name: str, text: str) -> float:
+    """A duration as Go writes it (``1m30s``, ``500ms``; 0 needs no unit)."""
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
+    if "".join(number + unit for number, unit in parts) != text and text != "0":
+        raise InvalidParameter(f"{name} is a duration such as 500ms or 1m30s, not '{text}'")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def _facility(text: str) -> int:
@@ -261,6 +283,14 @@ def _forward(container: Container, kind: str, options: Mapping[str, str]) -> JSO
         forward["facility"] = _facility(options.get("syslog-facility") or "daemon")
         forward["format"] = options.get("syslog-format") or ""
         forward["hostname"] = os.uname().nodename
+        if "tls" in forward:
+            forward["tls"] |= {
+                "ca": options.get("syslog-tls-ca-cert") or "",
+                "cert": options.get("syslog-tls-cert") or "",
+                "key": options.get("syslog-tls-key") or "",
+                # As in Docker, it is said by being there, whatever its value.
+                "verify": "syslog-tls-skip-verify" not in options,
+            }
     else:
         forward.update(_address(kind, options.get("fluentd-address") or ""))
         forward["precise"] = _boolean("", options.get("fluentd-sub-second-precision") or "false")
@@ -269,7 +299,15 @@ def _forward(container: Container, kind: str, options: Mapping[str, str]) -> JSO
             "container_name": f"/{container.name}",
             **extra,
         }
+        forward["ack"] = _boolean("", options.get("fluentd-request-ack") or "false")
+        forward["retry_wait"] = _seconds("", options.get("fluentd-retry-wait") or "1s")
+        forward["write_timeout"] = _seconds("", options.get("fluentd-write-timeout") or "0")
+        if options.get("fluentd-max-retries"):
+            forward["max_retries"] = int(options["fluentd-max-retries"])
         must_answer = not _boolean("", options.get("fluentd-async") or "false")
+        if not must_answer:
+            interval = options.get("fluentd-async-reconnect-interval") or "0"
+            forward["reconnect"] = _seconds("", interval)
     _resolve(forward, must_answer)
     return forward
 
@@ -296,8 +334,17 @@ def _address(kind: str, text: str) -> JSON:
             "kind": "stream" if scheme == "unix" else "datagram",
             "address": parts.path,
         }
-    if scheme == "tcp+tls" or scheme == "tls":
-        raise Unsupported(f"the {kind} address '{text}' can't be used yet: TLS")
+    # Docker's names for it: syslog has tcp+tls, fluentd tls.
+    encrypted = scheme == {"syslog": "tcp+tls", "fluentd": "tls"}.get(kind)
+    if encrypted:
+        host = parts.hostname or "127.0.0.1"
+        tls = {"name": host, "ca": "", "cert": "", "key": "", "verify": True}
+        return {
+            "family": "inet",
+            "kind": "stream",
+            "address": [host, port or _PORTS[kind]],
+            "tls": tls,
+        }
     if scheme in ("tcp", "udp") and (scheme == "tcp" or kind == "syslog"):
         return {
             "family": "inet",
@@ -306,7 +353,7 @@ def _address(kind: str, text: str) -> JSON:
         }
     raise InvalidParameter(
         f"invalid {kind} address '{text}': write it as tcp://HOST:PORT"
-        + (", udp://HOST:PORT" if kind == "syslog" else "")
+        + (", tcp+tls://HOST:PORT, udp://HOST:PORT" if kind == "syslog" else ", tls://HOST:PORT")
         + " or unix:///PATH"
     )
 
@@ -349,4 +396,10 @@ def _answers(forward: JSON, kind: socket.SocketKind) -> bool:
             if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
                 return False
             raise
+        if forward.get("tls"):
+            # Loaded only where it is used: it is large.
+            from tiffin.keeper import encryption
+
+            with encryption.wrap(sock, forward["tls"]) as encrypted:
+                encrypted.do_handshake()
     return True

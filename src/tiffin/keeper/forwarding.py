@@ -5,6 +5,9 @@ output is not read until there is room, so that it waits as soon as its pipe is 
 other side has taken nothing for ten seconds, messages are dropped, as in the mode ``non-blocking``
 at once. A connection that breaks is made again, with pauses that grow. After the container's end
 what is left is sent for some more seconds.
+
+Where the other side is to acknowledge messages (fluentd's ``ack``), each one is kept until it has,
+and those that it had not are sent again on the next connection.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import time
 
 from tiffin.keeper.logfile import record_end
 from tiffin.keeper.loop import IN, OUT, Loop, Timer
-from tiffin.keeper.messages import message_format
+from tiffin.keeper.messages import acknowledged, chunk_name, message_format, with_chunk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _STALL_SECONDS = 10.0
+_OPEN_SECONDS = 10.0
 _FLUSH_SECONDS = 5.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
@@ -39,7 +43,10 @@ class Forwarder:
     """One container's connection to a log driver's socket.
 
     ``options``: ``driver`` and what its format needs (:mod:`tiffin.keeper.messages`), ``family``
-    (unix, inet, inet6), ``kind`` (stream, datagram), ``address``, ``buffer`` (bytes), ``blocking``.
+    (unix, inet, inet6), ``kind`` (stream, datagram), ``address``, ``buffer`` (bytes), ``blocking``;
+    and if wanted ``tls`` (see :func:`tiffin.keeper.encryption.wrap`), ``ack``, ``retry_wait``
+    (seconds), ``max_retries`` (then what waits is dropped), ``write_timeout``, ``reconnect``
+    (seconds after which a connection is made anew).
     ``room`` is called when there is room again after :attr:`full`.
     """
 
@@ -61,7 +68,17 @@ class Forwarder:
         self._sent_of_first = 0
         self._sock: socket.socket | None = None
         self._connected = False
-        self._pause = _FIRST_PAUSE
+        self._ack = bool(options.get("ack"))
+        self._chunks: collections.deque[str] = collections.deque()
+        self._unacknowledged: dict[str, bytes] = {}
+        self._count = itertools.count(int.from_bytes(os.urandom(12)) << 32)
+        self._answer = b""
+        self._wants: tuple[type[OSError], ...] = (BlockingIOError,)
+        self._first_pause = float(options.get("retry_wait") or _FIRST_PAUSE)
+        self._pause = self._first_pause
+        self._failures = 0
+        self._opened_at = 0.0
+        self._opening: Timer | None = None
         self._retry: Timer | None = None
         self._last: Timer | None = None
         self._moves = 0
@@ -97,17 +114,14 @@ class Forwarder:
     def finish(self, done: Callable[[], None]) -> None:
         """Nothing more comes: ``done`` is called once all is sent, or given up."""
         self._finished = done
-        if not self._queue:
-            self.close()
-        else:
-            self._last = self._loop.after(_FLUSH_SECONDS, self.close)
+        self._last = self._loop.after(_FLUSH_SECONDS, self.close)
+        self._settled()
 
     def close(self) -> None:
         """Close the connection; what is not sent is dropped."""
-        self._lost += len(self._queue)
-        self._queue.clear()
-        self._size = 0
         self._drop_connection()
+        self._lost += len(self._queue)
+        self._forget()
         for timer in (self._retry, self._last):
             if timer is not None:
                 timer.cancel()
@@ -115,6 +129,12 @@ class Forwarder:
         done, self._finished = self._finished, None
         if done is not None:
             done()
+
+    def _forget(self) -> None:
+        """Send nothing of what waits."""
+        self._queue.clear()
+        self._chunks.clear()
+        self._size = 0
 
     @property
     def _dropping(self) -> bool:
@@ -124,6 +144,10 @@ class Forwarder:
         if self._dropping:
             self._lost += 1
             return
+        if self._ack:
+            chunk = chunk_name(next(self._count))
+            message = with_chunk(message, chunk)
+            self._chunks.append(chunk)
         # In the mode "blocking" all that was read is kept: it is not more than a pipe holds.
         self._queue.append(message)
         self._size += len(message)
@@ -147,6 +171,7 @@ class Forwarder:
             self._room()
 
     def _send(self) -> None:
+        self._renew()
         if self._sock is None and self._retry is None and self._queue:
             self._connect()
         sock = self._sock
@@ -157,8 +182,9 @@ class Forwarder:
                 self._advance(sock.send(self._next()))
                 if self._size < self._limit // 2:
                     self._release()
-        except BlockingIOError:
-            self._loop.watch(sock.fileno(), OUT, lambda _: self._send())
+        except self._wants:
+            self._loop.watch(sock.fileno(), IN | OUT if self._ack else OUT, self._ready)
+            self._watch_writing()
             return
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
@@ -166,12 +192,78 @@ class Forwarder:
                 self._advance(len(self._queue[0]))
             self._broken(error)
             return
-        self._pause = _FIRST_PAUSE
+        self._pause, self._failures = self._first_pause, 0
         self._loop.watch(sock.fileno(), IN, self._heard)
-        self._release()
+        self._settled()
+
+    def _ready(self, events: int) -> None:
+        if events & IN:
+            self._heard(events)
+        if self._connected:
+            self._send()
+
+    def _settled(self) -> None:
+        """Some of what waited is on its way, or has arrived."""
+        if self._size < self._limit // 2:
+            self._release()
         self._tell_lost()
-        if self._finished is not None:
+        if self._finished is None or self._queue or self._unacknowledged:
+            return
+        if self._options.get("tls") and self._connected:
+            self._part()
+        else:
             self.close()
+
+    def _part(self) -> None:
+        """End an encrypted connection so that the other side gets all that was sent.
+
+        It has said something itself (its session's tickets), and what is closed with something
+        unread is reset.
+        """
+        sock = self._sock
+        assert sock is not None
+        try:
+            try:
+                sock.unwrap()  # type: ignore[attr-defined]
+            except self._wants:
+                # It has said that this was all; the answer need not be waited for.
+                pass
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self._loop.watch(sock.fileno(), IN, lambda _: self._parted(sock))
+
+    def _parted(self, sock: socket.socket) -> None:
+        try:
+            if sock.recv(1 << 16):
+                return
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._broken(error)
+        self.close()
+
+    def _renew(self) -> None:
+        """Leave a connection that has lasted for long enough, between two messages."""
+        longest = float(self._options.get("reconnect") or 0)
+        whole = not (self._sent_of_first or self._unacknowledged)
+        old = time.monotonic() - self._opened_at > longest
+        if longest and self._connected and whole and old:
+            self._drop_connection()
+
+    def _watch_writing(self) -> None:
+        """Give a connection up that takes nothing for longer than it may."""
+        seconds = float(self._options.get("write_timeout") or 0)
+        seen, sock = self._moves, self._sock
+        if not seconds:
+            return
+
+        def look() -> None:
+            if self._sock is sock and self._moves == seen and self._queue:
+                self._broken(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+        self._loop.after(seconds, look)
 
     def _next(self) -> bytes:
         """What to send now: one datagram, or as much as there is for a stream."""
@@ -194,7 +286,12 @@ class Forwarder:
                 self._sent_of_first += sent
                 return
             sent -= rest
-            self._size -= len(self._queue.popleft())
+            message = self._queue.popleft()
+            if self._ack:
+                # It takes its room until it has arrived.
+                self._unacknowledged[self._chunks.popleft()] = message
+            else:
+                self._size -= len(message)
             self._sent_of_first = 0
             if not self._stream:
                 return
@@ -204,9 +301,12 @@ class Forwarder:
         sock = socket.socket(family, _KINDS[self._options["kind"]])
         sock.setblocking(False)
         self._sock, self._connected = sock, False
+        self._opening = self._loop.after(_OPEN_SECONDS, self._not_opened)
         error = sock.connect_ex(self._address)
-        if error == 0:
-            self._connected = True
+        if error == 0 and self._options.get("tls"):
+            self._encrypt()
+        elif error == 0:
+            self._is_open()
         elif error == errno.EINPROGRESS:
             self._loop.watch(sock.fileno(), OUT, lambda _: self._opened())
         else:
@@ -218,26 +318,88 @@ class Forwarder:
         if error:
             self._broken(OSError(error, os.strerror(error)))
             return
-        self._connected = True
-        self._send()
+        if self._options.get("tls"):
+            self._encrypt()
+        else:
+            self._is_open()
+            self._send()
+
+    def _not_opened(self) -> None:
+        if not self._connected and self._sock is not None:
+            self._broken(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+    def _is_open(self) -> None:
+        self._connected, self._opened_at = True, time.monotonic()
+        if self._opening is not None:
+            self._opening.cancel()
+
+    def _encrypt(self) -> None:
+        from tiffin.keeper import encryption
+
+        assert self._sock is not None
+        self._wants = (BlockingIOError, *encryption.WANTS)
+        try:
+            self._sock = encryption.wrap(self._sock, self._options["tls"])
+        except OSError as error:
+            self._broken(error)
+            return
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        from tiffin.keeper import encryption
+
+        sock = self._sock
+        try:
+            sock.do_handshake()  # type: ignore[union-attr]
+        except encryption.WANTS as error:
+            mask = IN if encryption.wants_to_read(error) else OUT
+            self._loop.watch(sock.fileno(), mask, lambda _: self._shake_hands())  # type: ignore[union-attr]
+        except OSError as error:
+            self._broken(error)
+        else:
+            self._is_open()
+            self._send()
 
     def _heard(self, _events: int) -> None:
-        """Nothing is expected but the end of the connection."""
+        """Nothing is expected but what acknowledges messages, and the end of the connection."""
         assert self._sock is not None
         try:
-            ended = not self._sock.recv(4096) and self._stream
-        except BlockingIOError:
+            data = self._sock.recv(4096)
+            ended = not data and self._stream
+        except self._wants:
             return
         except OSError as error:
             self._broken(error)
             return
         if ended:
             self._broken(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        elif self._ack:
+            self._acknowledged(data)
+
+    def _acknowledged(self, data: bytes) -> None:
+        try:
+            names, self._answer = acknowledged(self._answer + data)
+        except ValueError as error:
+            self._broken(OSError(errno.EPROTO, str(error)))
+            return
+        for name in names:
+            message = self._unacknowledged.pop(name, b"")
+            self._size -= len(message)
+            self._moves += 1
+            self._stalled = False
+        self._settled()
 
     def _broken(self, error: OSError) -> None:
-        if self._pause == _FIRST_PAUSE and self._queue:
+        if not self._failures and self._queue:
             print(f"{self._name}: the log driver cannot send: {error}", file=sys.stderr)
         self._drop_connection()
+        self._failures += 1
+        most = self._options.get("max_retries")
+        if most is not None and self._failures > int(most) and self._queue:
+            self._lost += len(self._queue)
+            self._forget()
+            self._failures = 0
+            self._settled()
         if self._queue and self._retry is None:
             self._retry = self._loop.after(self._pause, self._try_again)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
@@ -249,8 +411,15 @@ class Forwarder:
     def _drop_connection(self) -> None:
         sock, self._sock = self._sock, None
         self._connected = False
-        # A message of which a part was sent is sent again as a whole.
+        # A message of which a part was sent is sent again as a whole, like those of which nobody
+        # has said that they have arrived.
         self._sent_of_first = 0
+        self._answer = b""
+        self._queue.extendleft(reversed(self._unacknowledged.values()))
+        self._chunks.extendleft(reversed(self._unacknowledged))
+        self._unacknowledged.clear()
+        if self._opening is not None:
+            self._opening.cancel()
         if sock is not None:
             self._loop.drop(sock.fileno())
             sock.close()

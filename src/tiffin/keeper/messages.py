@@ -3,13 +3,15 @@
 Each format makes one message of one record: a line without its newline, or a part of a long line.
 
 Sources: RFC 3164, RFC 5424; https://systemd.io/JOURNAL_NATIVE_PROTOCOL/;
-https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1 (the Message mode);
+https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1 (the Message mode); RFC
+5425 (the length before a message, where TLS carries RFC 5424);
 https://github.com/msgpack/msgpack/blob/master/spec.md; the names of fields are those of Docker's
 drivers.
 """
 
 from __future__ import annotations
 
+import binascii
 import os
 import struct
 import time
@@ -41,6 +43,7 @@ def _severity(stream: str) -> int:
 def _syslog(options: dict[str, Any]) -> Format:
     facility = int(options["facility"]) << 3
     tag, host, form = options["tag"], options["hostname"], options["format"]
+    counted = bool(options.get("tls")) and form.startswith("rfc5424")
     pid = os.getpid()
 
     def stamp(at: int) -> str:
@@ -62,7 +65,8 @@ def _syslog(options: dict[str, Any]) -> Format:
             head = f"{first}{stamp(at)} {host} {tag}[{pid}]: "
         else:
             head = f"{first}{stamp(at)} {tag}[{pid}]: "
-        return head.encode() + text + b"\n"
+        message = head.encode() + text + b"\n"
+        return b"%d %b" % (len(message), message) if counted else message
 
     return make
 
@@ -114,6 +118,41 @@ def _fluentd(options: dict[str, Any]) -> Format:
         return b"\x93" + pack(tag) + moment + pack(record)
 
     return make
+
+
+def chunk_name(number: int) -> str:
+    """The name of a message that is to be acknowledged."""
+    return binascii.b2a_base64(number.to_bytes(16, "big"), newline=False).decode()
+
+
+def with_chunk(message: bytes, name: str) -> bytes:
+    """One of fluentd's messages, to be acknowledged by this name."""
+    return b"\x94" + message[1:] + pack({"chunk": name})
+
+
+def acknowledged(data: bytes) -> tuple[list[str], bytes]:
+    """The names in what fluentd answers (``{"ack": NAME}`` again and again), and the rest, which
+    is not whole yet. Raises ValueError for anything else."""
+    names = []
+    while data:
+        head, rest = data[:5], data[5:]
+        if head != b"\x81\xa3ack"[: len(head)]:
+            raise ValueError(f"this acknowledges nothing: {data[:40]!r}")
+        if not rest:
+            break
+        if rest[0] & 0xE0 == 0xA0:
+            start, length = 1, rest[0] & 0x1F
+        elif rest[0] in (0xD9, 0xC4) and len(rest) > 1:
+            start, length = 2, rest[1]
+        elif rest[0] in (0xD9, 0xC4):
+            break
+        else:
+            raise ValueError(f"this acknowledges nothing: {data[:40]!r}")
+        if len(rest) < start + length:
+            break
+        names.append(rest[start : start + length].decode("utf-8", "replace"))
+        data = rest[start + length :]
+    return names, data
 
 
 def pack(value: str | int | dict[str, str]) -> bytes:
