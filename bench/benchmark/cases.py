@@ -411,6 +411,59 @@ def listing(stage: Stage) -> Iterator[list[Comparison]]:
                 engine.request("DELETE", f"/containers/{identity}?force=1")
 
 
+def _resident(pids: list[int]) -> int:
+    """Bytes of memory that processes have taken for themselves, all together."""
+    total = 0
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            continue
+        total += sum(
+            int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon:")
+        )
+    return total
+
+
+@contextmanager
+def stdout(stage: Stage) -> Iterator[list[Comparison]]:
+    """A container that writes 1 GiB of lines to its stdout: until it has ended, with json-file."""
+    stage.ensure("busybox")
+    lines = stage.materials.lines()
+    sides = []
+    for client in stage.clients(same_program=True, podman=False):
+
+        def before(client: Client = client) -> None:
+            options = ["--network", "none", "--log-driver", "json-file", "-v", f"{lines}:/lines:ro"]
+            client("create", "--name", CONTAINER, *options, "busybox", "cat", "/lines")
+
+        def measure(client: Client = client) -> dict[str, float]:
+            held = _resident(client.engine.processes())
+            start = time.perf_counter()
+            client("start", CONTAINER)
+            code = client("wait", CONTAINER).strip()
+            taken = time.perf_counter() - start
+            if code != "0":
+                raise EngineFailure(f"{client.label}: the container ended with {code}")
+            return {"time": taken, "memory": _resident(client.engine.processes()) - held}
+
+        def after(client: Client = client) -> None:
+            client("rm", "-f", CONTAINER)
+
+        sides.append(Side(client.label, role(client), measure, before, after))
+    title = "1 GiB of lines of 100 bytes to stdout, with json-file"
+    measures = (
+        Measure("time", title, "s", (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),)),
+        Measure(
+            "memory",
+            "the same: what the engine's processes hold more afterwards",
+            "MB",
+            (Target(Role.DOCKER_TO_TIFFIN, limit=4e6, text="≤ 4 MB"),),
+        ),
+    )
+    yield [Comparison(measures, sides)]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A case in the list: how often it is worth its time, as a share of ``--runs``."""
@@ -495,5 +548,6 @@ CASES: dict[str, Entry] = {
         0.3,
         "build that copies one file of 1 GiB, cold, beside BuildKit",
     ),
+    "stdout": Entry(stdout, 0.3, "1 GiB to stdout with json-file: time, and memory afterwards"),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }

@@ -89,6 +89,10 @@ class Engine:
     def stop(self) -> None:
         """End its containers and its processes."""
 
+    def processes(self) -> list[int]:
+        """The processes that it consists of, containers' own not among them."""
+        return []
+
     @property
     def tiffin(self) -> bool:
         """Whether it is the one that is measured, and not a peer."""
@@ -205,6 +209,10 @@ class Tiffin(SocketEngine):
         for pid in processes_that_name(self.root):
             os.kill(pid, signal.SIGKILL)
 
+    def processes(self) -> list[int]:
+        daemon = [] if self._process is None else [self._process.pid]
+        return [*daemon, *processes_that_name(self.root)]
+
 
 def processes_that_name(root: Path) -> list[int]:
     """The tiffin processes of the engine root ``root``, which only we know."""
@@ -276,6 +284,18 @@ class Docker(SocketEngine):
     def stop(self) -> None:
         self._remove_containers()
         self._end()
+
+    def processes(self) -> list[int]:
+        # The daemon is started by unshare, which becomes it; containerd is its child.
+        daemon = [] if self._process is None else [self._process.pid]
+        return [*daemon, *(child for pid in daemon for child in _children(pid))]
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (thread / "children").read_text().split()]
+    return found
 
 
 class Podman(Engine):

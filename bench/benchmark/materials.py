@@ -120,6 +120,10 @@ class Materials:
         self._made("files/small.tar", _small)
         return folder
 
+    def lines(self) -> Path:
+        """A file of 1 GiB, in lines of 100 bytes."""
+        return self._made("lines", _lines)
+
     def application(self) -> Path:
         """The build context of the Dockerfile that the README starts with."""
         folder = self._folder / "application"
@@ -230,6 +234,15 @@ def _large(target: Path) -> None:
     with target.open("wb") as file:
         for _ in range(LARGE_FILE >> 20):
             file.write(os.urandom(1 << 20))
+
+
+def _lines(target: Path) -> None:
+    line = "a tiffin is a stack of lunch boxes, and each of them holds what has just been cooked: "
+    block = b"".join(f"{line}{number:013}\n".encode() for number in range(10_000))
+    with target.open("wb") as file:
+        for _ in range((1 << 30) // len(block)):
+            file.write(block)
+        file.write(block[: (1 << 30) % len(block)])
 
 
 def _small(target: Path) -> None:

@@ -92,9 +92,10 @@ def remove(call: Invocation) -> int:
 
 def wait(call: Invocation) -> int:
     """Waits until containers stop and prints their exit codes."""
+    condition = call.options["condition"] or None
 
     def action(name: str) -> None:
-        answer = call.client.post(f"/containers/{escape(name)}/wait")
+        answer = call.client.post(f"/containers/{escape(name)}/wait", condition=condition)
         message = (answer.get("Error") or {}).get("Message")
         if message:
             report(message)
@@ -263,7 +264,8 @@ RM = Command(
 WAIT = Command(
     wait,
     "Wait until containers stop, print their exit codes",
-    "CONTAINER [CONTAINER...]",
+    "[OPTIONS] CONTAINER [CONTAINER...]",
+    (Flag("condition", STRING, "What to wait for: not-running, next-exit, removed"),),
     minimum=1,
 )
 TOP = Command(
