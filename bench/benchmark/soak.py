@@ -6,8 +6,13 @@ The daemon is killed (SIGKILL) every so often, the keeper once. At the end every
 then looked for: a log with a gap, a state that is wrong, a process, mount, cgroup, network
 namespace, descriptor, row or folder that is left.
 
-Counting containers write ``RUN N`` for N = 0, 1, 2, …; RUN is the number of the run, which they
-keep in a file. So each kept log must be without a gap, and a run that ended by itself be whole.
+Counting containers write blocks of lines, each with a head, ``@ RUN BLOCK``; RUN is the number of
+the run, which they keep in a file, and the lines of a block are numbered. So each kept log must be
+without a gap, and a run that ended by itself be whole. Together they write so many megabytes a
+second (``--rate``), as far as the machine lets them.
+
+It has a network namespace of its own; some of the containers are on the bridge, where nftables is
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -34,20 +40,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tiffin.linux import syscalls
+from tiffin.network import netlink
+
 JSON = dict[str, Any]
 BLOCK = 2000
 """Lines that a counting container writes at once, and then rests a moment."""
-RUN_BLOCKS = 40
-"""Blocks of one run; then it ends by itself and its restart policy starts it again."""
-PADDING = "x" * 80
+PADDING = "x" * 90
+LINES = "".join(f"{number} {PADDING}\n" for number in range(BLOCK)).encode()
+LEAST_PAUSE = 0.05
 APPLETS = "sh sleep cat echo seq sed dd rm mkdir true kill head yes".split()
 KINDS = ("count", "count", "count", "fork", "write", "memory", "health", "remove")
 
-_COUNT = f"""
+_COUNT = """
 run=$(cat /run 2>/dev/null || echo 0); run=$((run+1)); echo $run > /run
 i=0
-while [ $i -lt {RUN_BLOCKS} ]; do
-  seq $((i*{BLOCK})) $((i*{BLOCK}+{BLOCK}-1)) | sed "s/.*/$run & {PADDING}/"
+while [ $i -lt $BLOCKS ]; do
+  echo "@ $run $i"
+  cat /lines
   echo "errors of run $run block $i" >&2
   i=$((i+1)); sleep $REST
 done
@@ -152,13 +162,18 @@ def image_tar() -> bytes:
             info = tarfile.TarInfo(f"bin/{applet}")
             info.type, info.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(info)
+        info = tarfile.TarInfo("lines")
+        info.size = len(LINES)
+        tar.addfile(info, io.BytesIO(LINES))
     return buffer.getvalue()
 
 
 class Soak:
     """One run of the test; ``problems`` is what was found wrong."""
 
-    def __init__(self, root: Path, containers: int, seconds: float, pause: float) -> None:
+    def __init__(
+        self, root: Path, containers: int, seconds: float, pause: float, rate: float
+    ) -> None:
         self.daemon = Daemon(root)
         self.count = containers
         self.seconds = seconds
@@ -167,6 +182,12 @@ class Soak:
         self.problems: list[str] = []
         self.done: Counter[str] = Counter()
         self.lines = 0
+        self.bytes = 0
+        self.keeper_memory = 0
+        counting = sum(KINDS[number % len(KINDS)] == "count" for number in range(containers))
+        self._rest = max(LEAST_PAUSE, len(LINES) * counting / (rate * 1e6))
+        # A run is a good one, which is restarted at once, after ten seconds.
+        self._blocks = round((15 if seconds > 60 else 3) / self._rest) + 1
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -198,13 +219,13 @@ class Soak:
 
     def _body(self, kind: str) -> JSON:
         host: JSON = {
-            "NetworkMode": "none",
+            "NetworkMode": "bridge" if kind == "health" and shutil.which("nft") else "none",
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "20m", "max-file": "3"}},
             "Memory": 24 << 20 if kind == "memory" else 128 << 20,
             "PidsLimit": 30,
         }
         body: JSON = {"Image": "soak", "Cmd": ["sh", "-c", SCRIPTS[kind]], "HostConfig": host}
-        body["Env"] = [f"REST={0.02 * self.count:.2f}", "PATH=/bin"]
+        body["Env"] = [f"REST={self._rest:.3f}", f"BLOCKS={self._blocks}", "PATH=/bin"]
         if kind in ("count", "memory"):
             host["RestartPolicy"] = {"Name": "always" if kind == "count" else "on-failure"}
         if kind == "remove":
@@ -231,6 +252,8 @@ class Soak:
                 continue
             self.daemon.kill()
             self.daemon.start()
+            for pid in keepers(self.daemon.root):
+                self.keeper_memory = max(self.keeper_memory, resident(pid))
         self._over.set()
         for thread in threads:
             thread.join()
@@ -319,24 +342,45 @@ class Soak:
         found = self.daemon.insist("GET", f"/containers/{name}/json")
         path = Path(found["LogPath"])
         files = [path.with_name(f"{path.name}.{number}") for number in (2, 1)] + [path]
-        last: tuple[int, int] | None = None
+        # The place of the last line: run and block, as far as a head has told, and number.
+        head: tuple[int, int] | None = None
+        last = -1
+        cut = ""
         for file in files:
             if not file.exists():
                 continue
             for line in file.read_bytes().splitlines():
                 record = json.loads(line)
-                if record["stream"] != "stdout" or not record["log"].endswith(PADDING + "\n"):
+                if record["stream"] != "stdout":
+                    continue
+                text = record["log"]
+                if cut:
+                    self.problems.append(f"{name}: {text!r} comes after {cut!r}")
+                cut = "" if text.endswith("\n") else text
+                if cut:
+                    # It was stopped while it wrote; nothing may follow.
                     continue
                 self.lines += 1
-                run, number, _ = record["log"].split(" ")
-                now = (int(run), int(number))
-                expected = None
-                if last is not None:
-                    whole = last[1] == RUN_BLOCKS * BLOCK - 1
-                    expected = (last[0] + 1, 0) if whole else (last[0], last[1] + 1)
-                if expected not in (None, now):
-                    self.problems.append(f"{name}: {now} comes after {last}")
-                last = now
+                if text.startswith("@"):
+                    _, run, block = text.split()
+                    now = (int(run), int(block))
+                    over = head is not None and head[1] == self._blocks - 1
+                    if last != BLOCK - 1 and not (head is None and last == -1):
+                        self.problems.append(f"{name}: {now} comes after {head} {last}")
+                    elif head is not None and now != (
+                        (head[0] + 1, 0) if over else (head[0], head[1] + 1)
+                    ):
+                        self.problems.append(f"{name}: {now} comes after {head}")
+                    head, last = now, -1
+                    continue
+                number = int(text.partition(" ")[0])
+                first = head is None and last == -1
+                if text != f"{number} {PADDING}\n" or not (first or number == last + 1):
+                    self.problems.append(f"{name}: {text!r} comes after {head} {last}")
+                last = number
+        if head is not None:
+            blocks = (head[0] - 1) * self._blocks + head[1]
+            self.bytes += blocks * len(LINES) + sum(map(len, LINES.splitlines(True)[: last + 1]))
 
     def _remove(self) -> None:
         for row in self.daemon.insist("GET", "/containers/json?all=1"):
@@ -388,6 +432,15 @@ class Soak:
                         self.problems.append(f"left over: {rows} rows of {table}")
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has taken for itself."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
 def processes() -> Iterator[tuple[int, list[bytes]]]:
     """Every process with its command line."""
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -415,6 +468,10 @@ def leftovers(root: Path) -> Counter[str]:
         with contextlib.suppress(OSError):
             if f"/tiffin/{mark}/" in Path(f"/proc/{pid}/cgroup").read_text():
                 found[f"process {words}"] += 1
+    with netlink.Socket() as kernel:
+        for link in kernel.links():
+            if link.kind == "veth":
+                found[f"interface {link.name}"] += 1
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
             if str(root) in line:
@@ -435,11 +492,16 @@ def main() -> int:
     parser.add_argument("--containers", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--kill-every", type=float, default=20, help="seconds between kills")
+    parser.add_argument("--rate", type=float, default=50, help="megabytes to log in a second")
     options = parser.parse_args()
+    # Networks of its own: neither the machine's are touched, nor those of another run.
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    with netlink.Socket() as kernel:
+        kernel.run(netlink.set_up(1))
     with tempfile.TemporaryDirectory(prefix="tiffin-soak-") as folder:
         root = Path(folder, "root")
         root.mkdir()
-        soak = Soak(root, options.containers, options.seconds, options.kill_every)
+        soak = Soak(root, options.containers, options.seconds, options.kill_every, options.rate)
         try:
             soak.run()
         finally:
@@ -451,7 +513,8 @@ def main() -> int:
             print(problem)
     print(
         f"{len(soak.names)} containers, {soak.daemon.kills} daemons and 1 keeper killed, "
-        f"{soak.lines} lines checked, {sum(soak.done.values())} requests: "
+        f"{soak.bytes / options.seconds / 1e6:.1f} MB/s logged, {soak.lines} lines checked, "
+        f"{sum(soak.done.values())} requests, keeper up to {soak.keeper_memory / 1e6:.0f} MB: "
         f"{len(soak.problems)} problems"
     )
     return 1 if soak.problems else 0

@@ -15,7 +15,7 @@ SOAK = Path(__file__).parents[2] / "bench/soak"
 def test_a_crowd_loses_nothing_while_daemon_and_keeper_are_killed(busybox: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    command = [sys.executable, str(SOAK), "--containers", "16", "--seconds", "12"]
+    command = [sys.executable, str(SOAK), "--containers", "16", "--seconds", "12", "--rate", "10"]
     done = subprocess.run(
         [*command, "--kill-every", "3"], capture_output=True, text=True, check=False, timeout=300
     )
