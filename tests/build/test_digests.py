@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -152,3 +153,41 @@ def test_a_new_engine_knows_the_files_that_an_earlier_one_read(
         if number == 0:
             monkeypatch.setattr("hashlib.file_digest", None)
     assert images[0] != images[1]
+
+
+def test_a_large_file_that_is_known_is_hashed_for_the_tar_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(3_000_000)
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "large").write_bytes(content)
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY large /\n")
+    options = BuildOptions(no_cache=True)
+    digest = hashlib.sha256(content).digest()
+    with Engine(tmp_path / "root", storage_driver="vfs") as engine:
+
+        def built() -> tuple[str, bytes]:
+            image = engine.images.find(engine.builds.build(options, context))
+            entry = engine.builds.layers.lookup(image.top, b"large")
+            assert entry is not None
+            return image.config.diff_ids[0], entry.digest
+
+        with monkeypatch.context() as patched:
+            patched.setattr("tiffin.build.digests._TICK_NS", -60 * SECOND)
+            patched.setattr("tiffin.build.digests._COARSE_TICK_NS", -60 * SECOND)
+            first = built()
+        assert first[1] == digest
+        with monkeypatch.context() as patched:
+            patched.setattr("tiffin.layer.pipeline._digest", _refuse)
+            assert built() == first
+        content = content[:-1] + b"x"
+        (context / "large").write_bytes(content)
+        changed = built()
+        assert changed[0] != first[0]
+        assert changed[1] == hashlib.sha256(content).digest()
+        engine.shutdown_keeper()
+
+
+def _refuse(jobs: list[object]) -> None:
+    assert not jobs, "its digest is known"

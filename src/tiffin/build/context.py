@@ -234,13 +234,10 @@ class _Opened:
     def __enter__(self) -> OpenFile:
         entry, stamp = self._entry, self._stamp
         fd = self._fd = self._source.open_file(entry)
-        digest = b""
+        known = self._source.known(stamp) if entry.size > _LARGE else None
         if not entry.digest:
             entry.xattrs = _capability(fd)
-        elif entry.size > _LARGE:
-            known = self._source.known(stamp)
-            digest = known.digest if known is not None else b""
-        return OpenFile(fd, stamp[2], stamp[0], digest)
+        return OpenFile(fd, stamp[2], stamp[0], known.digest if known is not None else b"")
 
     def __exit__(self, *exception: object) -> None:
         fd = self._fd

@@ -62,7 +62,7 @@ class Model:
 _FICLONE = 0x40049409
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-_WHITEOUT = re.compile(rb"\A/|(?:\A|/)(?:\.wh\.|\.\.?(?:/|\Z))")
+_REFUSED = re.compile(rb"\A/|(?:\A|/)(?:\.wh\.|\.\.?(?:/|\Z))")
 """What a path may not begin with, and what no component of it may be."""
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ETXTBSY)
 
@@ -278,9 +278,10 @@ class LayerWriter:
                 raise CorruptArchive("a file became shorter while it was read")
             content = data
         if isinstance(content, bytes) and len(content) <= INLINE:
-            if content:
-                write_all(fd, content)
-            entry.size = len(content)
+            size = len(content)
+            if size and (written := os.write(fd, content)) != size:
+                write_all(fd, content[written:])
+            entry.size = size
             entry.digest = hashlib.sha256(content).digest()
             self._emit(entry, content)
         else:
@@ -375,7 +376,9 @@ class _OpenModel:
 
 def _check(path: bytes) -> None:
     """Refuse what can't be a path of a layer."""
-    if _WHITEOUT.search(path) is not None or path[-1:] == b"/" or b"\0" in path:
+    # Most paths have no component that begins with a dot, and looking for that takes no time.
+    suspicious = b"/." in path or path[:1] in (b".", b"/")
+    if (suspicious and _REFUSED.search(path)) or path[-1:] == b"/" or b"\0" in path:
         raise InvalidParameter(f"{os.fsdecode(path)!r} can't be a path of a layer")
 
 
