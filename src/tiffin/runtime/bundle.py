@@ -337,11 +337,11 @@ _DEVICE_LIMITS = (
 
 def limits(resources: JSON) -> dict[str, int | str]:
     """The limits of the specification's ``resources``, as :meth:`Hierarchy.limit` takes them."""
-    found: dict[str, int | str] = {
-        field: value
-        for section, key, field in _RESOURCES
-        if (value := (resources.get(section) or {}).get(key)) or (key == "swappiness" and value == 0)
-    }
+    found: dict[str, int | str] = {}
+    for section, key, field in _RESOURCES:
+        value = (resources.get(section) or {}).get(key)
+        if value or (key == "swappiness" and value == 0):
+            found[field] = value
     block = resources.get("blockIO") or {}
     for key, number, field in _DEVICE_LIMITS:
         rows = [
