@@ -136,7 +136,7 @@ class Creation:
                 container.snapshot, container.base, mountpoints=True, purpose="container"
             )
             folder.mkdir(mode=0o710)
-            self._lifecycle.sandboxes.write_files(container)
+            self._lifecycle.sandboxes.files.write(container)
             for point in container.spec.mounts:
                 if point.kind == "volume":
                     self._use_volume(container, point, made)

@@ -13,6 +13,7 @@ from typing import Any
 from tiffin.engine import health, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
+from tiffin.engine.networkviews import NetworkViews
 from tiffin.engine.sandboxes import Sandboxes
 
 JSON = dict[str, Any]
@@ -99,7 +100,7 @@ def mounts(container: Container) -> list[JSON]:
 
 
 def summary(
-    container: Container, sizes: tuple[int, int] | None, image: str, sandboxes: Sandboxes
+    container: Container, sizes: tuple[int, int] | None, image: str, networks: NetworkViews
 ) -> JSON:
     """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
     what the image is called."""
@@ -112,12 +113,12 @@ def summary(
         if any(" " in argument for argument in container.arguments)
         else " ".join(container.arguments),
         "Created": container.created // 10**9,
-        "Ports": sandboxes.ports_view(container),
+        "Ports": networks.ports_view(container),
         "Labels": container.labels,
         "State": container.state.status,
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
-        "NetworkSettings": {"Networks": sandboxes.networks_view(container)},
+        "NetworkSettings": {"Networks": networks.networks_view(container)},
         "Mounts": mounts(container),
     }
     if sizes is not None:
@@ -157,7 +158,7 @@ def inspect(
 ) -> JSON:
     """The whole of ``inspect``."""
     arguments = container.arguments
-    files = sandboxes.folder(container)
+    files = sandboxes.files.folder(container)
     log = container.log_path
     view: JSON = {
         "Id": container.id,
@@ -182,7 +183,7 @@ def inspect(
         "GraphDriver": {"Name": driver, "Data": {}},
         "Mounts": mounts(container),
         "Config": container.spec.config,
-        "NetworkSettings": sandboxes.settings_view(container),
+        "NetworkSettings": sandboxes.views.settings_view(container),
     }
     if sizes is not None:
         view["SizeRw"], view["SizeRootFs"] = sizes

@@ -187,13 +187,13 @@ class Lifecycle:
             container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
-            self.sandboxes.folder(container),
+            self.sandboxes.files.folder(container),
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
             self._peer,
             network,
-            self.sandboxes.link_environment(container),
+            self.sandboxes.files.link_environment(container),
             {
                 point.target: self._layers.view(point.chain)[-1]
                 for point in container.spec.mounts

@@ -76,7 +76,9 @@ class Listing:
             ):
                 sizes = self.sizes(container) if size else None
                 shown = self._shown(container, names)
-                rows.append(inspection.summary(container, sizes, shown, self._lifecycle.sandboxes))
+                rows.append(
+                    inspection.summary(container, sizes, shown, self._lifecycle.sandboxes.views)
+                )
                 if 0 < limit <= len(rows):
                     break
         return rows

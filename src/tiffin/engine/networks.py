@@ -14,11 +14,13 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.names import check_name
+from tiffin.engine.networkmodes import BUILT_IN, NETWORK_IDS
 from tiffin.engine.roster import Roster
-from tiffin.engine.sandboxes import BUILT_IN, NETWORK_IDS, Sandboxes
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.errors import Forbidden, InvalidParameter, NotFound, TiffinError, Unsupported
-from tiffin.network.fabric import DEFAULT, Fabric
+from tiffin.network.fabric import Fabric
 from tiffin.network.ledger import Network
+from tiffin.network.realm import DEFAULT
 from tiffin.network.settings import NetworkSettings
 from tiffin.store.database import Database
 
@@ -85,7 +87,7 @@ class Networks:
         )
         if settings.driver in ("null", "host"):
             raise Forbidden(f'only one instance of "{settings.driver}" network is allowed')
-        network = self._fabric.create(name, settings)
+        network = self._fabric.realm.create(name, settings)
         self._publish("create", network)
         return {"Id": network.id, "Warning": ""}
 
@@ -243,11 +245,10 @@ class Networks:
         one = self._roster.get(container)
         with one.lock:
             try:
-                self._sandboxes.disconnect(one, name)
+                self._sandboxes.disconnect(one, name, lambda: one.save_spec(self._database))
             except TiffinError:
                 if not force:
                     raise
-            one.save_spec(self._database)
         if network is not None:
             self._publish("disconnect", network, container=one.id)
 
