@@ -26,7 +26,7 @@ Held = list[tuple[Port, socket.socket | None]]
 Joined = Sequence[tuple[Network, Endpoint]]
 """A container's places in networks."""
 
-_RELEASE_SECONDS = 5.0
+_RELEASE_SECONDS = 2.0
 
 
 def join(network: Network, endpoint: Endpoint, title: str) -> Message:

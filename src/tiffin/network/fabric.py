@@ -403,12 +403,15 @@ class Fabric:
         return bool(strange)
 
     def _sandboxes(self) -> list[str]:
-        return [*self._pids, *self._namespaces]
+        # Whoever has a plan has told the porter everything, or has it in the queue.
+        return list(self._plans)
 
-    def _restore(self, named: set[str], held: set[str]) -> Iterator[Message]:
+    def _restore(
+        self, sandboxes: Sequence[str], named: set[str], held: set[str]
+    ) -> Iterator[Message]:
         """What a porter is told that has just been met; ``named`` and ``held`` are the sandboxes
         whose names and ports it has."""
-        for container in self._sandboxes():
+        for container in sandboxes:
             plan = self._plans.get(container)
             if plan is not None:
                 try:

@@ -37,15 +37,15 @@ _START_SECONDS = 20.0
 class PorterClient:
     """The porter of ``root``, started when there is something to say.
 
-    ``sandboxes`` gives the sandboxes that there are; ``restore`` gets those whose names, and those
-    whose ports, the porter has already, and gives what else it has to be told.
+    ``sandboxes`` gives the sandboxes that there are; ``restore`` gets these, those of them whose
+    names, and those whose ports, the porter has already, and gives what else it has to be told.
     """
 
     def __init__(
         self,
         root: Path,
-        sandboxes: Callable[[], Iterable[str]],
-        restore: Callable[[set[str], set[str]], Iterable[Message]],
+        sandboxes: Callable[[], list[str]],
+        restore: Callable[[Sequence[str], set[str], set[str]], Iterable[Message]],
     ) -> None:
         self._directory = root / "network"
         self._root = root
@@ -173,7 +173,9 @@ class PorterClient:
         sock = self._open()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET * 2)
-            self._send(sock, {"do": "hello", "sandboxes": list(self._sandboxes())}, [])
+            # Before a look at the queue: what is said by then of these is in it, or was lost.
+            sandboxes = self._sandboxes()
+            self._send(sock, {"do": "hello", "sandboxes": sandboxes}, [])
             answer = json.loads(self._await(sock))
             has = {"names": set(answer["named"]), "hold": set(answer["held"])}
             with self._lock:
@@ -181,7 +183,7 @@ class PorterClient:
                 for message, fds in self._queue:
                     if fds and message["do"] in has:
                         has[message["do"]].add(message["sandbox"])
-            for message, fds in self._restore(has["names"], has["hold"]):
+            for message, fds in self._restore(sandboxes, has["names"], has["hold"]):
                 try:
                     self._send(sock, message, fds)
                 finally:
