@@ -8,82 +8,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmark import networking
 from benchmark.engines import Client, Engine, EngineFailure, Podman, Tiffin
 from benchmark.machine import available_memory
-from benchmark.materials import SMALL_FILES, Materials
+from benchmark.materials import SMALL_FILES
 from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
-
-MANY = 100
-LISTED = 500
-BIG_ROOT = "ubuntu:18.04"
-RESULT = "benchmark-result"
-CONTAINER = "benchmark-container"
-
-
-@dataclass(slots=True)
-class Stage:
-    """What cases play on."""
-
-    folder: Path
-    materials: Materials
-    engines: list[Engine]
-
-    def clients(self, *, same_program: bool = False, podman: bool = True) -> list[Client]:
-        """Every way to reach an engine; ``same_program``: by the docker CLI alone."""
-        found = []
-        for engine in self.engines:
-            if isinstance(engine, Podman) and not podman:
-                continue
-            for client in engine.clients:
-                if not (same_program and client.label in ("tiffin",)):
-                    found.append(client)
-        return found
-
-    def ensure(self, image: str) -> None:
-        """Have the image in every engine."""
-        tar = self.materials.busybox() if image == "busybox" else self.materials.debian()
-        for engine in self.engines:
-            client = engine.clients[0]
-            if not client("images", "-q", image).strip():
-                client("import", str(tar), image)
-
-    def absent(self, image: str) -> None:
-        """Have the image, and its layer, in no engine: else it would be found, and not made."""
-        for engine in self.engines:
-            engine.clients[0]("rmi", "-f", image, check=False)
-            if isinstance(engine, Tiffin):
-                engine.clients[0]("builder", "prune", "-a", "-f")
-
-
-def role(client: Client) -> Role:
-    """What a client's side is."""
-    if isinstance(client.engine, Podman):
-        return Role.INFORMATIVE
-    if isinstance(client.engine, Tiffin):
-        return Role.TIFFIN if client.label == "tiffin" else Role.DOCKER_TO_TIFFIN
-    return Role.PEER
-
-
-def _run_words(client: Client) -> list[str]:
-    """Podman would raise limits, which not every machine lets even root do."""
-    if not isinstance(client.engine, Podman):
-        return []
-    return ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
-
-
-Case = Callable[[Stage], AbstractContextManager[list[Comparison]]]
+from benchmark.stage import BIG_ROOT, Case, Stage, ratio_of, role, run_words
 
 _THIRD, _HALF = "≤ 1/3", "≤ 1/2"
 
-
-def _ratio(role: Role, ratio: float, text: str) -> Target:
-    return Target(role, ratio=ratio, text=text)
+MANY = 100
+LISTED = 500
+RESULT = "benchmark-result"
+CONTAINER = "benchmark-container"
 
 
 @contextmanager
@@ -92,7 +35,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
     stage.ensure("busybox")
     sides = []
     for client in stage.clients():
-        words = ["run", "--rm", "--network", "none", *_run_words(client), "busybox", "true"]
+        words = ["run", "--rm", "--network", "none", *run_words(client), "busybox", "true"]
         sides.append(Side(client.label, role(client), seconds(partial(client, *words))))
     with ExitStack() as stack:
         from tiffin import Engine as Library
@@ -104,7 +47,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
             library.images.import_(tar, "busybox")
         once = seconds(lambda: library.run("busybox", ["true"], network="none"))
         sides.insert(1, Side("library", Role.LIBRARY, once))
-        targets = (_ratio(Role.TIFFIN, 1 / 3, _THIRD), _ratio(Role.LIBRARY, 1 / 8, "≤ 1/8"))
+        targets = (ratio_of(Role.TIFFIN, 1 / 3, _THIRD), ratio_of(Role.LIBRARY, 1 / 8, "≤ 1/8"))
         measure = Measure("time", "`run --rm --network none busybox true`", "ms", targets)
         yield [Comparison((measure,), sides)]
 
@@ -119,7 +62,7 @@ def start_many(stage: Stage) -> Iterator[list[Comparison]]:
 
         def measure(client: Client = client, ids: list[str] = ids) -> dict[str, float]:
             ids.clear()
-            words = ["run", "-d", "--network", "none", *_run_words(client), "busybox"]
+            words = ["run", "-d", "--network", "none", *run_words(client), "busybox"]
             before = available_memory()
             start = time.perf_counter()
             for _ in range(MANY):
@@ -138,13 +81,13 @@ def start_many(stage: Stage) -> Iterator[list[Comparison]]:
             "time",
             f"{title}: time each",
             "ms",
-            (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 6, "≤ 1/6"),),
+            (ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 6, "≤ 1/6"),),
         ),
         Measure(
             "memory",
             "the same: memory each",
             "MB",
-            (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 4, "≤ 1/4"),),
+            (ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 4, "≤ 1/4"),),
         ),
     )
     yield [Comparison(measures, sides)]
@@ -159,7 +102,7 @@ def _commit(title: str, words: list[str]) -> Case:
         for client in stage.clients():
 
             def before(client: Client = client) -> None:
-                options = ["--network", "none", "-v", f"{files}:/files:ro", *_run_words(client)]
+                options = ["--network", "none", "-v", f"{files}:/files:ro", *run_words(client)]
                 client("run", "--name", CONTAINER, *options, "busybox", *words)
 
             def after(client: Client = client) -> None:
@@ -169,15 +112,15 @@ def _commit(title: str, words: list[str]) -> Case:
             once = seconds(partial(client, "commit", CONTAINER, RESULT))
             sides.append(Side(client.label, role(client), once, before, after))
         targets = (
-            _ratio(Role.TIFFIN, 1 / 3, _THIRD),
-            _ratio(Role.DOCKER_TO_TIFFIN, 1 / 3, _THIRD),
+            ratio_of(Role.TIFFIN, 1 / 3, _THIRD),
+            ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 3, _THIRD),
         )
         yield [Comparison((Measure("time", title, "ms", targets),), sides)]
 
     return case
 
 
-_BOTH_HALF = (_ratio(Role.TIFFIN, 1 / 2, _HALF), _ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF))
+_BOTH_HALF = (ratio_of(Role.TIFFIN, 1 / 2, _HALF), ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF))
 
 
 @contextmanager
@@ -254,11 +197,11 @@ def build_warm(stage: Stage) -> Iterator[list[Comparison]]:
         "ms",
         (
             Target(Role.TIFFIN, limit=0.060, text="< 60 ms"),
-            _ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),
+            ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),
         ),
     )
     alone = Measure(
-        "time", "the same, `POST /build` alone", "ms", (_ratio(Role.API, 1 / 2, _HALF),)
+        "time", "the same, `POST /build` alone", "ms", (ratio_of(Role.API, 1 / 2, _HALF),)
     )
     yield [Comparison((whole,), sides), Comparison((alone,), api)]
     for engine in stage.engines:
@@ -374,5 +317,9 @@ CASES: dict[str, Entry] = {
     "load": Entry(load, 0.5, "load of its archive"),
     "build-warm": Entry(build_warm, 1.0, "build of a four-line Dockerfile, all cached"),
     "build-cold": Entry(build_cold, 0.5, "the same, nothing cached"),
+    "run-bridge": Entry(networking.run, 1.0, "the same on the default bridge, and its requests"),
+    "network-remove": Entry(networking.remove, 0.3, "rm -f of 100 containers on a network"),
+    "throughput": Entry(networking.throughput, 0.5, "iperf3 and round trips, also by a port"),
+    "network-1000": Entry(networking.thousand, 0.1, "1,010 containers that fetch from neighbours"),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }

@@ -1,7 +1,4 @@
-"""The files that are mounted over a container's /etc, as Docker writes them, and what links tell.
-
-Source: what Docker writes; docs.docker.com, "Legacy container links".
-"""
+"""The files that are mounted over a container's /etc, as Docker writes them."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ from pathlib import Path
 
 from tiffin.engine.container import Container
 from tiffin.engine.isolation import hostname
+from tiffin.engine.links import Links
 from tiffin.engine.networkmodes import SHARED
 from tiffin.engine.root import Root
-from tiffin.engine.roster import Roster
-from tiffin.errors import Conflict, InvalidParameter, NotFound
-from tiffin.network import ports
+from tiffin.errors import InvalidParameter
 from tiffin.network.files import (
     Resolver,
     embedded_resolv_conf,
@@ -31,10 +27,10 @@ _HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 class EtcFiles:
     """The files of a root's containers: ``hosts``, ``hostname``, ``resolv.conf``."""
 
-    def __init__(self, root: Root, roster: Roster, ledger: Ledger) -> None:
+    def __init__(self, root: Root, ledger: Ledger, links: Links) -> None:
         self._root = root
-        self._roster = roster
         self._ledger = ledger
+        self._links = links
 
     def resolver(self, container: Container) -> Resolver:
         try:
@@ -73,7 +69,7 @@ class EtcFiles:
             ]
             if not addresses and domain:
                 addresses = ["127.0.0.1"]
-            hosts = hosts_text(name, domain, addresses, extra, self._links(container))
+            hosts = hosts_text(name, domain, addresses, extra, self._links.hosts(container))
         (folder / "hosts").write_text(hosts)
         self._write_resolv_conf(container, folder / "resolv.conf", joined)
         for file in ("hostname", "hosts", "resolv.conf"):
@@ -119,61 +115,6 @@ class EtcFiles:
             if subnet is not None and subnet.gateway is not None:
                 return str(subnet.gateway)
         return ""
-
-    def _links(self, container: Container) -> list[tuple[str, list[str]]]:
-        """The lines of ``--link`` on the default network, which has no name server."""
-        found = []
-        for text in container.spec.host.get("Links") or []:
-            reference, _, alias = text.partition(":")
-            try:
-                target = self._roster.get(reference)
-            except NotFound:
-                continue
-            for network, endpoint in self._ledger.of_container(target.id):
-                if not is_named(network):
-                    names = [alias or target.name, target.id[:12], target.name]
-                    found.append((endpoint.address(4), list(dict.fromkeys(names))))
-        return found
-
-    def link_environment(self, container: Container) -> list[str]:
-        """The variables of ``--link`` on the default network: where the ports of the other are."""
-        if DEFAULT not in (container.spec.networks.get("EndpointsConfig") or {}):
-            return []
-        variables = []
-        for text in container.spec.host.get("Links") or []:
-            reference, _, alias = text.partition(":")
-            try:
-                target = self._roster.get(reference)
-            except NotFound:
-                continue
-            address = next(
-                (
-                    endpoint.address(4)
-                    for network, endpoint in self._ledger.of_container(target.id)
-                    if not is_named(network)
-                ),
-                "",
-            )
-            if not address:
-                raise Conflict(
-                    f"Cannot link to a non running container: /{target.name} AS "
-                    f"/{container.name}/{alias or target.name}"
-                )
-            name = (alias or target.name).upper().replace("-", "_")
-            variables.append(f"{name}_NAME=/{container.name}/{alias or target.name}")
-            for position, key in enumerate(sorted(target.spec.config.get("ExposedPorts") or {})):
-                port, protocol = ports.parse_port(key)
-                url = f"{protocol}://{address}:{port}"
-                prefix = f"{name}_PORT_{port}_{protocol.upper()}"
-                if not position:
-                    variables.append(f"{name}_PORT={url}")
-                variables += [
-                    f"{prefix}={url}",
-                    f"{prefix}_ADDR={address}",
-                    f"{prefix}_PORT={port}",
-                    f"{prefix}_PROTO={protocol}",
-                ]
-        return variables
 
     def folder(self, container: Container) -> Path:
         """Where the files lie that a container finds in its /etc."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiffin.engine.networkviews import NetworkViews
 from tiffin.engine.sandboxes import Sandboxes
 
 JSON = dict[str, Any]
+Names = Sequence[str]
 
 
 def human_duration(seconds: float) -> str:
@@ -100,13 +102,17 @@ def mounts(container: Container) -> list[JSON]:
 
 
 def summary(
-    container: Container, sizes: tuple[int, int] | None, image: str, networks: NetworkViews
+    container: Container,
+    sizes: tuple[int, int] | None,
+    image: str,
+    networks: NetworkViews,
+    links: Names = (),
 ) -> JSON:
     """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
-    what the image is called."""
+    what the image is called, ``links`` what those that link to it call the container."""
     view: JSON = {
         "Id": container.id,
-        "Names": [f"/{container.name}"],
+        "Names": [f"/{container.name}", *links],
         "Image": image,
         "ImageID": container.image,
         "Command": shlex.join(container.arguments)
@@ -179,7 +185,7 @@ def inspect(
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": sorted(container.execs) or None,
-        "HostConfig": container.spec.host,
+        "HostConfig": {**container.spec.host, "Links": sandboxes.links.view(container)},
         "GraphDriver": {"Name": driver, "Data": {}},
         "Mounts": mounts(container),
         "Config": container.spec.config,

@@ -193,7 +193,7 @@ class Lifecycle:
             self.filters,
             self._peer,
             network,
-            self.sandboxes.files.link_environment(container),
+            self.sandboxes.links.environment(container),
             {
                 point.target: self._layers.view(point.chain)[-1]
                 for point in container.spec.mounts
@@ -455,7 +455,9 @@ class Lifecycle:
             with container.lock:
                 # It may have been unpaused by hand, or killed, meanwhile.
                 if ours and container.state.status == "paused":
-                    self._cgroups.thaw(self.cgroup(container))
+                    # What was killed has ended, frozen or not, and its cgroup is gone.
+                    with suppress(FileNotFoundError):
+                        self._cgroups.thaw(self.cgroup(container))
                     container.state.status = "running"
 
     # -- removal ----------------------------------------------------------------------------

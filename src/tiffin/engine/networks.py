@@ -13,7 +13,6 @@ from typing import Any
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.events import Events
-from tiffin.engine.names import check_name
 from tiffin.engine.networkmodes import BUILT_IN, NETWORK_IDS
 from tiffin.engine.roster import Roster
 from tiffin.engine.sandboxes import Sandboxes
@@ -56,7 +55,8 @@ class Networks:
         name = str(body.get("Name") or "")
         if name in BUILT_IN or name in (DEFAULT, "default"):
             raise Forbidden(f"operation is not permitted on predefined {name} network")
-        check_name(name, "network")
+        if not name.strip():
+            raise InvalidParameter("invalid network name: it is empty")
         for key, what in (
             ("ConfigOnly", "--config-only"),
             ("Ingress", "--ingress"),
@@ -233,7 +233,7 @@ class Networks:
         self._publish("connect", network, container=one.id)
 
     def disconnect(self, reference: str, container: str, force: bool = False) -> None:
-        """Take a container out of a network; ``force`` also where the container is gone."""
+        """Take a container out of a network; ``force``: it is out, whatever its side says."""
         name = reference
         for built_in, key in NETWORK_IDS.items():
             if reference == key:
@@ -243,11 +243,17 @@ class Networks:
             network = self._fabric.ledger.get(reference)
             name = network.name
         one = self._roster.get(container)
+        recorded: list[bool] = []
+
+        def record() -> None:
+            one.save_spec(self._database)
+            recorded.append(True)
+
         with one.lock:
             try:
-                self._sandboxes.disconnect(one, name, lambda: one.save_spec(self._database))
+                self._sandboxes.disconnect(one, name, record)
             except TiffinError:
-                if not force:
+                if not force or not recorded:
                     raise
         if network is not None:
             self._publish("disconnect", network, container=one.id)

@@ -54,7 +54,7 @@ class NetworkViews:
             "IPAMConfig": body.get("IPAMConfig"),
             "Links": body.get("Links"),
             "Aliases": body.get("Aliases"),
-            "MacAddress": "",
+            "MacAddress": body.get("MacAddress") or "",
             "DriverOpts": body.get("DriverOpts"),
             "GwPriority": body.get("GwPriority") or 0,
             "NetworkID": key,

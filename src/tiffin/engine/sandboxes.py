@@ -13,6 +13,7 @@ from typing import Any
 from tiffin.engine.container import Container, Spec
 from tiffin.engine.etcfiles import EtcFiles
 from tiffin.engine.events import Events
+from tiffin.engine.links import Links
 from tiffin.engine.networkmodes import (
     BUILT_IN,
     NETWORK_IDS,
@@ -41,7 +42,8 @@ class Sandboxes:
         self._roster = roster
         self._fabric = fabric
         self._events = events
-        self.files = EtcFiles(root, roster, fabric.ledger)
+        self.links = Links(roster, fabric.ledger)
+        self.files = EtcFiles(root, fabric.ledger, self.links)
         self.views = NetworkViews(fabric.ledger)
 
     # -- what was asked ---------------------------------------------------------------------
@@ -64,8 +66,8 @@ class Sandboxes:
             if mode.startswith(SHARED):
                 target = self._roster.get(mode.removeprefix(SHARED))
                 spec.host["NetworkMode"] = f"{SHARED}{target.id}"
-            for text in spec.host.get("Links") or []:
-                self._roster.get(text.partition(":")[0])
+            if spec.host.get("Links"):
+                spec.host["Links"] = self.links.settle(spec.host["Links"])
         except NotFound as error:
             raise InvalidParameter(error.message) from error
 
