@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from benchmark.engines import Engine, EngineFailure, SocketEngine, UnixConnection
 from benchmark.machine import available_memory
 from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
 from benchmark.stage import Stage, ratio_of, role
+
+Output = TypeVar("Output")
 
 NETWORK = "benchmark-network"
 REMOVED = 100
@@ -175,7 +178,7 @@ def remove(stage: Stage) -> Iterator[list[Comparison]]:
                 except EngineFailure:
                     continue  # as it should be: it is gone
             ids.clear()
-            engine.request("DELETE", f"/networks/{NETWORK}")
+            _retry(partial(engine.request, "DELETE", f"/networks/{NETWORK}"))
 
         sides.append(Side(client.label, role(client), measure, before, after))
     title = f"`docker rm -f` of {REMOVED} containers of a network, every second with a port: each"
@@ -235,7 +238,7 @@ def _round_trip(run: Callable[[list[str]], str], address: str, port: int) -> flo
     return float(_retry(lambda: run(words)))
 
 
-def _retry(work: Callable[[], str]) -> str:
+def _retry(work: Callable[[], Output]) -> Output:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -359,7 +362,7 @@ def thousand(stage: Stage) -> Iterator[list[Comparison]]:
         for key in ids:
             engine.request("DELETE", f"/containers/{key}?force=1")
         ids.clear()
-        engine.request("DELETE", f"/networks/{NETWORK}")
+        _retry(partial(engine.request, "DELETE", f"/networks/{NETWORK}"))
 
     title = f"{MANY:,} containers on one network"
     yield [

@@ -193,7 +193,7 @@ class Lifecycle:
             self.filters,
             self._peer,
             network,
-            self.sandboxes.links.environment(container),
+            self.sandboxes.links.environment(container, starting=True),
             {
                 point.target: self._layers.view(point.chain)[-1]
                 for point in container.spec.mounts

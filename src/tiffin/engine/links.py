@@ -69,13 +69,15 @@ class Links:
                 found.append((address, list(dict.fromkeys(names))))
         return found
 
-    def environment(self, container: Container) -> list[str]:
-        """The variables; raises Conflict for a container that does not run."""
+    def environment(self, container: Container, *, starting: bool = False) -> list[str]:
+        """The variables; ``starting``: raises Conflict for a container that does not run."""
         if DEFAULT not in asked_networks(container):
             return []
         variables = []
         for target, alias in self._targets(container):
             address = self._address(target)
+            if not address and not starting:
+                continue
             if not address:
                 raise Conflict(
                     f"Cannot link to a non running container: /{target.name} AS "
