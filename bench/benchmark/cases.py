@@ -6,86 +6,27 @@ removes what it made.
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmark import building, networking
+from benchmark.building import RESULT
 from benchmark.engines import Client, Engine, EngineFailure, Podman, Tiffin
 from benchmark.machine import available_memory
-from benchmark.materials import SMALL_FILES, Materials
+from benchmark.materials import SMALL_FILES
 from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
-
-MANY = 100
-LISTED = 500
-BIG_ROOT = "ubuntu:18.04"
-RESULT = "benchmark-result"
-CONTAINER = "benchmark-container"
-
-
-@dataclass(slots=True)
-class Stage:
-    """What cases play on."""
-
-    folder: Path
-    materials: Materials
-    engines: list[Engine]
-
-    def clients(self, *, same_program: bool = False, podman: bool = True) -> list[Client]:
-        """Every way to reach an engine; ``same_program``: by the docker CLI alone."""
-        found = []
-        for engine in self.engines:
-            if isinstance(engine, Podman) and not podman:
-                continue
-            for client in engine.clients:
-                if not (same_program and client.label in ("tiffin",)):
-                    found.append(client)
-        return found
-
-    def ensure(self, image: str) -> None:
-        """Have the image in every engine."""
-        tar = self.materials.busybox() if image == "busybox" else self.materials.debian()
-        for engine in self.engines:
-            client = engine.clients[0]
-            if not client("images", "-q", image).strip():
-                client("import", str(tar), image)
-
-    def absent(self, image: str) -> None:
-        """Have the image, and its layer, in no engine: else it would be found, and not made."""
-        for engine in self.engines:
-            engine.clients[0]("rmi", "-f", image, check=False)
-            if isinstance(engine, Tiffin):
-                engine.clients[0]("builder", "prune", "-a", "-f")
-
-
-def role(client: Client) -> Role:
-    """What a client's side is."""
-    if isinstance(client.engine, Podman):
-        return Role.INFORMATIVE
-    if isinstance(client.engine, Tiffin):
-        return Role.TIFFIN if client.label == "tiffin" else Role.DOCKER_TO_TIFFIN
-    return Role.PEER
-
-
-def _run_words(client: Client) -> list[str]:
-    """Podman would raise limits, which not every machine lets even root do."""
-    if not isinstance(client.engine, Podman):
-        return []
-    return ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
-
-
-Case = Callable[[Stage], AbstractContextManager[list[Comparison]]]
+from benchmark.stage import BIG_ROOT, Case, Stage, ratio_of, role, run_words
 
 _THIRD, _HALF = "≤ 1/3", "≤ 1/2"
 
-
-def _ratio(role: Role, ratio: float, text: str) -> Target:
-    return Target(role, ratio=ratio, text=text)
+MANY = 100
+LISTED = 500
+CONTAINER = "benchmark-container"
 
 
 @contextmanager
@@ -94,7 +35,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
     stage.ensure("busybox")
     sides = []
     for client in stage.clients():
-        words = ["run", "--rm", "--network", "none", *_run_words(client), "busybox", "true"]
+        words = ["run", "--rm", "--network", "none", *run_words(client), "busybox", "true"]
         sides.append(Side(client.label, role(client), seconds(partial(client, *words))))
     with ExitStack() as stack:
         from tiffin import Engine as Library
@@ -106,7 +47,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
             library.images.import_(tar, "busybox")
         once = seconds(lambda: library.run("busybox", ["true"], network="none"))
         sides.insert(1, Side("library", Role.LIBRARY, once))
-        targets = (_ratio(Role.TIFFIN, 1 / 3, _THIRD), _ratio(Role.LIBRARY, 1 / 8, "≤ 1/8"))
+        targets = (ratio_of(Role.TIFFIN, 1 / 3, _THIRD), ratio_of(Role.LIBRARY, 1 / 8, "≤ 1/8"))
         measure = Measure("time", "`run --rm --network none busybox true`", "ms", targets)
         yield [Comparison((measure,), sides)]
 
@@ -121,7 +62,7 @@ def start_many(stage: Stage) -> Iterator[list[Comparison]]:
 
         def measure(client: Client = client, ids: list[str] = ids) -> dict[str, float]:
             ids.clear()
-            words = ["run", "-d", "--network", "none", *_run_words(client), "busybox"]
+            words = ["run", "-d", "--network", "none", *run_words(client), "busybox"]
             before = available_memory()
             start = time.perf_counter()
             for _ in range(MANY):
@@ -140,13 +81,13 @@ def start_many(stage: Stage) -> Iterator[list[Comparison]]:
             "time",
             f"{title}: time each",
             "ms",
-            (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 6, "≤ 1/6"),),
+            (ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 6, "≤ 1/6"),),
         ),
         Measure(
             "memory",
             "the same: memory each",
             "MB",
-            (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 4, "≤ 1/4"),),
+            (ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 4, "≤ 1/4"),),
         ),
     )
     yield [Comparison(measures, sides)]
@@ -161,7 +102,7 @@ def _commit(title: str, words: list[str]) -> Case:
         for client in stage.clients():
 
             def before(client: Client = client) -> None:
-                options = ["--network", "none", "-v", f"{files}:/files:ro", *_run_words(client)]
+                options = ["--network", "none", "-v", f"{files}:/files:ro", *run_words(client)]
                 client("run", "--name", CONTAINER, *options, "busybox", *words)
 
             def after(client: Client = client) -> None:
@@ -171,15 +112,15 @@ def _commit(title: str, words: list[str]) -> Case:
             once = seconds(partial(client, "commit", CONTAINER, RESULT))
             sides.append(Side(client.label, role(client), once, before, after))
         targets = (
-            _ratio(Role.TIFFIN, 1 / 3, _THIRD),
-            _ratio(Role.DOCKER_TO_TIFFIN, 1 / 3, _THIRD),
+            ratio_of(Role.TIFFIN, 1 / 3, _THIRD),
+            ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 3, _THIRD),
         )
         yield [Comparison((Measure("time", title, "ms", targets),), sides)]
 
     return case
 
 
-_BOTH_HALF = (_ratio(Role.TIFFIN, 1 / 2, _HALF), _ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF))
+_BOTH_HALF = (ratio_of(Role.TIFFIN, 1 / 2, _HALF), ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF))
 
 
 @contextmanager
@@ -256,11 +197,11 @@ def build_warm(stage: Stage) -> Iterator[list[Comparison]]:
         "ms",
         (
             Target(Role.TIFFIN, limit=0.060, text="< 60 ms"),
-            _ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),
+            ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),
         ),
     )
     alone = Measure(
-        "time", "the same, `POST /build` alone", "ms", (_ratio(Role.API, 1 / 2, _HALF),)
+        "time", "the same, `POST /build` alone", "ms", (ratio_of(Role.API, 1 / 2, _HALF),)
     )
     yield [Comparison((whole,), sides), Comparison((alone,), api)]
     for engine in stage.engines:
@@ -283,82 +224,6 @@ def build_cold(stage: Stage) -> Iterator[list[Comparison]]:
         sides.append(Side(client.label, role(client), once, forget, forget))
     title = "the same, cold"
     yield [Comparison((Measure("time", title, "ms", _BOTH_HALF),), sides)]
-
-
-def _builders(stage: Stage) -> list[Client]:
-    """tiffin by both of its clients, and the BuildKit of every peer."""
-    found: list[Client] = []
-    for engine in stage.engines:
-        if isinstance(engine, Tiffin):
-            found += engine.clients
-        elif engine.buildkit is not None:
-            found.append(engine.buildkit)
-    return found
-
-
-def _forget_all(client: Client) -> None:
-    """Leave nothing of earlier builds, neither in BuildKit's cache nor in tiffin's."""
-    client("rmi", "-f", RESULT, check=False)
-    client("image", "prune", "-f")
-    if isinstance(client.engine, Tiffin):
-        client = client.engine.clients[0]
-    client("builder", "prune", "-a", "-f")
-
-
-def _against_buildkit(
-    title: str,
-    context: Callable[[Materials], Path],
-    ratio: float,
-    text: str,
-    *,
-    cold: bool = False,
-    change: Callable[[Path, int], None] | None = None,
-) -> Case:
-    """Whole ``build`` commands beside BuildKit's: cold ones, or each after ``change``."""
-
-    @contextmanager
-    def case(stage: Stage) -> Iterator[list[Comparison]]:
-        stage.ensure("busybox")
-        folder = context(stage.materials)
-        numbers = itertools.count()
-        sides = []
-        for client in _builders(stage):
-
-            def before(client: Client = client) -> None:
-                if cold:
-                    _forget_all(client)
-                    _renew(folder)
-                if change is not None:
-                    change(folder, next(numbers))
-
-            words = ["build", "--network", "none", "-t", RESULT, str(folder)]
-            if not cold:
-                client(*words)
-            once = seconds(partial(client, *words))
-            kind = Role.PEER if not client.engine.tiffin else role(client)
-            sides.append(Side(client.label, kind, once, before))
-        # The docker command sends what tiffin's reads in place: no target for that.
-        kinds = (Role.TIFFIN, *(() if ratio == 1 / 3 else (Role.DOCKER_TO_TIFFIN,)))
-        targets = tuple(_ratio(kind, ratio, text) for kind in kinds)
-        yield [Comparison((Measure("time", title, "ms" if not cold else "s", targets),), sides)]
-        for client in _builders(stage):
-            _forget_all(client)
-
-    return case
-
-
-def _renew(context: Path) -> None:
-    """Move every file's time of change, so that nobody knows its content from before."""
-    for path in context.rglob("*"):
-        status = path.stat()
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _touch(context: Path, number: int) -> None:
-    """Change one byte of one file, to something that it has not been in this run."""
-    content = bytearray(context.joinpath("folder50", "file10000").read_bytes())
-    content[:8] = b"%08d" % (number + int(time.time()) % 1_000_000 * 10)
-    context.joinpath("folder50", "file10000").write_bytes(content)
 
 
 _WRITE = "for i in 1 2 3 4 5 6 7 8 9; do dd if=/dev/zero of=/file$i bs=10k count=1; done"
@@ -461,7 +326,7 @@ def stdout(stage: Stage) -> Iterator[list[Comparison]]:
         sides.append(Side(client.label, role(client), measure, before, after))
     title = "1 GiB of lines of 100 bytes to stdout, with json-file"
     measures = (
-        Measure("time", title, "s", (_ratio(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),)),
+        Measure("time", title, "s", (ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 2, _HALF),)),
         Measure(
             "memory",
             "the same: what the engine's processes hold more afterwards",
@@ -506,56 +371,26 @@ CASES: dict[str, Entry] = {
     "build-warm": Entry(build_warm, 1.0, "build of a four-line Dockerfile, all cached"),
     "build-cold": Entry(build_cold, 0.5, "the same, nothing cached"),
     "build-warm-12": Entry(
-        _against_buildkit(
-            "`build` of twelve steps, warm: whole command", Materials.steps, 1 / 2, _HALF
-        ),
-        1.0,
-        "build of a Dockerfile of twelve steps, all cached, beside BuildKit",
+        building.steps, 1.0, "build of a Dockerfile of twelve steps, all cached, beside BuildKit"
     ),
     "build-touch-one": Entry(
-        _against_buildkit(
-            f"`build` after one of {SMALL_FILES:,} files of the context has changed",
-            Materials.many,
-            1 / 3,
-            _THIRD,
-            change=_touch,
-        ),
-        0.5,
-        "build after one of 20,000 files has changed, beside BuildKit",
+        building.touch_one, 0.5, "build after one of 20,000 files has changed, beside BuildKit"
     ),
     "build-two-stages": Entry(
-        _against_buildkit(
-            "`build` of two independent stages, cold",
-            Materials.two_stages,
-            1.0,
-            "≤ 1",
-            cold=True,
-        ),
+        building.two_stages,
         0.5,
         "build of two stages that can run side by side, cold, beside BuildKit",
     ),
     "build-copy-many": Entry(
-        _against_buildkit(
-            f"`build` with a COPY of {SMALL_FILES:,} small files, cold",
-            Materials.many,
-            1 / 3,
-            _THIRD,
-            cold=True,
-        ),
-        0.5,
-        "build that copies 20,000 small files, cold, beside BuildKit",
+        building.copy_many, 0.5, "build that copies 20,000 small files, cold, beside BuildKit"
     ),
     "build-copy-large": Entry(
-        _against_buildkit(
-            "`build` with a COPY of a file of 1 GiB, cold",
-            Materials.one_large,
-            1 / 3,
-            _THIRD,
-            cold=True,
-        ),
-        0.3,
-        "build that copies one file of 1 GiB, cold, beside BuildKit",
+        building.copy_large, 0.3, "build that copies one file of 1 GiB, cold, beside BuildKit"
     ),
     "stdout": Entry(stdout, 0.3, "1 GiB to stdout with json-file: time, and memory afterwards"),
+    "run-bridge": Entry(networking.run, 1.0, "the same on the default bridge, and its requests"),
+    "network-remove": Entry(networking.remove, 0.3, "rm -f of 100 containers on a network"),
+    "throughput": Entry(networking.throughput, 0.5, "iperf3 and round trips, also by a port"),
+    "network-1000": Entry(networking.thousand, 0.1, "1,010 containers that fetch from neighbours"),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }

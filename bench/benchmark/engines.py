@@ -103,6 +103,10 @@ class Engine:
         raise EngineFailure(f"{self.name} has no API here")
 
 
+_OWN_NETWORK = ("unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
+"""What begins a command that is to be on a machine of its own, as far as networks go."""
+
+
 class SocketEngine(Engine):
     """An engine with a daemon of ours that answers the Docker Engine API at a unix socket."""
 
@@ -110,6 +114,12 @@ class SocketEngine(Engine):
         super().__init__(name, folder)
         self.socket = folder / "socket"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process, which is in the engine's own network namespace."""
+        assert self._process is not None
+        return self._process.pid
 
     def _start(self, words: Sequence[str], environment: dict[str, str]) -> None:
         with (self.folder / "log").open("wb") as log:
@@ -134,7 +144,7 @@ class SocketEngine(Engine):
                 time.sleep(0.05)
 
     def request(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
-        connection = _UnixConnection(self.socket)
+        connection = UnixConnection(self.socket)
         try:
             connection.request(method, path, body, {"Content-Type": kind} if kind else {})
             answer = connection.getresponse()
@@ -166,7 +176,7 @@ class SocketEngine(Engine):
         self._process = None
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=600)
         self._path = path
@@ -193,7 +203,7 @@ class Tiffin(SocketEngine):
 
     def start(self) -> None:
         environment = {"TIFFIN_ROOT": str(self.root)}
-        self._start([str(self._launcher), "serve"], environment)
+        self._start([*_OWN_NETWORK, str(self._launcher), "serve"], environment)
         self.clients = [Client("tiffin", [str(self._launcher)], self, environment)]
         if self._docker is not None:
             words = [self._docker, "-H", f"unix://{self.socket}"]
@@ -235,7 +245,7 @@ _BUILDKIT = {**_LEGACY, "DOCKER_BUILDKIT": "1"}
 
 
 class Docker(SocketEngine):
-    """A dockerd, with network and mount namespaces of its own.
+    """A dockerd, with network and mount namespaces of its own, and a bridge in the former.
 
     Its BuildKit is reached by the first of ``builders`` (docker commands) that can: some have it
     only with a plugin.
@@ -253,10 +263,10 @@ class Docker(SocketEngine):
         beside = [str(program.parent), str(program.parent.parent / "bin")]
         path = os.pathsep.join([*beside, os.environ.get("PATH", os.defpath)])
         words = [
-            *("unshare", "-n", "-m", self._dockerd),
+            *(*_OWN_NETWORK, "unshare", "-m", self._dockerd),
             *("--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "exec")),
             *("--pidfile", str(self.folder / "pid"), "-H", f"unix://{self.socket}"),
-            *("--iptables=false", "--bridge=none", "--storage-driver", "overlay2"),
+            *("--storage-driver", "overlay2"),
         ]
         self._start(words, {"PATH": path})
         client = Client("docker", [self._docker, "-H", f"unix://{self.socket}"], self, _LEGACY)

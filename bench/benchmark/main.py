@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmark import machine, report
-from benchmark.cases import CASES, Stage
+from benchmark.cases import CASES
 from benchmark.engines import Docker, Engine, EngineFailure, Podman, Tiffin, launcher
 from benchmark.materials import BUSYBOX, Materials
 from benchmark.measurement import Outcome, alternate
+from benchmark.stage import Stage
 
 _DOCKERD = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 

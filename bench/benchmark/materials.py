@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = "cat cp dd echo ls mkdir rm sh sleep tar touch true".split()
+APPLETS = "cat cp dd echo httpd ls mkdir nslookup rm sh sleep tar touch true wget".split()
 SMALL_FILES = 20_000
 LARGE_FILE = 1 << 30
 SUITE = "bookworm"
@@ -89,7 +89,11 @@ class Materials:
 
     def busybox(self) -> Path:
         """A tar of one static busybox with links to it."""
-        return self._made("busybox.tar", _busybox)
+        return self._made("busybox-2.tar", _busybox)
+
+    def tools(self, pack: Callable[[Path], None]) -> Path:
+        """A tar with iperf3 and Python, out of this machine's files; ``pack`` writes it."""
+        return self._made("tools.tar", pack)
 
     def debian(self) -> Path:
         """A tar of a small Debian with Python, make and gcc."""

@@ -72,6 +72,8 @@ class Comparison:
 
     measures: tuple[Measure, ...]
     sides: list[Side]
+    warm: bool = True
+    """Whether a round that does not count comes first."""
 
 
 @dataclass(slots=True)
@@ -113,12 +115,12 @@ def seconds(work: Callable[[], object]) -> Callable[[], dict[str, float]]:
 def alternate(
     case: str, comparison: Comparison, runs: int, progress: Callable[[str], None]
 ) -> Iterator[Outcome]:
-    """Measure all sides ``runs`` times, after one round that does not count."""
+    """Measure all sides ``runs`` times, as a rule after one round that does not count."""
     results = {
         measure.name: [Result(side.label, side.role) for side in comparison.sides]
         for measure in comparison.measures
     }
-    for number in range(runs + 1):
+    for number in range(0 if comparison.warm else 1, runs + 1):
         for position, side in enumerate(comparison.sides):
             progress(f"{case}: round {number} of {runs}: {side.label}")
             side.before()

@@ -8,7 +8,14 @@ from typing import Any
 
 from benchmark.measurement import Measure, Outcome, Result, Role, Target
 
-_SCALES = {"s": (1.0, "s"), "ms": (1e3, "ms"), "MB": (1e-6, "MB")}
+_SCALES = {
+    "s": (1.0, "s"),
+    "ms": (1e3, "ms"),
+    "µs": (1e6, "µs"),
+    "MB": (1e-6, "MB"),
+    "MiB": (1 / (1 << 20), "MiB"),
+    "×": (1.0, "×"),
+}
 
 
 def _number(value: float, unit: str) -> str:

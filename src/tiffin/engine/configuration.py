@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tiffin.engine import health, limits, logdrivers, sandboxes, security
+from tiffin.engine import health, limits, logdrivers, networkmodes, security
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.runtime import foreign
 from tiffin.runtime.settings import READONLY_PATHS
@@ -59,7 +59,7 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
             config[key] = [config[key]]
     _check_config(config)
     _check_host(host)
-    networks = sandboxes.normalise(config, host, body.get("NetworkingConfig") or {})
+    networks = networkmodes.normalise(config, host, body.get("NetworkingConfig") or {})
     return config, host, {"EndpointsConfig": networks}
 
 

@@ -229,9 +229,12 @@ class Containers:
     def remove(
         self, reference: str, force: bool = False, volumes: bool = False, link: bool = False
     ) -> None:
-        """Remove it, its layer and, with ``volumes``, its anonymous volumes."""
+        """Remove it, its layer and, with ``volumes``, its anonymous volumes; with ``link`` only a
+        link, ``NAME/ALIAS``."""
         if link:
-            raise Unsupported("links can't be used yet: --link")
+            container = self._lifecycle.sandboxes.links.remove(reference)
+            container.save_spec(self._database)
+            return
         container = self._roster.get(reference)
         self._lifecycle.remove(container, force=force, volumes=volumes)
 

@@ -136,7 +136,7 @@ class Creation:
             if size := limits.storage_size(container.spec.host):
                 self._layers.limit(container.snapshot, size)
             folder.mkdir(mode=0o710)
-            self._lifecycle.sandboxes.write_files(container)
+            self._lifecycle.sandboxes.files.write(container)
             for point in container.spec.mounts:
                 if point.kind == "volume":
                     self._use_volume(container, point, made)

@@ -83,7 +83,7 @@ class Engine:
             self._loading = threading.Lock()
             self.volumes = Volumes(self._database, self._root, roster, self.events)
             self._fabric = Fabric(self._database, self._root.path, self._root.mark)
-            self._fabric.make_default()
+            self._fabric.realm.make_default()
             self._sandboxes = Sandboxes(self._root, roster, self._fabric, self.events)
             self.networks = Networks(
                 self._database, roster, self._fabric, self._sandboxes, self.events

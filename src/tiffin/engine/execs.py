@@ -123,7 +123,10 @@ class Execs:
         terminal = bool(body.get("Tty"))
         framed = not (terminal if tty is None else tty)
         config = container.spec.config
-        env = isolation.environment(container)
+        env = [
+            *self._lifecycle.sandboxes.links.environment(container),
+            *isolation.environment(container),
+        ]
         named = {variable.partition("=")[0] for variable in body.get("Env") or []}
         env = [variable for variable in env if variable.partition("=")[0] not in named]
         env += body.get("Env") or []

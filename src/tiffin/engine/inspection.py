@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tiffin.engine import health, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
+from tiffin.engine.networkviews import NetworkViews
 from tiffin.engine.sandboxes import Sandboxes
 
 JSON = dict[str, Any]
+Names = Sequence[str]
 
 
 def human_duration(seconds: float) -> str:
@@ -99,25 +102,29 @@ def mounts(container: Container) -> list[JSON]:
 
 
 def summary(
-    container: Container, sizes: tuple[int, int] | None, image: str, sandboxes: Sandboxes
+    container: Container,
+    sizes: tuple[int, int] | None,
+    image: str,
+    networks: NetworkViews,
+    links: Names = (),
 ) -> JSON:
     """A row of ``ps``; ``sizes`` are (own, own and image) in bytes, if asked for; ``image`` is
-    what the image is called."""
+    what the image is called, ``links`` what those that link to it call the container."""
     view: JSON = {
         "Id": container.id,
-        "Names": [f"/{container.name}"],
+        "Names": [f"/{container.name}", *links],
         "Image": image,
         "ImageID": container.image,
         "Command": shlex.join(container.arguments)
         if any(" " in argument for argument in container.arguments)
         else " ".join(container.arguments),
         "Created": container.created // 10**9,
-        "Ports": sandboxes.ports_view(container),
+        "Ports": networks.ports_view(container),
         "Labels": container.labels,
         "State": container.state.status,
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
-        "NetworkSettings": {"Networks": sandboxes.networks_view(container)},
+        "NetworkSettings": {"Networks": networks.networks_view(container)},
         "Mounts": mounts(container),
     }
     if sizes is not None:
@@ -157,7 +164,7 @@ def inspect(
 ) -> JSON:
     """The whole of ``inspect``."""
     arguments = container.arguments
-    files = sandboxes.folder(container)
+    files = sandboxes.files.folder(container)
     log = container.log_path
     view: JSON = {
         "Id": container.id,
@@ -178,11 +185,11 @@ def inspect(
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": sorted(container.execs) or None,
-        "HostConfig": container.spec.host,
+        "HostConfig": {**container.spec.host, "Links": sandboxes.links.view(container)},
         "GraphDriver": {"Name": driver, "Data": {}},
         "Mounts": mounts(container),
         "Config": container.spec.config,
-        "NetworkSettings": sandboxes.settings_view(container),
+        "NetworkSettings": sandboxes.views.settings_view(container),
     }
     if sizes is not None:
         view["SizeRw"], view["SizeRootFs"] = sizes

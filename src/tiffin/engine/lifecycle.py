@@ -190,13 +190,13 @@ class Lifecycle:
             container.state.id_base = isolation.free_id_base(container.id, taken)
         settings = isolation.container_settings(
             container,
-            self.sandboxes.folder(container),
+            self.sandboxes.files.folder(container),
             self._layers.mounts(container.snapshot),
             self.cgroup(container),
             self.filters,
             self._peer,
             network,
-            self.sandboxes.link_environment(container),
+            self.sandboxes.links.environment(container, starting=True),
             {
                 point.target: (
                     self._layers.mounts(point.snapshot)
@@ -503,7 +503,9 @@ class Lifecycle:
             with container.lock:
                 # It may have been unpaused by hand, or killed, meanwhile.
                 if ours and container.state.status == "paused":
-                    self._cgroups.thaw(self.cgroup(container))
+                    # What was killed has ended, frozen or not, and its cgroup is gone.
+                    with suppress(FileNotFoundError):
+                        self._cgroups.thaw(self.cgroup(container))
                     container.state.status = "running"
 
     # -- removal ----------------------------------------------------------------------------

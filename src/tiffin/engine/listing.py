@@ -65,6 +65,8 @@ class Listing:
         ancestors = self._ancestors(filters.get("ancestor", ()))
         rows: Rows = []
         names: dict[str, str | None] = {}
+        sandboxes = self._lifecycle.sandboxes
+        links = sandboxes.links.names()
         for container in reversed(self._roster.all()):
             if (
                 (everything or container.active)
@@ -76,7 +78,8 @@ class Listing:
             ):
                 sizes = self.sizes(container) if size else None
                 shown = self._shown(container, names)
-                rows.append(inspection.summary(container, sizes, shown, self._lifecycle.sandboxes))
+                called = links.get(container.id, ())
+                rows.append(inspection.summary(container, sizes, shown, sandboxes.views, called))
                 if 0 < limit <= len(rows):
                     break
         return rows

@@ -13,12 +13,13 @@ from typing import Any
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.events import Events
-from tiffin.engine.names import check_name
+from tiffin.engine.networkmodes import BUILT_IN, NETWORK_IDS
 from tiffin.engine.roster import Roster
-from tiffin.engine.sandboxes import BUILT_IN, NETWORK_IDS, Sandboxes
+from tiffin.engine.sandboxes import Sandboxes
 from tiffin.errors import Forbidden, InvalidParameter, NotFound, TiffinError, Unsupported
-from tiffin.network.fabric import DEFAULT, Fabric
+from tiffin.network.fabric import Fabric
 from tiffin.network.ledger import Network
+from tiffin.network.realm import DEFAULT
 from tiffin.network.settings import NetworkSettings
 from tiffin.store.database import Database
 
@@ -54,7 +55,8 @@ class Networks:
         name = str(body.get("Name") or "")
         if name in BUILT_IN or name in (DEFAULT, "default"):
             raise Forbidden(f"operation is not permitted on predefined {name} network")
-        check_name(name, "network")
+        if not name.strip():
+            raise InvalidParameter("invalid network name: it is empty")
         for key, what in (
             ("ConfigOnly", "--config-only"),
             ("Ingress", "--ingress"),
@@ -85,7 +87,7 @@ class Networks:
         )
         if settings.driver in ("null", "host"):
             raise Forbidden(f'only one instance of "{settings.driver}" network is allowed')
-        network = self._fabric.create(name, settings)
+        network = self._fabric.realm.create(name, settings)
         self._publish("create", network)
         return {"Id": network.id, "Warning": ""}
 
@@ -231,7 +233,7 @@ class Networks:
         self._publish("connect", network, container=one.id)
 
     def disconnect(self, reference: str, container: str, force: bool = False) -> None:
-        """Take a container out of a network; ``force`` also where the container is gone."""
+        """Take a container out of a network; ``force``: it is out, whatever its side says."""
         name = reference
         for built_in, key in NETWORK_IDS.items():
             if reference == key:
@@ -241,13 +243,18 @@ class Networks:
             network = self._fabric.ledger.get(reference)
             name = network.name
         one = self._roster.get(container)
+        recorded: list[bool] = []
+
+        def record() -> None:
+            one.save_spec(self._database)
+            recorded.append(True)
+
         with one.lock:
             try:
-                self._sandboxes.disconnect(one, name)
+                self._sandboxes.disconnect(one, name, record)
             except TiffinError:
-                if not force:
+                if not force or not recorded:
                     raise
-            one.save_spec(self._database)
         if network is not None:
             self._publish("disconnect", network, container=one.id)
 

@@ -15,6 +15,9 @@ def main(arguments: list[str]) -> None:
     root = os.path.abspath(arguments[0])
     idle = float(arguments[1]) if len(arguments) > 1 else 10.0
     ready = int(arguments[2]) if len(arguments) > 2 else 1
+    # Libraries of whoever starts this may have sockets that are inherited (libnftables has): they
+    # would hold containers' networks.
+    os.closerange(max(3, ready + 1), 1 << 20)
     if os.fork():
         os._exit(0)
     # The first folder of the path would be this file's own, which hides the standard library's

@@ -319,6 +319,8 @@ def redirect_names(address: str) -> None:
     """In the calling thread's namespace: questions to port 53 of ``address`` go to the embedded
     name server. Raises TiffinError."""
     problem = nftables.run_here(
+        # Without the rule that is there from an earlier time in such a network.
+        "add table ip tiffin\nflush table ip tiffin\n"
         "table ip tiffin {\n"
         "  chain names { type nat hook output priority -100; policy accept;\n"
         f"    ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 "

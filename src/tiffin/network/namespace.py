@@ -48,6 +48,10 @@ class Namespace:
         """That of a process; raises ProcessLookupError or FileNotFoundError if it is gone."""
         return cls(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
+    def copy(self) -> Namespace:
+        """The same, held once more."""
+        return Namespace(os.dup(self.fd))
+
     @property
     def path(self) -> str:
         """A path by which another process can join it while this one holds it."""

@@ -14,6 +14,8 @@ _PATIENCE = 10.0
 
 def main(root: str, ready: int) -> None:
     """Become the porter of a root."""
+    # The daemon's libnftables has sockets that are inherited: they would hold containers' networks.
+    os.closerange(max(3, ready + 1), 1 << 20)
     if os.fork():
         os._exit(0)
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -37,15 +37,15 @@ _START_SECONDS = 20.0
 class PorterClient:
     """The porter of ``root``, started when there is something to say.
 
-    ``sandboxes`` gives the sandboxes that there are; ``restore`` gets those of them that the porter
-    has already, and gives what else it has to be told.
+    ``sandboxes`` gives the sandboxes that there are; ``restore`` gets these, those of them whose
+    names, and those whose ports, the porter has already, and gives what else it has to be told.
     """
 
     def __init__(
         self,
         root: Path,
-        sandboxes: Callable[[], Iterable[str]],
-        restore: Callable[[set[str]], Iterable[Message]],
+        sandboxes: Callable[[], list[str]],
+        restore: Callable[[Sequence[str], set[str], set[str]], Iterable[Message]],
     ) -> None:
         self._directory = root / "network"
         self._root = root
@@ -62,6 +62,8 @@ class PorterClient:
 
     def say(self, *messages: Message) -> None:
         """Say something, soon and in order."""
+        if not messages:
+            return
         with self._lock:
             if self._closing:
                 for _, fds in messages:
@@ -132,18 +134,27 @@ class PorterClient:
                     if message["do"] == _SYNC:
                         self._await(self._connection)
             except (BrokenPipeError, ConnectionResetError):
-                # It died; whatever this message said is part of what is restored.
+                # It died: the message is for the next one, after what that has to know first.
                 assert self._connection is not None
                 self._connection.close()
                 self._connection = None
-                if not self._closing:
-                    self._connect()
-            finally:
-                _close(fds)
-                if message["do"] == _SYNC:
-                    with self._lock:
-                        self._done += 1
-                        self._synced.notify_all()
+                with self._lock:
+                    self._queue.appendleft((message, fds))
+                if self._closing:
+                    return
+                self._connect()
+                continue
+            except BaseException:
+                self._said(message, fds)
+                raise
+            self._said(message, fds)
+
+    def _said(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        _close(fds)
+        if message["do"] == _SYNC:
+            with self._lock:
+                self._done += 1
+                self._synced.notify_all()
 
     @staticmethod
     def _await(sock: socket.socket) -> bytes:
@@ -162,16 +173,17 @@ class PorterClient:
         sock = self._open()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET * 2)
-            self._send(sock, {"do": "hello", "sandboxes": list(self._sandboxes())}, [])
-            have = set(json.loads(self._await(sock))["have"])
+            # Before a look at the queue: what is said by then of these is in it, or was lost.
+            sandboxes = self._sandboxes()
+            self._send(sock, {"do": "hello", "sandboxes": sandboxes}, [])
+            answer = json.loads(self._await(sock))
+            has = {"names": set(answer["named"]), "hold": set(answer["held"])}
             with self._lock:
                 # Their sockets are on the way.
-                have.update(
-                    message["sandbox"]
-                    for message, fds in self._queue
-                    if fds and message["do"] in ("names", "hold")
-                )
-            for message, fds in self._restore(have):
+                for message, fds in self._queue:
+                    if fds and message["do"] in has:
+                        has[message["do"]].add(message["sandbox"])
+            for message, fds in self._restore(sandboxes, has["names"], has["hold"]):
                 try:
                     self._send(sock, message, fds)
                 finally:

@@ -146,6 +146,12 @@ class Datagrams:
         self._peers: dict[object, socket.socket] = {}
         loop.watch(sock.fileno(), IN, self._outward)
 
+    def aim(self, address: str) -> None:
+        """Send what comes elsewhere."""
+        self._target = (address, self._target[1])
+        for sender in list(self._peers):
+            self._drop(sender)
+
     def _outward(self, _: int) -> None:
         try:
             data, sender = self._socket.recvfrom(_BLOCK)

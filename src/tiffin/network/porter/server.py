@@ -3,11 +3,14 @@
 Messages are JSON objects, one a packet, with ``do``:
 
 - ``hello`` {``sandboxes``}: a daemon has come; sandboxes that it does not name are let go.
-  Answered by {``have``: sandboxes}. ``settled``: it has told all names; others are forgotten.
+  Answered by {``named``, ``held``: the sandboxes whose names, and ports, are there}. ``settled``:
+  it has told all names; others are forgotten.
 - ``open`` {``sandbox``} with a pidfd, or without one as long as there is no process.
-- ``names`` {``sandbox``, ``networks``, ``servers``, ``links``}, with two sockets the first time.
+- ``names`` {``sandbox``, ``networks``, ``servers``, ``links``}, with two sockets the first time;
+  ``unname`` {``sandbox``}: it has no name server any more.
 - ``hold`` {``sandbox``, ``ports``: [[protocol, address, port], …]} with a socket each: where what
-  comes to them is to go.
+  comes to them is to go. ``aim`` {``sandbox``, ``address``}: it is to go there instead, or, where
+  that is empty, the ports are let go.
 - ``close`` {``sandbox``}.
 - ``join`` {``endpoint``, ``network``, ``sandbox``, ``names``, ``title``, ``v4``, ``v6``};
   ``leave`` {``endpoint``}.
@@ -45,12 +48,19 @@ class Sandbox:
         self.key = key
         self.pidfd = -1
         self.names: Names | None = None
+        self._target = ""
         self._listeners: list[socket.socket] = []
         self._datagrams: list[Datagrams] = []
         self._connections: set[Connection] = set()
 
+    @property
+    def holds(self) -> bool:
+        """Whether it has ports."""
+        return bool(self._listeners or self._datagrams)
+
     def hold(self, sock: socket.socket, protocol: str, target: tuple[str, int]) -> None:
-        """Hold a published port."""
+        """Hold a published port; all of a sandbox lead to one address."""
+        self._target = target[0]
         if protocol == "udp":
             self._datagrams.append(Datagrams(self._loop, sock, target))
             return
@@ -61,9 +71,17 @@ class Sandbox:
                 client, _ = sock.accept()
             except OSError:
                 return
-            self._connections.add(Connection(self._loop, client, target, self._connections.discard))
+            self._connections.add(
+                Connection(self._loop, client, (self._target, target[1]), self._connections.discard)
+            )
 
         self._loop.watch(sock.fileno(), IN, accept)
+
+    def aim(self, address: str) -> None:
+        """Lead what comes to the ports elsewhere."""
+        self._target = address
+        for datagrams in self._datagrams:
+            datagrams.aim(address)
 
     def release_ports(self) -> None:
         """Let go of the ports."""
@@ -77,12 +95,16 @@ class Sandbox:
         for connection in list(self._connections):
             connection.close()
 
-    def close(self) -> None:
-        """Let go of everything."""
-        self.release_ports()
+    def unname(self) -> None:
+        """Let go of the name server."""
         if self.names is not None:
             self.names.close()
             self.names = None
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.release_ports()
+        self.unname()
         if self.pidfd >= 0:
             self._loop.forget(self.pidfd)
             os.close(self.pidfd)
@@ -101,7 +123,9 @@ class Server:
         self._verbs: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
             "open": self._open,
             "names": self._names,
+            "unname": self._unname,
             "hold": self._hold,
+            "aim": self._aim,
             "close": self._close,
             "join": self._join,
             "leave": lambda message, fds: self._directory.leave(message["endpoint"]),
@@ -173,8 +197,9 @@ class Server:
         for key in set(self._sandboxes) - set(message["sandboxes"]):
             self._sandboxes.pop(key).close()
         self._directory.begin()
-        have = [key for key in self._sandboxes if key in message["sandboxes"]]
-        sock.send(json.dumps({"have": have}).encode())
+        named = [key for key, sandbox in self._sandboxes.items() if sandbox.names is not None]
+        held = [key for key, sandbox in self._sandboxes.items() if sandbox.holds]
+        sock.send(json.dumps({"named": named, "held": held}).encode())
 
     def _sandbox(self, key: str) -> Sandbox:
         if key not in self._sandboxes:
@@ -222,6 +247,18 @@ class Server:
             sock = socket.socket(fileno=os.dup(fd))
             sock.setblocking(False)
             sandbox.hold(sock, protocol, (address, port))
+
+    def _unname(self, message: dict[str, Any], fds: list[int]) -> None:
+        sandbox = self._sandboxes.get(message["sandbox"])
+        if sandbox is not None:
+            sandbox.unname()
+
+    def _aim(self, message: dict[str, Any], fds: list[int]) -> None:
+        sandbox = self._sandboxes.get(message["sandbox"])
+        if sandbox is not None and message["address"]:
+            sandbox.aim(message["address"])
+        elif sandbox is not None:
+            sandbox.release_ports()
 
     def _close(self, message: dict[str, Any], fds: list[int]) -> None:
         sandbox = self._sandboxes.pop(message["sandbox"], None)

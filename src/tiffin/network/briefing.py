@@ -1,0 +1,150 @@
+"""Briefing: what the porter is told of a sandbox, and the sockets that it is given.
+
+The messages are those of :mod:`tiffin.network.porter.server`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tiffin.network import firewall
+from tiffin.network.files import EMBEDDED
+from tiffin.network.ledger import Network
+from tiffin.network.namespace import Namespace
+from tiffin.network.plans import SandboxPlan, is_named
+from tiffin.network.porter.client import Message
+from tiffin.network.porter.server import DESCRIPTORS
+from tiffin.network.settings import Endpoint, Port
+
+Held = list[tuple[Port, socket.socket | None]]
+"""Published ports with the sockets that hold them, where they can be held."""
+Joined = Sequence[tuple[Network, Endpoint]]
+"""A container's places in networks."""
+
+_RELEASE_SECONDS = 2.0
+
+
+def join(network: Network, endpoint: Endpoint, title: str) -> Message:
+    """Somebody is in a network, and called so there."""
+    names = [name for name in endpoint.names if name]
+    return (
+        {
+            "do": "join",
+            "endpoint": endpoint.id,
+            "network": network.id,
+            "sandbox": endpoint.container,
+            "names": [*names, *(f"{name}.{network.name}" for name in names)],
+            "title": f"{title}.{network.name}",
+            "v4": endpoint.address(4),
+            "v6": endpoint.address(6),
+        },
+        (),
+    )
+
+
+def leave(endpoint: str) -> Message:
+    """It is no more."""
+    return {"do": "leave", "endpoint": endpoint}, ()
+
+
+def names(plan: SandboxPlan, joined: Joined, sockets: Sequence[int] = ()) -> Message:
+    """What a container's name server answers; ``sockets`` the first time."""
+    outside = any(not network.settings.internal for network, _ in joined)
+    aliases: dict[str, str] = {}
+    for place in plan.places:
+        for text in place.asked.links:
+            target, _, alias = text.partition(":")
+            aliases[(alias or target).lower()] = target.lower()
+    return (
+        {
+            "do": "names",
+            "sandbox": plan.container,
+            "networks": [network.id for network, _ in joined if is_named(network)],
+            "servers": plan.servers if outside else [],
+            "links": aliases,
+        },
+        sockets,
+    )
+
+
+def unname(container: str) -> Message:
+    """A container is in no network with names any more."""
+    return {"do": "unname", "sandbox": container}, ()
+
+
+def hold(container: str, held: Held, target: str) -> list[Message]:
+    """Hold published ports, instead of those before; ``target`` is the address to lead to."""
+    rows, fds = [], []
+    for port, sock in held:
+        if sock is not None:
+            rows.append([port.protocol, target, port.container_port])
+            fds.append(sock.detach())
+    return [
+        (
+            {
+                "do": "hold",
+                "sandbox": container,
+                "ports": rows[start : start + DESCRIPTORS],
+                "anew": start == 0,
+            },
+            fds[start : start + DESCRIPTORS],
+        )
+        for start in range(0, len(rows), DESCRIPTORS)
+    ]
+
+
+def aim(container: str, target: str) -> Message:
+    """Held ports lead to another address from now on; to nowhere: they are let go."""
+    return {"do": "aim", "sandbox": container, "address": target}, ()
+
+
+def opened(container: str, pid: int) -> Message:
+    """A container has its first process."""
+    try:
+        fds = [os.pidfd_open(pid)]
+    except ProcessLookupError:
+        # It has ended, which the keeper tells soon.
+        fds = []
+    return {"do": "open", "sandbox": container}, fds
+
+
+def close(container: str) -> Message:
+    """A container has ended."""
+    return {"do": "close", "sandbox": container}, ()
+
+
+def name_sockets(namespace: Namespace, *, redirect: bool = True) -> list[int]:
+    """The embedded name server's sockets (UDP, TCP) in a namespace, as descriptors."""
+    with namespace.visit():
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for sock in (udp, tcp):
+                sock.bind((EMBEDDED, firewall.NAMES_PORT))
+            tcp.listen(16)
+            if redirect:
+                firewall.redirect_names(EMBEDDED)
+            return [udp.detach(), tcp.detach()]
+        except BaseException:
+            udp.close()
+            tcp.close()
+            raise
+
+
+def once_released(bind: Callable[[], Any]) -> Any:
+    """Bind what a process that was just killed has held: the kernel closes its sockets one by one,
+    and the first that is closed tells that it is gone."""
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while True:
+        try:
+            return bind()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
