@@ -29,7 +29,9 @@ ROOMS = {
         "store", "errors", "version",
     },
     "api": {"engine", "linux", "errors", "version"},
-    "cli": {"errors", "version"},
+    "client": {"errors", "version"},
+    "sdk": {"client", "errors", "version"},
+    "cli": {"client", "errors", "version"},
 }  # fmt: skip
 
 # Exceptions, each with its reason; a module that is not named here has none.
@@ -41,7 +43,12 @@ ALLOWED = {
     ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
     " the client's: no daemon is needed for them",
     ("cli", "image.manifest"): "platforms of what is copied",
-    ("cli", "linux.sockets"): "long paths of unix sockets",
+    ("client", "linux.sockets"): "long paths of unix sockets",
+    ("sdk", "api"): "Engine serves the API to itself, in its own process",
+    ("sdk", "engine"): "the engine in process",
+    ("sdk", "image.reference"): "names are parsed the same way on both sides",
+    ("sdk", "build.dockerignore"): "a context leaves out what is ignored",
+    ("sdk", "registry.credentials"): "credentials are the client's",
 }  # fmt: skip
 
 

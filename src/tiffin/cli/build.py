@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _REMOTE = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 _MODES = ("auto", "tty", "plain", "rawjson", "quiet")

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _COMPRESSIONS = {"": "", "gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}

@@ -11,9 +11,9 @@ import signal
 import sys
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.container_flags import CREATE_FLAGS, RUN_FLAGS
 from tiffin.cli.flags import BOOL, STRING, Flag
+from tiffin.client.connection import DaemonError, escape
 from tiffin.errors import TiffinError
 
 TYPE_CHECKING = False
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tiffin.cli.connection import Client, Response
     from tiffin.cli.session import Session
+    from tiffin.client.connection import Client, Response
 
 DETACHED = "read escape sequence"
 

@@ -11,15 +11,15 @@ import os
 import stat
 
 from tiffin.cli.command import CommandError
-from tiffin.cli.connection import DaemonError
+from tiffin.client.connection import DaemonError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from typing import Any, BinaryIO
 
-    from tiffin.cli.connection import Client, Response
-    from tiffin.cli.endpoint import Endpoint
+    from tiffin.client.connection import Client, Response
+    from tiffin.client.endpoint import Endpoint
 
 HEADER = "X-Tiffin-Source"
 
