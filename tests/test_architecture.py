@@ -39,7 +39,7 @@ ALLOWED = {
     ("cli", "api.daemon"): "`tiffin serve` is the daemon",
     ("cli", "image.reference"): "names are parsed the same way on both sides",
     ("cli", "image.pack"): "`image pack` reads the host's files, which the client does itself",
-    ("cli", "build.dockerignore"): "a context for another engine leaves out what is ignored",
+    ("client", "build.dockerignore"): "a context for another engine leaves out what is ignored",
     ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
     " the client's: no daemon is needed for them",
     ("cli", "image.manifest"): "platforms of what is copied",
@@ -47,7 +47,6 @@ ALLOWED = {
     ("sdk", "api"): "Engine serves the API to itself, in its own process",
     ("sdk", "engine"): "the engine in process",
     ("sdk", "image.reference"): "names are parsed the same way on both sides",
-    ("sdk", "build.dockerignore"): "a context leaves out what is ignored",
     ("sdk", "registry.credentials"): "credentials are the client's",
 }  # fmt: skip
 
