@@ -63,7 +63,7 @@ def imports(path: Path) -> set[str]:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     # The package's own name for it loads the engine.
-    found = {"tiffin.engine" if name == "tiffin.Engine" else name for name in found}
+    found = {"tiffin.sdk" if name == "tiffin.Engine" else name for name in found}
     return {name.removeprefix("tiffin.") for name in found if name.startswith("tiffin.")}
 
 

@@ -96,7 +96,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
         words = ["run", "--rm", "--network", "none", *_run_words(client), "busybox", "true"]
         sides.append(Side(client.label, role(client), seconds(partial(client, *words))))
     with ExitStack() as stack:
-        from tiffin import Engine as Library
+        from tiffin.engine import Engine as Library
 
         root = stage.folder / "library"
         library = stack.enter_context(Library(root))

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from engine.life import create, eventually, inside, listening, output, started, state
-from tiffin import Engine
-from tiffin.engine import limits
+from tiffin.engine import Engine, limits
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
 from tiffin.linux.cgroups import Hierarchy
 

@@ -141,6 +141,10 @@ class Response:
         if not self._done:
             self._stream.close()
 
+    def drop(self) -> None:
+        """Ends the call and its connection, which was for this call alone."""
+        self._stream.close()
+
 
 def write_all(fd: int, data: memoryview | bytes) -> None:
     """Writes all of ``data``, however the kernel cuts it; raises OSError."""
