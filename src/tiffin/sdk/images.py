@@ -15,6 +15,7 @@ from tiffin.errors import (
     CorruptArchive,
     ImageNotFound,
     InvalidParameter,
+    NotFound,
     TiffinError,
 )
 from tiffin.sdk import streams
@@ -265,7 +266,10 @@ class Images:
         tag = tag or own_tag or "latest"
         query = {"fromImage": name, "tag": None if all_tags else tag, "platform": platform}
         headers = self._auth(name, auth_config)
-        answer = self._client.transport.stream("POST", "/images/create", query, headers=headers)
+        try:
+            answer = self._client.transport.stream("POST", "/images/create", query, headers=headers)
+        except NotFound as error:
+            raise ImageNotFound(error.message) from None
         for _ in self._told(answer):
             continue
         if all_tags:
