@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
 from command.conftest import eventually
-from tiffin.engine import Engine
-from tiffin.engine import agents
-=======
 from tiffin.engine import Engine, agents
->>>>>>> f3f5fb3 (The SDK: connect() and Engine with docker-py's names, over one transport)
 from tiffin.engine.builds import BuildOptions
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.linux.cgroups import Hierarchy

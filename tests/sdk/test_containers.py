@@ -257,6 +257,12 @@ def test_the_life_of_a_container(client: tiffin.Client) -> None:
     assert client.containers.run("made:here", remove=True) == b"b\n"
 
 
+def test_a_container_that_ends_may_be_committed(client: tiffin.Client) -> None:
+    for _ in range(20):
+        with client.containers.run("busybox", "touch /f", detach=True) as container:
+            client.images.remove(container.commit().id, force=True)
+
+
 def test_statistics(client: tiffin.Client) -> None:
     with client.containers.run("busybox", "sleep 600", detach=True) as container:
         assert container.stats(stream=False)["memory_stats"]["usage"] > 0

@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,28 @@ def test_builds(client: tiffin.Client, tmp_path: Path) -> None:
         client.images.build(path=tmp_path / "nosuch")
     with pytest.raises(TypeError):
         client.images.build()
+
+
+def test_builds_as_dockers_builder_does_them(client: tiffin.Client) -> None:
+    lines = b"FROM busybox\nENV A=b\nRUN echo oops >&2\nRUN touch /f\n"
+
+    def build(**options: Any) -> list[str]:
+        _, log = client.images.build(fileobj=io.BytesIO(lines), **options)
+        return [message.get("stream", "") for message in log]
+
+    assert "\x1b[91moops\n\x1b[0m" in build(tag="first")
+    assert build(cache_from=["first"]).count(" ---> Using cache\n") == 3
+    assert build(cache_from=["nosuchtag"]).count(" ---> Using cache\n") == 0
+    asks = io.BytesIO(b"FROM busybox\nRUN nslookup target.lan\n")
+    with client.networks.create("buildnet") as network, client.containers.create(
+        "busybox", "sleep 600"
+    ) as container:  # fmt: skip
+        network.connect(container, aliases=["target.lan"])
+        container.start()
+        client.images.build(fileobj=asks, network_mode=network.id)
+    asks.seek(0)
+    with pytest.raises(BuildFailure):
+        client.images.build(fileobj=asks, network_mode="none", nocache=True)
 
 
 def test_a_context_that_the_engine_cannot_read_is_sent(

@@ -35,7 +35,7 @@ def _query(call: Invocation, dockerfile: str) -> dict[str, Any]:
     query = build_query(call, dockerfile)
     options = call.options
     if call.client.is_tiffin():
-        query["excerpt"] = "1"
+        query.update(excerpt="1", **{"as-docker": "0"})
         if _mode(call) in ("tty", "rawjson"):
             query["events"] = "1"
         if options["debug"]:

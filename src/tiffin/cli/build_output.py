@@ -110,9 +110,9 @@ class Output:
     def _push(self, call: Invocation, text: str, quiet: bool) -> None:
         from io import StringIO
 
-        from tiffin.client.connection import escape
         from tiffin.cli.progress import show_messages
         from tiffin.cli.registries import auth_headers
+        from tiffin.client.connection import escape
         from tiffin.image.reference import Reference
 
         def pushed(message: Any) -> None:

@@ -466,8 +466,12 @@ class Lifecycle:
             with container.lock:
                 # It may have been unpaused by hand, or killed, meanwhile.
                 if ours and container.state.status == "paused":
-                    self._cgroups.thaw(self.cgroup(container))
                     container.state.status = "running"
+                    try:
+                        self._cgroups.thaw(self.cgroup(container))
+                    except FileNotFoundError:
+                        # It had no process left to freeze: its end is about to be told.
+                        pass
 
     # -- removal ----------------------------------------------------------------------------
 

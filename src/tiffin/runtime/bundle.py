@@ -340,7 +340,8 @@ def limits(resources: JSON) -> dict[str, int | str]:
     found: dict[str, int | str] = {
         field: value
         for section, key, field in _RESOURCES
-        if (value := (resources.get(section) or {}).get(key)) or (key == "swappiness" and value == 0)
+        if (value := (resources.get(section) or {}).get(key))
+        or (key == "swappiness" and value == 0)
     }
     block = resources.get("blockIO") or {}
     for key, number, field in _DEVICE_LIMITS:
