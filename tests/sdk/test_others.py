@@ -131,6 +131,8 @@ def test_a_pull_without_a_registry_fails_by_name(client: tiffin.Client) -> None:
         client.images.pull("127.0.0.1:1/nothing")
     with pytest.raises(tiffin.errors.TiffinError, match=r"127\.0\.0\.1:1"):
         client.containers.run("127.0.0.1:1/nothing")
+    with pytest.raises(tiffin.errors.TiffinError, match=r"127\.0\.0\.1:1"):
+        client.login("user", "secret", registry="127.0.0.1:1")
 
 
 def test_push_and_pull(client: tiffin.Client, tmp_path: Path) -> None:
