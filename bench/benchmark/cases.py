@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmark import everyday
 from benchmark.engines import Client, Engine, EngineFailure, Podman, Tiffin
 from benchmark.machine import available_memory
 from benchmark.materials import SMALL_FILES, Materials
@@ -105,7 +106,11 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
             library.images.import_(tar, "busybox")
         once = seconds(lambda: library.run("busybox", ["true"], network="none"))
         sides.insert(1, Side("library", Role.LIBRARY, once))
-        targets = (_ratio(Role.TIFFIN, 1 / 3, _THIRD), _ratio(Role.LIBRARY, 1 / 8, "≤ 1/8"))
+        targets = (
+            _ratio(Role.TIFFIN, 1 / 3, _THIRD),
+            _ratio(Role.LIBRARY, 1 / 8, "≤ 1/8"),
+            *everyday.QUARTER,
+        )
         measure = Measure("time", "`run --rm --network none busybox true`", "ms", targets)
         yield [Comparison((measure,), sides)]
 
@@ -402,7 +407,9 @@ def listing(stage: Stage) -> Iterator[list[Comparison]]:
                 for client in stage.clients(podman=False)
             ]
             comparisons.append(
-                Comparison((Measure("time", f"{title}: whole command", "ms"),), commands)
+                Comparison(
+                    (Measure("time", f"{title}: whole command", "ms", everyday.HALF),), commands
+                )
             )
         yield comparisons
     finally:
@@ -495,5 +502,9 @@ CASES: dict[str, Entry] = {
         0.3,
         "build that copies one file of 1 GiB, cold, beside BuildKit",
     ),
+    "exec": Entry(everyday.execute, 1.0, "docker exec of a program that does nothing"),
+    "logs": Entry(everyday.logs, 0.3, "docker logs of 1 GiB"),
+    "cp": Entry(everyday.copy, 0.5, "docker cp of 1 GiB, in and out"),
+    "crowd": Entry(everyday.crowd, 0.1, "64 clients for a minute"),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }
