@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.network import netlink

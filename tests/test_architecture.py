@@ -29,7 +29,9 @@ ROOMS = {
         "store", "errors", "version",
     },
     "api": {"engine", "linux", "errors", "version"},
-    "cli": {"errors", "version"},
+    "client": {"errors", "version"},
+    "sdk": {"client", "errors", "version"},
+    "cli": {"client", "errors", "version"},
 }  # fmt: skip
 
 # Exceptions, each with its reason; a module that is not named here has none.
@@ -37,11 +39,15 @@ ALLOWED = {
     ("cli", "api.daemon"): "`tiffin serve` is the daemon",
     ("cli", "image.reference"): "names are parsed the same way on both sides",
     ("cli", "image.pack"): "`image pack` reads the host's files, which the client does itself",
-    ("cli", "build.dockerignore"): "a context for another engine leaves out what is ignored",
+    ("client", "build.dockerignore"): "a context for another engine leaves out what is ignored",
     ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
     " the client's: no daemon is needed for them",
     ("cli", "image.manifest"): "platforms of what is copied",
-    ("cli", "linux.sockets"): "long paths of unix sockets",
+    ("client", "linux.sockets"): "long paths of unix sockets",
+    ("sdk", "api"): "Engine serves the API to itself, in its own process",
+    ("sdk", "engine"): "the engine in process",
+    ("sdk", "image.reference"): "names are parsed the same way on both sides",
+    ("sdk", "registry.credentials"): "credentials are the client's",
 }  # fmt: skip
 
 
@@ -57,7 +63,7 @@ def imports(path: Path) -> set[str]:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     # The package's own name for it loads the engine.
-    found = {"tiffin.engine" if name == "tiffin.Engine" else name for name in found}
+    found = {"tiffin.sdk" if name == "tiffin.Engine" else name for name in found}
     return {name.removeprefix("tiffin.") for name in found if name.startswith("tiffin.")}
 
 

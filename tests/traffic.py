@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.network import netlink
 
 HTTPD = "mkdir -p /w; echo {} > /w/index.html; exec httpd -f -p {} -h /w"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmark import building, networking
+from benchmark import building, everyday, networking
 from benchmark.building import RESULT
 from benchmark.engines import Client, Engine, EngineFailure, Podman, Tiffin
 from benchmark.machine import available_memory
@@ -38,7 +38,7 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
         words = ["run", "--rm", "--network", "none", *run_words(client), "busybox", "true"]
         sides.append(Side(client.label, role(client), seconds(partial(client, *words))))
     with ExitStack() as stack:
-        from tiffin import Engine as Library
+        from tiffin.engine import Engine as Library
 
         root = stage.folder / "library"
         library = stack.enter_context(Library(root))
@@ -47,7 +47,11 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
             library.images.import_(tar, "busybox")
         once = seconds(lambda: library.run("busybox", ["true"], network="none"))
         sides.insert(1, Side("library", Role.LIBRARY, once))
-        targets = (ratio_of(Role.TIFFIN, 1 / 3, _THIRD), ratio_of(Role.LIBRARY, 1 / 8, "≤ 1/8"))
+        targets = (
+            ratio_of(Role.TIFFIN, 1 / 3, _THIRD),
+            ratio_of(Role.LIBRARY, 1 / 8, "≤ 1/8"),
+            *everyday.QUARTER,
+        )
         measure = Measure("time", "`run --rm --network none busybox true`", "ms", targets)
         yield [Comparison((measure,), sides)]
 
@@ -275,7 +279,9 @@ def listing(stage: Stage) -> Iterator[list[Comparison]]:
                 for client in stage.clients(podman=False)
             ]
             comparisons.append(
-                Comparison((Measure("time", f"{title}: whole command", "ms"),), commands)
+                Comparison(
+                    (Measure("time", f"{title}: whole command", "ms", everyday.HALF),), commands
+                )
             )
         yield comparisons
     finally:
@@ -392,5 +398,9 @@ CASES: dict[str, Entry] = {
     "network-remove": Entry(networking.remove, 0.3, "rm -f of 100 containers on a network"),
     "throughput": Entry(networking.throughput, 0.5, "iperf3 and round trips, also by a port"),
     "network-1000": Entry(networking.thousand, 0.1, "1,010 containers that fetch from neighbours"),
+    "exec": Entry(everyday.execute, 1.0, "docker exec of a program that does nothing"),
+    "logs": Entry(everyday.logs, 0.3, "docker logs of 1 GiB"),
+    "cp": Entry(everyday.copy, 0.5, "docker cp of 1 GiB, in and out"),
+    "crowd": Entry(everyday.crowd, 0.1, "64 clients for a minute"),
     "listing": Entry(listing, 1.0, "ps -a -s and system df -v with 500 containers"),
 }

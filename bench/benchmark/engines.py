@@ -58,6 +58,28 @@ class Client:
             )
         return done.stdout.decode(errors="replace")
 
+    def count(self, *words: str) -> int:
+        """Run one command to its end; how many bytes it printed on stdout."""
+        words = (*self._words, *words)
+        with subprocess.Popen(words, env=self._environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            size = 0
+            while part := process.stdout.read(1 << 20):
+                size += len(part)
+        return size
+
+    def discard(self, *words: str) -> None:
+        """Run one command to its end; what it prints goes nowhere. Raises EngineFailure."""
+        done = subprocess.run(
+            [*self._words, *words],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode:
+            raise EngineFailure(f"{self.label}: {words}: exit code {done.returncode}")
+
 
 class Engine:
     """One engine. A context manager: leaving it ends it and removes its root."""
@@ -163,6 +185,20 @@ class SocketEngine(Engine):
         if ids:
             client("rm", "-f", *ids, check=False)
 
+    def processes(self) -> list[int]:
+        """The daemon's process, and those that it began."""
+        parents = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                text = Path(f"/proc/{name}/stat").read_text()
+            except OSError:
+                continue  # it ended while we looked
+            parents[int(name)] = int(text.rpartition(")")[2].split()[1])
+        found = [self._process.pid] if self._process is not None else []
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
     def _end(self) -> None:
         if self._process is None:
             return
@@ -210,6 +246,10 @@ class Tiffin(SocketEngine):
             self.clients.append(Client("docker CLI → tiffin", words, self, _LEGACY))
         self.version = self.clients[0]("version", "--format", "{{.Server.Version}}").strip()
 
+    def processes(self) -> list[int]:
+        """The daemon, and the processes of its root that outlive it."""
+        return sorted({*super().processes(), *processes_that_name(self.root)})
+
     def stop(self) -> None:
         self._remove_containers()
         if self.clients:
@@ -218,10 +258,6 @@ class Tiffin(SocketEngine):
         # A keeper whose daemon could not be asked any more.
         for pid in processes_that_name(self.root):
             os.kill(pid, signal.SIGKILL)
-
-    def processes(self) -> list[int]:
-        daemon = [] if self._process is None else [self._process.pid]
-        return [*daemon, *processes_that_name(self.root)]
 
 
 def processes_that_name(root: Path) -> list[int]:

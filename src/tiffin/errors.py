@@ -10,7 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing would cost the command line and the keeper 10 ms
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
 
 class TiffinError(Exception):
@@ -53,6 +53,10 @@ class NotFound(TiffinError):
     """No image, container, layer, volume, file or command of that name."""
 
     status = 404
+
+
+class ImageNotFound(NotFound):
+    """No image of that name here, and none in the registry if that was asked."""
 
 
 class Conflict(TiffinError):
@@ -109,16 +113,80 @@ class StartFailure(TiffinError):
         super().__init__(message)
         self.exit_code = exit_code
 
+    @classmethod
+    def told(cls, message: str) -> StartFailure:
+        """From what a daemon said of it, which has the exit code in words only."""
+        if "executable file not found" in message or "no such file or directory" in message:
+            return cls(message, 127)
+        if "permission denied" in message or "is a directory" in message:
+            return cls(message, 126)
+        return cls(message)
+
+
+class ContainerError(TiffinError):
+    """A container that was run to its end ended with another exit code than 0."""
+
+    def __init__(
+        self, container: Any, exit_status: int, command: Any, image: str, stderr: bytes | None
+    ) -> None:
+        said = "" if stderr is None else f": {stderr.decode(errors='replace')}"
+        super().__init__(
+            f"Command '{command}' in image '{image}' returned non-zero exit status "
+            f"{exit_status}{said}"
+        )
+        self.container = container
+        self.exit_status = self.exit_code = exit_status
+        self.command = command
+        self.image = image
+        self.stderr = stderr
+
 
 class BuildFailure(TiffinError):
-    """An instruction of a Dockerfile failed; the message names it, its line and its exit code."""
+    """An instruction of a Dockerfile failed; the message names it, its line and its exit code.
+
+    ``build_log`` has what the build said until then, where a client of the API raises it.
+    """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.build_log: list[dict[str, Any]] = []
 
 
 class Unreachable(TiffinError):
     """The daemon, the keeper or a registry does not answer; the message says where and why."""
 
     status = 503
+
+
+class TimedOut(TiffinError, TimeoutError):
+    """What was waited for did not come within the time that the caller gave it."""
+
+    status = 504
+
+
+def of_status(status: int, message: str) -> TiffinError:
+    """The error that an answer of the API stands for; none of tiffin's own: with ``status``."""
+    if status == 404 and any(words in message.lower() for words in _NO_IMAGE):
+        return ImageNotFound(message)
+    kind = _BY_STATUS.get(status)
+    if kind is not None:
+        return kind(message)
+    error = (InvalidParameter if 400 <= status < 500 else TiffinError)(message)
+    error.status = status  # type: ignore[misc]  # the class has the usual one
+    return error
+
+
+_NO_IMAGE = (
+    "no such image",
+    "not found: does not exist or no pull access",
+    "repository does not exist",
+    "does not match the specified platform",
+)
+_BY_STATUS: dict[int, type[TiffinError]] = {
+    kind.status: kind
+    for kind in (
+        InvalidParameter, Unauthorized, Forbidden, NotFound, Conflict, NotModified,
+        TooManyRequests, TiffinError, Unsupported, Unreachable, StorageFull,
+    )
+}  # fmt: skip

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 
 from api_schema import api_schema
-from tiffin import Engine
+from tiffin.engine import Engine
 
 pytestmark = pytest.mark.root
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api_schema import api_schema
-from tiffin import Engine
+from tiffin.engine import Engine
 
 pytestmark = pytest.mark.root
 

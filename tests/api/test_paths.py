@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api_schema import api_schema
-from tiffin import Engine
+from tiffin.engine import Engine
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiffin import Engine
 from tiffin.api.websocket import Broken, Frames, accept_key, carry, frame
+from tiffin.engine import Engine
 from tiffin.errors import InvalidParameter
 
 HANDSHAKE = {

@@ -83,6 +83,12 @@ class Kitchen:
                 return config
         raise NotFound(f"no such image: {reference}")
 
+    def known(self, reference: str) -> ImageConfig | None:
+        try:
+            return self.image(reference, "")
+        except NotFound:
+            return None
+
     def save_image(self, config: ImageConfig, top: str | None, tags: list[str]) -> str:
         self.database.execute(
             "INSERT OR IGNORE INTO images (id, config, top, size, created) VALUES (?, ?, ?, ?, 0)",
@@ -129,7 +135,7 @@ class Kitchen:
             stderr=subprocess.STDOUT,
             check=False,
         )
-        output(result.stdout)
+        output(result.stdout, False)
         return result.returncode
 
     @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import busybox_tar
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.engine.builds import BuildOptions
 from tiffin.errors import NotFound
 from tiffin.storage.tree import delete

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from command.conftest import eventually
-from tiffin import Engine
-from tiffin.engine import agents
+from tiffin.engine import Engine, agents
 from tiffin.engine.builds import BuildOptions
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.linux.cgroups import Hierarchy

@@ -42,9 +42,10 @@ def test_what_the_docker_cli_sends() -> None:
         labels={"l": "v"},
         no_cache=True,
         target="x",
+        as_docker=True,
         quiet=True,
     )
-    assert BuildOptions.from_query({}) == BuildOptions(tags=[])
+    assert BuildOptions.from_query({}) == BuildOptions(tags=[], as_docker=True)
 
 
 def test_everything_else() -> None:
@@ -66,6 +67,7 @@ def test_everything_else() -> None:
             "jobs": ["3"],
             "debug": ["tty"],
             "events": ["1"],
+            "as-docker": ["0"],
             "cachefrom": ['["image:1","type=local,src=/cache"]'],
             "cacheto": ['["type=local,dest=/out,mode=min"]'],
             "remote": ["https://example.org/x.git"],

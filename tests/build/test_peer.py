@@ -22,9 +22,9 @@ import pytest
 
 from build.dockerfiles import CASES, FILES, Case
 from conftest import busybox_tar, kill_keeper
-from tiffin import Engine
 from tiffin.build.dockerignore import read_patterns
-from tiffin.cli.sources import folder_tar
+from tiffin.client.sources import folder_tar
+from tiffin.engine import Engine
 from tiffin.engine.builds import BuildOptions
 
 pytestmark = [pytest.mark.peer, pytest.mark.root]

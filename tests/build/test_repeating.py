@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import busybox_tar, kill_keeper
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.engine.builds import BuildOptions
 from tiffin.image.reference import Reference
 

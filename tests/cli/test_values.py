@@ -15,8 +15,8 @@ from tiffin.cli.moments import seconds_of, timestamp
 from tiffin.cli.mounts import mount
 from tiffin.cli.ports import exposed, published
 from tiffin.cli.progress import bar
-from tiffin.cli.sources import walk
 from tiffin.cli.tables import columns, ellipsis, short_id
+from tiffin.client.sources import walk
 from tiffin.errors import InvalidParameter
 
 

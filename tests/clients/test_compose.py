@@ -32,11 +32,22 @@ services:
     depends_on: {db: {condition: service_healthy}}
     secrets: [s]
     configs: [{source: c, target: /c}]
+  site:
+    image: busybox
+    command: sh -c "echo served > /index.html; httpd -f -p 80 -h /"
+    networks: {back: {aliases: [the-site]}}
+    labels: {a: b}
+  asker:
+    image: busybox
+    command: sleep 100
+    networks: [back, default]
+    depends_on: [site]
   extra:
     image: busybox
     network_mode: none
     profiles: [more]
     command: sleep 100
+networks: {back: {internal: true, labels: {c: d}}}
 volumes: {data: {}}
 secrets: {s: {file: ./s}}
 configs: {c: {file: ./cfg}}
@@ -49,6 +60,8 @@ COMMANDS = (
     "exec -T db sh -c 'echo $A; exit 3'",
     "exec -T db sh -c 'echo kept > /d/f'",
     "run --rm -T db cat /d/f",
+    "exec -T asker sh -c 'until wget -q -O - http://the-site 2>/dev/null; do sleep 0.1; done'",
+    "exec -T asker sh -c 'until wget -q -O - http://site 2>/dev/null; do sleep 0.1; done'",
     "--profile more up -d",
     "ps --services",
     "up -d --scale db=2",

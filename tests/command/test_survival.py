@@ -103,7 +103,7 @@ def test_commands_that_start_together_share_one_daemon(tiffin: Command) -> None:
 
 
 def test_a_second_owner_is_told_of_the_first(tiffin: Command) -> None:
-    from tiffin import Engine
+    from tiffin.engine import Engine
     from tiffin.errors import RootInUse
 
     tiffin("images")

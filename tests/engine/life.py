@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tiffin import Engine
+from tiffin.engine import Engine
 
 PATIENCE = 30.0
 

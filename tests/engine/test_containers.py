@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import (
     Conflict,
     InvalidParameter,

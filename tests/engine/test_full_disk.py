@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import busybox_tar, kill_keeper
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import StorageFull, TiffinError
 from tiffin.linux import syscalls
 

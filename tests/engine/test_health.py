@@ -13,8 +13,7 @@ import pytest
 
 from conftest import busybox_tar
 from engine.life import create, eventually, inside, listening, started, state
-from tiffin import Engine
-from tiffin.engine import health
+from tiffin.engine import Engine, health
 from tiffin.engine.container import Container, Probe, Spec, State
 from tiffin.errors import InvalidParameter
 

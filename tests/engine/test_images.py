@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict, CorruptArchive, DigestMismatch, InvalidParameter, NotFound
 
 

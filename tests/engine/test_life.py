@@ -23,7 +23,7 @@ from engine.life import (
     started,
     state,
 )
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict, InvalidParameter, NotFound
 
 TRAP = "trap 'echo got it; exit 7' USR1; echo ready; while :; do sleep 0.05; done"

@@ -14,8 +14,7 @@ import pytest
 
 from conftest import busybox_tar
 from engine.life import create, eventually, inside, listening, output, started, state
-from tiffin import Engine
-from tiffin.engine import limits
+from tiffin.engine import Engine, limits
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
 from tiffin.linux.cgroups import PARENT, Controller, Hierarchy
 

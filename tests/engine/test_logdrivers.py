@@ -22,8 +22,7 @@ import msgspec
 import pytest
 
 from engine.life import PATIENCE, create, eventually, output, state
-from tiffin import Engine
-from tiffin.engine import logdrivers
+from tiffin.engine import Engine, logdrivers
 from tiffin.errors import InvalidParameter, StartFailure, Unsupported
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from conftest import busybox_tar
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict, Forbidden, InvalidParameter, NotFound, TiffinError, Unsupported
 from tiffin.network import links, netlink
 from tiffin.network.namespace import Namespace

@@ -11,8 +11,7 @@ import pytest
 
 from conftest import busybox_tar
 from engine.life import create, eventually, listening, started, state
-from tiffin import Engine
-from tiffin.engine import restarts
+from tiffin.engine import Engine, restarts
 from tiffin.engine.container import Container, Spec, State
 from tiffin.errors import Conflict, InvalidParameter, NotModified
 

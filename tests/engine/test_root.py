@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Forbidden
 
 pytestmark = pytest.mark.root

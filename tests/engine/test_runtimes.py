@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import busybox_tar, kill_keeper
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import InvalidParameter, StartFailure, Unsupported
 from tiffin.linux import capabilities
 from tiffin.linux.cgroups import Hierarchy

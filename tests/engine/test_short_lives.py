@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.life import create, eventually, listening, output, started, state
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict
 from tiffin.keeper.connection import NotAnswered
 

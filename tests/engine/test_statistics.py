@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from engine.life import create, eventually, started, state
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.engine.timestamps import ZERO
 
 ALONE = {"NetworkMode": "none"}

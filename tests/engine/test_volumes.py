@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import busybox_tar, kill_keeper
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 
 

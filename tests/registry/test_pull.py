@@ -14,7 +14,7 @@ import zstandard
 
 from registry.conftest import HASTY, Connect, MadeImage, Start, digest_of, layer_tar
 from registry.faulty import KINDS, FaultyProxy
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import (
     DigestMismatch,
     InvalidParameter,

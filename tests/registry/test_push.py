@@ -11,7 +11,7 @@ import pytest
 
 from registry.conftest import HASTY, Connect, MadeImage, Start, digest_of, layer_tar
 from registry.faulty import KINDS, FaultyProxy
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unauthorized
 from tiffin.image.manifest import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Manifest
 from tiffin.registry.client import Registry

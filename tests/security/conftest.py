@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tiffin import Engine
+from tiffin.engine import Engine
 
 PYTHON = "/usr/bin/python3"
 PREFACE = """

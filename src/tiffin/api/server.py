@@ -152,7 +152,8 @@ class Server:
     def stop(self) -> None:
         """Make ``serve`` return once the requests under way are done; safe in a signal handler."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Stop listening, remove the sockets, wait (for a bounded time) for requests under way."""
@@ -170,6 +171,9 @@ class Server:
                 self._changed.wait(left)
             if self._active:
                 logger.warning("left %d requests unfinished", self._active)
+            elif self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
 
     def _accept(self, listener: _Listener | _TcpListener) -> bool:
         try:
@@ -186,6 +190,16 @@ class Server:
             if error.errno in (errno.ECONNABORTED, errno.EINTR):
                 return False
             raise
+        self._begin(connection, listener.opened)
+        return True
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Serve a connection that came another way than through a listener."""
+        self._begin(connection, lambda same: same)
+
+    def _begin(
+        self, connection: socket.socket, opened: Callable[[socket.socket], socket.socket]
+    ) -> None:
         connection.setblocking(True)
         with self._changed:
             full = self._active >= self.limits.connections
@@ -196,16 +210,15 @@ class Server:
                 message = f"too many connections (at most {self.limits.connections} at a time)"
                 connection.sendall(error_answer(503, message))
             else:
-                connection = listener.opened(connection)
+                connection = opened(connection)
                 threading.Thread(
                     target=self._converse, args=(connection,), name="connection", daemon=True
                 ).start()
-                return True
+                return
         except (OSError, RuntimeError) as error:
             # RuntimeError: no thread could be started.
             logger.error("refused a connection: %s", error)
         self._close(connection)
-        return True
 
     def _close(self, connection: socket.socket) -> None:
         connection.close()

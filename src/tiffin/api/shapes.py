@@ -108,7 +108,7 @@ HEALTH = {
     "StartInterval": int,
 }
 CONFIG: dict[str, Any] = {
-    **dict.fromkeys(("Hostname", "Domainname", "User", "Image", "WorkingDir"), str),
+    **dict.fromkeys(("Hostname", "Domainname", "User", "Image", "WorkingDir", "Runtime"), str),
     **dict.fromkeys(("MacAddress", "StopSignal"), str),
     **dict.fromkeys(("AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin"), bool),
     **dict.fromkeys(("StdinOnce", "NetworkDisabled", "ArgsEscaped"), bool),

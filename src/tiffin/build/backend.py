@@ -17,7 +17,8 @@ from tiffin.layer.layer import Layer
 from tiffin.layer.writer import LayerWriter
 from tiffin.store.database import Database
 
-Output = Callable[[bytes], None]
+Output = Callable[[bytes, bool], None]
+"""Takes what a command prints; True: on stderr."""
 Cancelled = Callable[[], bool]
 
 
@@ -169,6 +170,9 @@ class Backend(Protocol):
         ``platform`` is empty or as in ``--platform``; the reference may be ``oci-layout://`` and a
         folder. Raises NotFound with what to do.
         """
+
+    def known(self, reference: str) -> ImageConfig | None:
+        """The configuration of an image that is here, by name or id."""
 
     def run_step(self, step: RunStep, output: Output, cancelled: Cancelled) -> RunResult:
         """Run a command to its end. Stdout and stderr go to ``output`` as they come.

@@ -65,7 +65,9 @@ class Builder:
         self._backend = backend
         self._options = options
         self._context = context
-        self._progress = Progress(send, quiet=options.quiet, events=options.events)
+        self._progress = Progress(
+            send, quiet=options.quiet, events=options.events, colour=options.as_docker
+        )
         self._cancelled = cancelled
         self._arguments = Arguments(options.build_args)
         self._epoch = _epoch(options.build_args)

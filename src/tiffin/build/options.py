@@ -80,6 +80,9 @@ class BuildOptions:
     """Whether more is said of why steps did not come from the cache."""
     events: bool = False
     """Whether events are sent along with the messages (:mod:`tiffin.build.progress`)."""
+    as_docker: bool = False
+    """As Docker's first builder, for its clients: what a RUN prints on stderr is red, and where
+    ``cache_from`` has names of images, steps come from the cache only if one of these has them."""
     cache_from: Sequence[str] = ()
     """Caches to take steps from, as ``--cache-from`` has them."""
     cache_to: Sequence[str] = ()
@@ -158,6 +161,7 @@ class BuildOptions:
             debug=first("debug"),
             why=_true(first("why")),
             events=_true(first("events")),
+            as_docker=first("as-docker") != "0",
             cache_from=_list(first("cachefrom"), "cachefrom"),
             cache_to=_list(first("cacheto"), "cacheto"),
             remote=first("remote"),

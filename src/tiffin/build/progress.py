@@ -27,10 +27,13 @@ def short(image_id: str) -> str:
 class Progress:
     """Tells one build's story; a quiet one tells the image's id alone."""
 
-    def __init__(self, send: Messages, *, quiet: bool, events: bool = False) -> None:
+    def __init__(
+        self, send: Messages, *, quiet: bool, events: bool = False, colour: bool = False
+    ) -> None:
         self._send = send
         self._quiet = quiet
         self._events = events
+        self.colour = colour
         self._lock = threading.Lock()
         self._waiting: list[StageProgress] = []
 
@@ -96,7 +99,8 @@ class StageProgress:
         self._index = index
         self._total = total
         self._number = first - 1
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = (decoder("replace"), decoder("replace"))
         self.kept: list[str] = []
         self.is_done = False
 
@@ -138,15 +142,18 @@ class StageProgress:
         self.line(f" ---> Running in {container_id[:12]}")
 
     def removed(self, container_id: str) -> None:
-        self.output(b"", final=True)
+        for is_stderr in (False, True):
+            self.output(b"", is_stderr, final=True)
         self.line(f" ---> Removed intermediate container {container_id[:12]}")
 
-    def output(self, data: bytes, *, final: bool = False) -> None:
-        """What a RUN prints, as it comes."""
-        text = self._decoder.decode(data, final)
+    def output(self, data: bytes, is_stderr: bool, *, final: bool = False) -> None:
+        """What a RUN prints, as it comes; stderr in red, as Docker's builder sends it."""
+        text = self._decoders[is_stderr].decode(data, final)
         if text:
             self._event("output", text=text)
-            self._build.said(self, text)
+            self._build.said(
+                self, f"\x1b[91m{text}\x1b[0m" if is_stderr and self._build.colour else text
+            )
 
     def end(self) -> None:
         """The stage is done."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from tiffin.build.progress import Progress
 from tiffin.build.stages import Stages
 from tiffin.build.tree import EmptyTree, LowerTree
 from tiffin.errors import BuildFailure
-from tiffin.image.config import ImageConfig
+from tiffin.image.config import ImageConfig, chain_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ class Session:
         self.base_chains: set[str] = set()
         """The chain IDs of the layers of all base images."""
         self.elsewhere = backend.cache_sources()
+        images = [text for text in options.cache_from if "=" not in text]
+        self._allowed = self._stacks(images) if options.as_docker and images else None
         self._asked = cancelled
         self._changed = threading.Condition()
         self._finished: dict[int, Finished] = {}
@@ -173,6 +175,15 @@ class Session:
         found = self.plan.find(name)
         return found if found is not None and found < index else None
 
+    def _stacks(self, images: Sequence[str]) -> set[str]:
+        """The chain IDs of what the images are made of; one that is not here adds none."""
+        found: set[str] = set()
+        for name in images:
+            config = self.backend.known(name)
+            if config is not None:
+                found.update(chain_ids(config.diff_ids))
+        return found
+
     # -- files
 
     def lower(self, top: str | None) -> LowerTree:
@@ -203,6 +214,8 @@ class Session:
         """The record of a step: of this engine, or brought in from a folder. Inside a lease."""
         with self.backend.database.transaction():
             record = self.cache.find(key)
+            if record is not None and self._allowed is not None and record.top not in self._allowed:
+                return None
             if record is not None and record.top is not None:
                 self.hold(record.top)
         if record is not None:

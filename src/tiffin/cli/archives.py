@@ -6,19 +6,19 @@ import os
 import sys
 
 from tiffin.cli.command import Command, CommandError, Invocation
-from tiffin.cli.connection import escape
 from tiffin.cli.containers import split_name
 from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
 from tiffin.cli.sources import send_file
 from tiffin.cli.terminal import is_terminal
+from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 
 def _download(response: Response, path: str) -> None:

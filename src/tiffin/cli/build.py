@@ -15,15 +15,16 @@ from tiffin.cli.build_query import build_query
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
-from tiffin.cli.sources import folder_tar, post_source
+from tiffin.cli.sources import post_source
 from tiffin.cli.units import human_size
+from tiffin.client.sources import folder_tar, ignored_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _REMOTE = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 _MODES = ("auto", "tty", "plain", "rawjson", "quiet")
@@ -34,7 +35,7 @@ def _query(call: Invocation, dockerfile: str) -> dict[str, Any]:
     query = build_query(call, dockerfile)
     options = call.options
     if call.client.is_tiffin():
-        query["excerpt"] = "1"
+        query.update(excerpt="1", **{"as-docker": "0"})
         if _mode(call) in ("tty", "rawjson"):
             query["events"] = "1"
         if options["debug"]:
@@ -96,7 +97,7 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
         response = post_source(call.client, call.endpoint, folder, "/build", query, _headers())
         if response is not None:
             return response
-    ignored = _ignored(folder, name)
+    ignored = ignored_names(folder, name)
     parts = folder_tar(folder, ignored)
     if extra is not None:
         parts = _with_file(name, extra, parts)
@@ -130,19 +131,6 @@ def _dockerfile(folder: str, given: str) -> tuple[str, bytes | None]:
         with open(real, "rb") as file:
             return f".dockerfile.{os.getpid():x}", file.read()
     return inside, None
-
-
-def _ignored(folder: str, dockerfile: str) -> list[str]:
-    """The patterns of .dockerignore; the Dockerfile and the list itself are always sent."""
-    try:
-        with open(os.path.join(folder, ".dockerignore"), "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        return []
-    from tiffin.build.dockerignore import read_patterns
-
-    patterns = read_patterns(content)
-    return [*patterns, "!.dockerignore", f"!{dockerfile}"] if patterns else []
 
 
 def _counted(parts: Iterator[bytes]) -> Iterator[bytes]:

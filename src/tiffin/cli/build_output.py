@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _COMPRESSIONS = {"": "", "gzip": "gzip", "zstd": "zstd", "uncompressed": "none"}
@@ -110,9 +110,9 @@ class Output:
     def _push(self, call: Invocation, text: str, quiet: bool) -> None:
         from io import StringIO
 
-        from tiffin.cli.connection import escape
         from tiffin.cli.progress import show_messages
         from tiffin.cli.registries import auth_headers
+        from tiffin.client.connection import escape
         from tiffin.image.reference import Reference
 
         def pushed(message: Any) -> None:
@@ -143,7 +143,7 @@ def _unpack(response: Response, folder: str) -> None:
     """Files as the one who builds owns them, as BuildKit's local exporter writes them."""
     import tarfile
 
-    from tiffin.cli.sources import readable
+    from tiffin.client.sources import readable
 
     os.makedirs(folder, exist_ok=True)
     with tarfile.open(fileobj=readable(response.parts()), mode="r|") as tar:

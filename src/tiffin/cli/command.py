@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tiffin.cli.connection import Client
-    from tiffin.cli.endpoint import Endpoint
+    from tiffin.client.connection import Client
+    from tiffin.client.endpoint import Endpoint
 
 
 class CommandError(TiffinError):
@@ -47,7 +47,7 @@ class Invocation:
     def client(self) -> Client:
         """The connection to the daemon; the first use connects, starting a daemon if need be."""
         if self._client is None:
-            from tiffin.cli.connection import Client
+            from tiffin.client.connection import Client
 
             self._client = Client(self.endpoint)
         return self._client

@@ -6,9 +6,9 @@ import sys
 
 from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.tables import columns
+from tiffin.client.connection import DaemonError, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import errno
 import os
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.flags import BOOL, Flag
-from tiffin.cli.sources import piped
 from tiffin.cli.terminal import is_terminal
 from tiffin.cli.units import human_size
+from tiffin.client.connection import DaemonError, escape
+from tiffin.client.sources import piped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, BinaryIO
 
-    from tiffin.cli.connection import Client
+    from tiffin.client.connection import Client
 
 _ATTRIBUTE = "SCHILY.xattr."
 _CAPABILITY = "security.capability"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import escape
 from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.values import ENVIRONMENT, read_lines, resolve_environment
+from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ diff IDs of ``RootFS.Layers``, which say exactly what is shared, whatever the im
 
 from __future__ import annotations
 
-from tiffin.cli.connection import escape
 from tiffin.cli.tables import columns, short_id
 from tiffin.cli.units import human_size
+from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tiffin.cli.connection import Client
+    from tiffin.client.connection import Client
 
 
 class _Node:

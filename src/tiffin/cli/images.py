@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tiffin.cli.command import Command, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.containers import split_name
 from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.listing import FORMAT, Listing
@@ -11,6 +10,7 @@ from tiffin.cli.moments import ago, rfc3339
 from tiffin.cli.tables import ellipsis, short_id
 from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS
+from tiffin.client.connection import DaemonError, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

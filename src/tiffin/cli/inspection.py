@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.flags import BOOL, STRING, Flag
+from tiffin.client.connection import DaemonError, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tiffin.cli.connection import Client
+    from tiffin.client.connection import Client
 
 _KINDS = ("container", "image", "network", "volume")
 

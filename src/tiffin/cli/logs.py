@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tiffin.cli.command import Command, Invocation
-from tiffin.cli.connection import escape, write_all
 from tiffin.cli.flags import BOOL, STRING, Flag
 from tiffin.cli.moments import timestamp
+from tiffin.client.connection import escape, write_all
 
 
 def logs(call: Invocation) -> int:

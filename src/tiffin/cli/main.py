@@ -109,7 +109,7 @@ def _dispatch(words: Sequence[str]) -> int:
         )
         return 1
 
-    from tiffin.cli.endpoint import Endpoint
+    from tiffin.client.endpoint import Endpoint
 
     endpoint = Endpoint.choose(options["host"], options["root"])
     if help_wanted:

@@ -6,11 +6,11 @@ import sys
 
 from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation
-from tiffin.cli.connection import escape
 from tiffin.cli.container_body import endpoint_fields
 from tiffin.cli.container_list import labels_text
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
+from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def ls(call: Invocation) -> int:
 
 def remove(call: Invocation) -> int:
     """Removes networks."""
-    from tiffin.cli.connection import DaemonError
+    from tiffin.client.connection import DaemonError
 
     def action(name: str) -> None:
         try:

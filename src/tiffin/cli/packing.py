@@ -9,7 +9,7 @@ from tiffin.cli.command import Command, Invocation, report
 from tiffin.cli.containers import split_name
 from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
-from tiffin.cli.sources import piped
+from tiffin.client.sources import piped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TextIO
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _BAR = 30
 

@@ -10,20 +10,20 @@ import os
 import sys
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.flags import BOOL, INT, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.progress import show_messages
 from tiffin.cli.tables import columns, ellipsis
 from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS, filters
+from tiffin.client.connection import DaemonError, escape
 from tiffin.errors import Unauthorized
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tiffin.cli.connection import Client
+    from tiffin.client.connection import Client
 
 _HUB = "docker.io"
 

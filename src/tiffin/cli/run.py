@@ -11,18 +11,18 @@ import signal
 import sys
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.container_flags import CREATE_FLAGS, RUN_FLAGS
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.errors import TiffinError
+from tiffin.client.connection import DaemonError, escape
+from tiffin.errors import StartFailure, TiffinError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tiffin.cli.connection import Client, Response
     from tiffin.cli.session import Session
+    from tiffin.client.connection import Client, Response
 
 DETACHED = "read escape sequence"
 
@@ -89,15 +89,6 @@ def create(call: Invocation) -> int:
     return 0
 
 
-def _failure_code(message: str) -> int:
-    """The exit code of a container that could not be started, told from the daemon's message."""
-    if "executable file not found" in message or "no such file or directory" in message:
-        return 127
-    if "permission denied" in message or "is a directory" in message:
-        return 126
-    return 125
-
-
 def run(call: Invocation) -> int:
     """Creates and starts a container, tied to this terminal unless ``-d`` is given."""
     try:
@@ -110,7 +101,7 @@ def run(call: Invocation) -> int:
         failure, code = str(message).lower(), 125
     except TiffinError as error:
         failure = error.message
-        code = _failure_code(failure) if isinstance(error, StartRefused) else 125
+        code = StartFailure.told(failure).exit_code if isinstance(error, StartRefused) else 125
         if isinstance(error, Misused):
             report(failure)
             return 1

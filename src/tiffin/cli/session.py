@@ -12,9 +12,9 @@ import os
 import select
 import signal
 
-from tiffin.cli.connection import write_all
 from tiffin.cli.streams import Demultiplexer
 from tiffin.cli.terminal import DetachWatch, RawMode, flush, is_terminal
+from tiffin.client.connection import write_all
 from tiffin.errors import TiffinError
 
 TYPE_CHECKING = False

@@ -6,11 +6,11 @@ import sys
 import time
 
 from tiffin.cli.command import Command, Invocation
-from tiffin.cli.connection import DaemonError, escape
 from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.tables import short_id
 from tiffin.cli.units import binary_size, human_size
+from tiffin.client.connection import DaemonError, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

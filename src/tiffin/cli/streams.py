@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from tiffin.cli.connection import write_all
+from tiffin.client.connection import write_all
 from tiffin.errors import Unreachable
 
 _HEADER = Struct(">B3xI")

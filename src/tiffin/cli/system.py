@@ -7,9 +7,9 @@ import sys
 
 from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation
-from tiffin.cli.connection import Client
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.units import binary_size, human_size
+from tiffin.client.connection import Client
 from tiffin.errors import TiffinError, Unreachable
 from tiffin.version import API_VERSION, __version__
 
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tiffin.cli.connection import Response
+    from tiffin.client.connection import Response
 
 _GONE_MILLISECONDS = 20_000
 """How long a daemon may take to leave before the command stops waiting for it."""

@@ -6,11 +6,11 @@ import sys
 
 from tiffin.cli import values
 from tiffin.cli.command import Command, Invocation
-from tiffin.cli.connection import escape
 from tiffin.cli.container_list import labels_text
 from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.units import human_size
+from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from tiffin.build.context import BuildContext, from_folder
 from tiffin.build.options import BuildOptions
 from tiffin.build.turns import Turns
 from tiffin.engine.images import Image
-from tiffin.errors import NotFound, TiffinError
+from tiffin.errors import InvalidParameter, NotFound, TiffinError
 from tiffin.image.config import ImageConfig
 from tiffin.image.manifest import Descriptor, Index, Manifest, parse_manifest
 from tiffin.image.reference import Reference
@@ -88,6 +88,13 @@ class BuildSite:
             agent = self._options.ssh.get("default", "")
             return remotecontext.opened(where, self.work, content=b"FROM scratch", agent=agent)
         return from_folder(Path(where), self._builds.digests, content=b"FROM scratch")
+
+    def known(self, reference: str) -> ImageConfig | None:
+        """The configuration of an image that is here."""
+        try:
+            return self._builds.images.find(reference).config
+        except (NotFound, InvalidParameter):
+            return None
 
     def image(self, reference: str, platform: str, *, pull: bool = False) -> ImageConfig:
         """The configuration of a base image, which is pulled if it is not here, or if asked."""

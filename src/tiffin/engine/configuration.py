@@ -48,11 +48,15 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
 
     Raises InvalidParameter for what makes no sense and Unsupported for what is not done yet.
     """
-    host = {**_host_defaults(), **(body.get("HostConfig") or {})}
+    given = body.get("HostConfig") or {}
+    host = {**_host_defaults(), **given}
+    if not given.get("Runtime"):
+        # docker-py's low-level client names the runtime here.
+        host["Runtime"] = body.get("Runtime")
     config = {
         key: value
         for key, value in body.items()
-        if key not in ("HostConfig", "NetworkingConfig", "name", "platform")
+        if key not in ("HostConfig", "NetworkingConfig", "Runtime", "name", "platform")
     }
     for key in ("Cmd", "Entrypoint", "Shell"):
         if isinstance(config.get(key), str):

@@ -503,10 +503,12 @@ class Lifecycle:
             with container.lock:
                 # It may have been unpaused by hand, or killed, meanwhile.
                 if ours and container.state.status == "paused":
-                    # What was killed has ended, frozen or not, and its cgroup is gone.
-                    with suppress(FileNotFoundError):
-                        self._cgroups.thaw(self.cgroup(container))
                     container.state.status = "running"
+                    try:
+                        self._cgroups.thaw(self.cgroup(container))
+                    except FileNotFoundError:
+                        # What was killed has ended, frozen or not: its end is about to be told.
+                        pass
 
     # -- removal ----------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ from tiffin.errors import NotFound
 from tiffin.layer.store import LayerStore
 from tiffin.storage import tree
 
+_STDERR = 2
+
 JSON = dict[str, Any]
 
 
@@ -128,13 +130,15 @@ class Steps:
                 },
             }
         )
+        spec = Spec(configuration.merge(config, {}), host, networks, [], "")
+        self._lifecycle.sandboxes.settle(spec)
         return Container(
             step.container_id,
             step.container_id[:12],
             "",
             step.top,
             f"b{step.container_id[:40]}",
-            Spec(configuration.merge(config, {}), host, networks, [], ""),
+            spec,
             State(),
             time.time_ns(),
         )
@@ -153,8 +157,8 @@ class Steps:
                     keeper.forget(container.id)
                     raise
                 try:
-                    for _, data in frames(ours, cancelled):
-                        output(data)
+                    for stream, data in frames(ours, cancelled):
+                        output(data, stream == _STDERR)
                 finally:
                     if ends.empty() and cancelled():
                         self._kill(container)

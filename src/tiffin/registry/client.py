@@ -98,8 +98,14 @@ class Registry:
     def login(self) -> str:
         """Check the credentials; the identity token that the registry gives in return, or "".
 
-        Raises Unauthorized.
+        Raises Unauthorized, and Unreachable.
         """
+        try:
+            return self._login()
+        except BROKEN as error:
+            raise self.transport._unreachable(error) from error
+
+    def _login(self) -> str:
         transport = self.transport
         answer = transport._follow("GET", "/v2/", {}, None, None, True)
         status = answer.status

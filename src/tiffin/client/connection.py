@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from tiffin.cli.endpoint import Endpoint
+    from tiffin.client.endpoint import Endpoint
 
 _BLOCK = 1 << 20
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
@@ -140,6 +140,10 @@ class Response:
         """Ends the call: an answer that was not read to its end takes its connection along."""
         if not self._done:
             self._stream.close()
+
+    def drop(self) -> None:
+        """Ends the call and its connection, which was for this call alone."""
+        self._stream.close()
 
 
 def write_all(fd: int, data: memoryview | bytes) -> None:
@@ -260,7 +264,7 @@ class Stream:
 
 
 class Client:
-    """The calls of one command line to its daemon."""
+    """The calls of one command line to its daemon, one after the other."""
 
     def __init__(self, endpoint: Endpoint, *, start: bool = True) -> None:
         self._endpoint = endpoint
@@ -376,7 +380,7 @@ class Client:
 
         A refusal that comes before all is sent ends the sending. Raises as ``call`` does.
         """
-        from tiffin.cli.upload import send_body
+        from tiffin.client.upload import send_body
 
         head = self._head(method, target(path, query), headers, False)
         head += f"Content-Type: {content_type}\r\n"

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiffin.cli.connection import Client, DaemonError, Stream, escape, target
-from tiffin.cli.endpoint import Endpoint
+from tiffin.client.connection import Client, DaemonError, Stream, escape, target
+from tiffin.client.endpoint import Endpoint
 from tiffin.errors import InvalidParameter, Unreachable
 
 Serve = Callable[[Callable[[socket.socket], None]], Client]

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tiffin.cli.connection import Stream
+    from tiffin.client.connection import Stream
 
 _BLOCK = 1 << 20
 

@@ -1,0 +1,159 @@
+"""Everyday commands by the same docker CLI, and a crowd of clients: cases beside ``cases``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from benchmark.engines import Client, EngineFailure, Podman, SocketEngine
+from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
+from benchmark.stage import Stage
+
+CONTAINER = "benchmark-everyday"
+LINES = 10 * (1 << 20)
+LOG = f"busybox yes {'0123456789' * 10} | busybox head -n {LINES}"
+"""1 GiB and 10 MiB of output, in lines of 101 bytes."""
+CLIENTS = 64
+CROWD_SECONDS = 60
+
+QUARTER = (Target(Role.DOCKER_TO_TIFFIN, ratio=1 / 4, text="≤ 1/4"),)
+HALF = (Target(Role.DOCKER_TO_TIFFIN, ratio=1 / 2, text="≤ 1/2"),)
+_NO_SLOWER = (Target(Role.DOCKER_TO_TIFFIN, ratio=1.0, text="≤ 1"),)
+
+
+def _clients(stage: Stage) -> list[tuple[Client, Role]]:
+    """The docker CLI with each engine that has an API."""
+    return [
+        (client, Role.DOCKER_TO_TIFFIN if client.engine.tiffin else Role.PEER)
+        for client in stage.clients(same_program=True, podman=False)
+    ]
+
+
+def _one_comparison(title: str, unit: str, targets: tuple[Target, ...]) -> Measure:
+    return Measure("time", title, unit, targets)
+
+
+@contextmanager
+def execute(stage: Stage) -> Iterator[list[Comparison]]:
+    """docker exec of a program that does nothing, in a container that runs."""
+    stage.ensure("busybox")
+    sides = []
+    clients = _clients(stage)
+    try:
+        for client, role in clients:
+            client(
+                "run", "-d", "--name", CONTAINER, "--network", "none", "busybox", "sleep", "9999"
+            )
+            once = seconds(partial(client, "exec", CONTAINER, "true"))
+            sides.append(Side(client.label, role, once))
+        yield [Comparison((_one_comparison("`docker exec … true`", "ms", QUARTER),), sides)]
+    finally:
+        for client, _ in clients:
+            client("rm", "-f", CONTAINER, check=False)
+
+
+@contextmanager
+def logs(stage: Stage) -> Iterator[list[Comparison]]:
+    """docker logs of a GiB, in lines of 101 bytes."""
+    stage.ensure("busybox")
+    sides = []
+    clients = _clients(stage)
+    try:
+        for client, role in clients:
+            words = ["run", "--name", CONTAINER, "--network", "none", "busybox", "sh", "-c", LOG]
+            client.discard(*words)
+            size = client.count("logs", CONTAINER)
+            if size != LINES * 101:
+                raise EngineFailure(f"{client.label} gave {size} bytes of the log")
+            once = seconds(partial(client.discard, "logs", CONTAINER))
+            sides.append(Side(client.label, role, once))
+        title = "`docker logs` of 1 GiB (ten million lines)"
+        yield [Comparison((_one_comparison(title, "s", _NO_SLOWER),), sides)]
+    finally:
+        for client, _ in clients:
+            client("rm", "-f", CONTAINER, check=False)
+
+
+@contextmanager
+def copy(stage: Stage) -> Iterator[list[Comparison]]:
+    """docker cp of a GiB, in and out."""
+    stage.ensure("busybox")
+    large = stage.materials.files() / "large"
+    copied = stage.folder / "copied"
+    inwards, outwards = [], []
+    clients = _clients(stage)
+    try:
+        for client, role in clients:
+            client("create", "--name", CONTAINER, "--network", "none", "busybox")
+            into = seconds(partial(client, "cp", str(large), f"{CONTAINER}:/large"))
+            inwards.append(Side(client.label, role, into))
+            out = seconds(partial(client, "cp", f"{CONTAINER}:/large", str(copied)))
+            outwards.append(Side(client.label, role, out, after=copied.unlink))
+        yield [
+            Comparison((_one_comparison("`docker cp` of 1 GiB in", "s", _NO_SLOWER),), inwards),
+            Comparison((_one_comparison("the same, out", "s", _NO_SLOWER),), outwards),
+        ]
+    finally:
+        for client, _ in clients:
+            client("rm", "-f", CONTAINER, check=False)
+
+
+def _resident(engine: SocketEngine) -> int:
+    """Bytes that the engine's own processes hold, containers aside."""
+    total = 0
+    for pid in engine.processes():
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue  # it ended while we looked
+        for line in text.splitlines():
+            if line.startswith("VmRSS:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+@contextmanager
+def crowd(stage: Stage) -> Iterator[list[Comparison]]:
+    """64 clients that each create, start, wait and remove for a minute; time a cycle."""
+    stage.ensure("busybox")
+    sides = []
+    for engine in stage.engines:
+        if isinstance(engine, Podman) or not isinstance(engine, SocketEngine):
+            continue
+
+        def measure(engine: SocketEngine = engine) -> dict[str, float]:
+            before = _resident(engine)
+            half = [
+                sys.executable, "-m", "benchmark.crowd", str(engine.socket),
+                str(CROWD_SECONDS), str(CLIENTS),
+            ]  # fmt: skip
+            folder = str(Path(__file__).parents[1])
+            done = subprocess.run(
+                half,
+                env={**os.environ, "PYTHONPATH": folder},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise EngineFailure(f"{engine.name}: {done.stderr[-1000:]}")
+            cycles = int(done.stdout)
+            left = engine.request("GET", "/containers/json?all=1").strip()
+            if left != b"[]":
+                raise EngineFailure(f"{engine.name} has containers left: {left[:300]!r}")
+            return {"time": CROWD_SECONDS / cycles, "memory": _resident(engine) - before}
+
+        role = Role.API if engine.tiffin else Role.PEER
+        sides.append(Side(engine.name, role, measure))
+    third = (Target(Role.API, ratio=1 / 3, text="≤ 1/3"),)
+    title = f"{CLIENTS} clients create, start, wait, remove for {CROWD_SECONDS} s"
+    measures = (
+        Measure("time", f"{title}: time a cycle", "ms", third),
+        Measure("memory", "the same: what the engine's processes hold more afterwards", "MB"),
+    )
+    yield [Comparison(measures, sides)]
