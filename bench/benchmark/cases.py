@@ -109,6 +109,55 @@ def run(stage: Stage) -> Iterator[list[Comparison]]:
         yield [Comparison((measure,), sides)]
 
 
+def _execute(engine: Engine) -> None:
+    body = json.dumps({"Cmd": ["true"], "AttachStdout": True, "AttachStderr": True}).encode()
+    kind = "application/json"
+    made = engine.request("POST", f"/containers/{CONTAINER}/exec", body, kind)
+    number = json.loads(made)["Id"]
+    engine.request("POST", f"/exec/{number}/start", b'{"Detach":false,"Tty":false}', kind)
+
+
+@contextmanager
+def execute(stage: Stage) -> Iterator[list[Comparison]]:
+    """exec of a program that does nothing in a running container: the whole command."""
+    stage.ensure("busybox")
+    sides = []
+    clients = stage.clients()
+    first = {id(client.engine): client for client in clients}.values()
+    for client in first:
+        words = ["run", "-d", "--name", CONTAINER, "--network", "none", *_run_words(client)]
+        client(*words, "busybox", "sleep", "100000")
+    try:
+        for client in clients:
+            once = seconds(partial(client, "exec", CONTAINER, "true"))
+            sides.append(Side(client.label, role(client), once))
+        fifth = "≤ 1/5"
+        targets = (
+            _ratio(Role.TIFFIN, 1 / 5, fifth),
+            _ratio(Role.DOCKER_TO_TIFFIN, 1 / 5, fifth),
+        )
+        whole = Measure("time", "`exec` of `true`: whole command", "ms", targets)
+        asked = [
+            Side(
+                engine.name,
+                Role.API if engine.tiffin else Role.PEER,
+                seconds(partial(_execute, engine)),
+            )
+            for engine in stage.engines
+            if not isinstance(engine, Podman)
+        ]
+        alone = Measure(
+            "time",
+            "the same, API alone (create, start, to the end of its output)",
+            "ms",
+            (_ratio(Role.API, 1 / 5, fifth),),
+        )
+        yield [Comparison((whole,), sides), Comparison((alone,), asked)]
+    finally:
+        for client in first:
+            client("rm", "-f", CONTAINER)
+
+
 @contextmanager
 def start_many(stage: Stage) -> Iterator[list[Comparison]]:
     """100 containers started one after the other by the docker CLI: time and memory each."""
@@ -352,6 +401,7 @@ class Entry:
 
 CASES: dict[str, Entry] = {
     "run": Entry(run, 1.0, "run --rm of a program that does nothing"),
+    "exec": Entry(execute, 1.0, "exec of a program that does nothing in a running container"),
     "start-100": Entry(start_many, 0.3, "100 × docker run -d: time and memory each"),
     "commit-large": Entry(
         _commit(
