@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import health, timestamps
+from tiffin.engine import health, security, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.sandboxes import Sandboxes
@@ -159,6 +159,7 @@ def inspect(
     arguments = container.arguments
     files = sandboxes.folder(container)
     log = container.log_path
+    process_label, mount_label = security.labels(container.spec.host, container.id)
     view: JSON = {
         "Id": container.id,
         "Created": timestamps.rfc3339(container.created),
@@ -174,9 +175,9 @@ def inspect(
         "RestartCount": container.state.restarts,
         "Driver": driver,
         "Platform": container.spec.platform,
-        "MountLabel": "",
-        "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "MountLabel": mount_label,
+        "ProcessLabel": process_label,
+        "AppArmorProfile": security.apparmor_name(container.spec.host),
         "ExecIDs": sorted(container.execs) or None,
         "HostConfig": container.spec.host,
         "GraphDriver": {"Name": driver, "Data": {}},
