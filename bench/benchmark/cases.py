@@ -354,6 +354,7 @@ class Entry:
 
 CASES: dict[str, Entry] = {
     "run": Entry(run, 1.0, "run --rm of a program that does nothing"),
+    "exec": Entry(everyday.execute, 1.0, "exec of a program that does nothing"),
     "start-100": Entry(start_many, 0.3, "100 × docker run -d: time and memory each"),
     "commit-large": Entry(
         _commit(
@@ -398,7 +399,6 @@ CASES: dict[str, Entry] = {
     "network-remove": Entry(networking.remove, 0.3, "rm -f of 100 containers on a network"),
     "throughput": Entry(networking.throughput, 0.5, "iperf3 and round trips, also by a port"),
     "network-1000": Entry(networking.thousand, 0.1, "1,010 containers that fetch from neighbours"),
-    "exec": Entry(everyday.execute, 1.0, "docker exec of a program that does nothing"),
     "logs": Entry(everyday.logs, 0.3, "docker logs of 1 GiB"),
     "cp": Entry(everyday.copy, 0.5, "docker cp of 1 GiB, in and out"),
     "crowd": Entry(everyday.crowd, 0.1, "64 clients for a minute"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmark.engines import Client, EngineFailure, Podman, SocketEngine
+from benchmark.engines import Client, Engine, EngineFailure, Podman, SocketEngine
 from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
-from benchmark.stage import Stage
+from benchmark.stage import Stage, ratio_of, role, run_words
 
 CONTAINER = "benchmark-everyday"
 LINES = 10 * (1 << 20)
@@ -38,23 +39,53 @@ def _one_comparison(title: str, unit: str, targets: tuple[Target, ...]) -> Measu
     return Measure("time", title, unit, targets)
 
 
+def _execute(engine: Engine) -> None:
+    body = json.dumps({"Cmd": ["true"], "AttachStdout": True, "AttachStderr": True}).encode()
+    kind = "application/json"
+    made = engine.request("POST", f"/containers/{CONTAINER}/exec", body, kind)
+    number = json.loads(made)["Id"]
+    engine.request("POST", f"/exec/{number}/start", b'{"Detach":false,"Tty":false}', kind)
+
+
 @contextmanager
 def execute(stage: Stage) -> Iterator[list[Comparison]]:
-    """docker exec of a program that does nothing, in a container that runs."""
+    """exec of a program that does nothing in a running container: the whole command."""
     stage.ensure("busybox")
     sides = []
-    clients = _clients(stage)
+    clients = stage.clients()
+    first = {id(client.engine): client for client in clients}.values()
+    for client in first:
+        words = ["run", "-d", "--name", CONTAINER, "--network", "none", *run_words(client)]
+        client(*words, "busybox", "sleep", "100000")
     try:
-        for client, role in clients:
-            client(
-                "run", "-d", "--name", CONTAINER, "--network", "none", "busybox", "sleep", "9999"
-            )
+        for client in clients:
             once = seconds(partial(client, "exec", CONTAINER, "true"))
-            sides.append(Side(client.label, role, once))
-        yield [Comparison((_one_comparison("`docker exec … true`", "ms", QUARTER),), sides)]
+            sides.append(Side(client.label, role(client), once))
+        fifth = "≤ 1/5"
+        targets = (
+            ratio_of(Role.TIFFIN, 1 / 5, fifth),
+            ratio_of(Role.DOCKER_TO_TIFFIN, 1 / 5, fifth),
+        )
+        whole = Measure("time", "`exec` of `true`: whole command", "ms", targets)
+        asked = [
+            Side(
+                engine.name,
+                Role.API if engine.tiffin else Role.PEER,
+                seconds(partial(_execute, engine)),
+            )
+            for engine in stage.engines
+            if not isinstance(engine, Podman)
+        ]
+        alone = Measure(
+            "time",
+            "the same, API alone (create, start, to the end of its output)",
+            "ms",
+            (ratio_of(Role.API, 1 / 5, fifth),),
+        )
+        yield [Comparison((whole,), sides), Comparison((alone,), asked)]
     finally:
-        for client, _ in clients:
-            client("rm", "-f", CONTAINER, check=False)
+        for client in first:
+            client("rm", "-f", CONTAINER)
 
 
 @contextmanager

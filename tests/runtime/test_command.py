@@ -306,6 +306,13 @@ run --rm busybox sh -c 'grep Seccomp: /proc/self/status; exit 4'; echo "code $?"
 run -d --name pot busybox sleep 100 > /dev/null
 docker exec pot sh -c 'echo exec; exit 3'; echo "code $?"
 docker pause pot; docker unpause pot
+docker update -m 96m --memory-swap 96m pot > /dev/null
+docker exec pot cat /sys/fs/cgroup/memory/memory.limit_in_bytes
+docker stats --no-stream --format '{{.MemUsage}}' pot | grep -o 96MiB
+docker top pot | grep -o 'sleep 100'
+run -d --name trap busybox sh -c 'trap "exit 9" USR1; echo up; while :; do sleep 0.1; done'
+until docker logs trap | grep -q up; do sleep 0.1; done
+docker kill -s USR1 trap; docker wait trap; docker rm trap
 run --rm -t busybox tty
 run --rm busybox nosuch 2> /dev/null; echo "code $?"
 echo in | run --rm -i -m 64m busybox cat - /sys/fs/cgroup/memory/memory.limit_in_bytes
@@ -321,6 +328,24 @@ run --rm localhost/busybox sh -c 'grep Seccomp: /proc/self/status; exit 4'; echo
 run -d --name pot localhost/busybox sleep 100 > /dev/null
 $P exec pot sh -c 'echo exec; exit 3'; echo "code $?"
 $P pause pot; $P unpause pot
+$P update -m 96m --memory-swap 96m pot > /dev/null
+$P exec pot cat /sys/fs/cgroup/memory/memory.limit_in_bytes
+$P stats --no-stream --format '{{.MemUsage}}' pot | grep -o 100.7MB | sed s/100.7MB/96MiB/
+$P top pot -eo args 2> /dev/null | grep -o 'sleep 100'
+run -d --name trap localhost/busybox \
+    sh -c 'trap "exit 9" USR1; echo up; while :; do sleep 0.1; done' > /dev/null
+until $P logs trap | grep -q up; do sleep 0.1; done
+$P kill -s USR1 trap; $P wait trap; $P rm trap > /dev/null; echo trap
+mkdir "$D/hooks"
+echo 'cat >> "$1"' > "$D/hook"
+for stage in createRuntime createContainer poststart poststop; do
+    echo '{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "'$D/hook'",
+        "'$D/$stage'"]}, "when": {"always": true}, "stages": ["'$stage'"]}' > "$D/hooks/$stage.json"
+done
+$P --hooks-dir "$D/hooks" run --rm --network none localhost/busybox true
+for stage in createRuntime createContainer poststart poststop; do
+    grep -o '"status": *"[a-z]*"' "$D/$stage" | tr -d ' ' >&3
+done
 run --rm -t localhost/busybox tty
 run --rm localhost/busybox nosuch 2> /dev/null; echo "code $?"
 echo in | run --rm -i -m 64m localhost/busybox cat - /sys/fs/cgroup/memory/memory.limit_in_bytes
@@ -354,6 +379,7 @@ def test_another_engine_uses_it(
     )
     lines = [line.strip() for line in done.stdout.split("\n") if line.strip()]
     pot = lines[4]
+    hooked = [f'"status":"{status}"' for status in ("creating", "creating", "running", "stopped")]
     assert lines == [
         "Seccomp:\t2",
         "code 4",
@@ -361,6 +387,13 @@ def test_another_engine_uses_it(
         "code 3",
         pot,
         pot,
+        str(96 << 20),
+        "96MiB",
+        "sleep 100",
+        "trap" if engine == "dockerd" else lines[9],
+        "9",
+        "trap",
+        *(hooked if engine == "podman" else ()),
         "/dev/pts/0",
         "code 127",
         "in",

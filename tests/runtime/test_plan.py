@@ -94,7 +94,7 @@ def test_every_namespace_is_asked_of_clone_but_the_cgroup_one() -> None:
 def test_namespaces_to_join_come_before_all_else() -> None:
     namespaces = dict.fromkeys(NAMESPACES) | {"network": "/proc/7/ns/net", "pid": "/proc/7/ns/pid"}
     planned = plan(settings(namespaces=namespaces), "/m", None)
-    assert recorded(planned)[0] == ("join_namespace", "/proc/7/ns/net")
+    assert recorded(planned)[0] == ("join_namespace", "/proc/7/ns/net", syscalls.CLONE_NEWNET)
     assert planned.pid_namespace == "/proc/7/ns/pid"
     assert not planned.flags & (syscalls.CLONE_NEWNET | syscalls.CLONE_NEWPID)
     assert not names(recorded(planned), "raise_interface", "write_parameter")
@@ -239,3 +239,14 @@ def test_every_operation_survives_json_and_describes_itself(kind: type[Operation
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidParameter, match=sentence):
         plan(settings(**changes), "/m")
+
+
+def test_a_label_is_on_every_file_system_of_the_containers_own() -> None:
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    mounts = [MountPoint("tmpfs", "tmpfs", "/t", ("size=1m",)), MountPoint("bind", "/h", "/h")]
+    calls = recorded(plan(settings(mount_label=label, mounts=mounts), "/m", HYBRID))
+    context = f'context="{label}"'
+    labelled = {call[3] for call in names(calls, "mount") if context in str(call[5])}
+    assert labelled == {"/dev", "/dev/pts", "/dev/shm", "/t"}
+    assert str(names(calls, "mount_root")[0][5]).endswith(f",{context}")
+    assert {call[2:] for call in names(calls, "mask")} == {(label,)}

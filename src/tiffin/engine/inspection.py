@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import health, timestamps
+from tiffin.engine import health, security, timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.networkviews import NetworkViews
@@ -166,6 +166,7 @@ def inspect(
     arguments = container.arguments
     files = sandboxes.files.folder(container)
     log = container.log_path
+    process_label, mount_label = security.labels(container.spec.host, container.id)
     view: JSON = {
         "Id": container.id,
         "Created": timestamps.rfc3339(container.created),
@@ -181,9 +182,9 @@ def inspect(
         "RestartCount": container.state.restarts,
         "Driver": driver,
         "Platform": container.spec.platform,
-        "MountLabel": "",
-        "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "MountLabel": mount_label,
+        "ProcessLabel": process_label,
+        "AppArmorProfile": security.apparmor_name(container.spec.host),
         "ExecIDs": sorted(container.execs) or None,
         "HostConfig": {**container.spec.host, "Links": sandboxes.links.view(container)},
         "GraphDriver": {"Name": driver, "Data": {}},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, limits, security
+from tiffin.engine import configuration, limits, security, selinux
 from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.errors import Conflict, InvalidParameter
@@ -211,6 +211,7 @@ def process_settings(
         oom_score_adj=host.get("OomScoreAdj") or None,
         remapped=(container.state.id_base,) * 2 if container.state.id_base else None,
         apparmor=security.apparmor_profile(host),
+        selinux=security.labels(host, container.id)[0],
     )
 
 
@@ -234,6 +235,11 @@ def container_settings(
     """
     config, host = container.spec.config, container.spec.host
     privileged = bool(host.get("Privileged"))
+    _, mount_label = security.labels(host, container.id)
+    for point in container.spec.mounts if mount_label else ():
+        modes = point.mode.split(",")
+        if point.kind in ("bind", "volume") and ("z" in modes or "Z" in modes):
+            selinux.relabel(point.source, mount_label, shared="Z" not in modes)
     mounts = [
         _runtime_mount(point, (trees or {}).get(point.target)) for point in container.spec.mounts
     ]
@@ -287,6 +293,7 @@ def container_settings(
         resources=limits.resources(host),
         shm_size=0 if host.get("IpcMode") == "none" else host.get("ShmSize") or 64 * 1024 * 1024,
         shm_from=None if donor is None else f"/proc/{donor.state.pid}/ns/mnt",
+        mount_label=mount_label,
         cgroup=cgroup,
         seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),

@@ -4,8 +4,8 @@ Options are Docker's: ``no-new-privileges``, ``seccomp=unconfined|builtin|JSON``
 profile itself, not its file), ``apparmor=PROFILE|unconfined``, ``label=…``, ``systempaths=…``. The
 separator may be ``:``, as in older clients.
 
-AppArmor and SELinux are the host's: where the kernel doesn't have them, a label is passed over, and
-a warning says so.
+AppArmor and SELinux are the host's: where the kernel has them, containers get a profile and labels;
+where it doesn't, what was asked for is passed over, and a warning says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from tiffin.engine import apparmor, selinux
 from tiffin.errors import InvalidParameter
 from tiffin.runtime import seccomp
 from tiffin.runtime.settings import MASKED_PATHS
@@ -65,6 +66,7 @@ def parse(options: list[str] | None) -> Options:
 def check(host: JSON) -> None:
     """Refuse what can't be done, before anything is made. Raises InvalidParameter, Unsupported."""
     options = parse(host.get("SecurityOpt"))
+    selinux.labels(options.labels, "")
     profile = options.seccomp
     if profile in (None, seccomp.UNCONFINED, seccomp.BUILTIN):
         return
@@ -87,25 +89,32 @@ def profile_of(host: JSON) -> tuple[bool, str | None]:
 
 
 def apparmor_profile(host: JSON) -> str | None:
-    """The AppArmor profile for a container's processes; None for none."""
+    """The AppArmor profile for a container's processes; None for none. Raises Conflict."""
     name = parse(host.get("SecurityOpt")).apparmor
-    if not name or name == "unconfined" or not apparmor_enabled():
+    if name == apparmor.UNCONFINED or (host.get("Privileged") and not name):
         return None
-    return name
+    if not apparmor.enabled():
+        return None
+    return name or apparmor.default()
 
 
-def apparmor_enabled() -> bool:
-    """Whether the host's kernel enforces AppArmor profiles."""
-    try:
-        with open("/sys/module/apparmor/parameters/enabled") as file:
-            return file.read(1) == "Y"
-    except OSError:
-        return False
+def apparmor_name(host: JSON) -> str:
+    """``AppArmorProfile`` of ``inspect``."""
+    if not apparmor.enabled():
+        return ""
+    name = parse(host.get("SecurityOpt")).apparmor
+    unconfined = host.get("Privileged") or apparmor.parser() is None
+    return name or (apparmor.UNCONFINED if unconfined else apparmor.DEFAULT)
 
 
-def selinux_enabled() -> bool:
-    """Whether the host's kernel enforces SELinux labels."""
-    return os.path.exists("/sys/fs/selinux/enforce")
+def labels(host: JSON, identity: str) -> tuple[str, str]:
+    """The SELinux labels of a container's processes and of its files; empty for none."""
+    options = parse(host.get("SecurityOpt")).labels
+    shared = any(host.get(kind) == "host" for kind in ("PidMode", "IpcMode"))
+    if not options and (host.get("Privileged") or shared):
+        # As in Docker: what sees the host's processes is not kept from them by labels.
+        return "", ""
+    return selinux.labels(options, identity)
 
 
 def warnings(host: JSON) -> list[str]:
@@ -114,15 +123,21 @@ def warnings(host: JSON) -> list[str]:
     result = []
     if not seccomp.available() and options.seccomp != seccomp.UNCONFINED:
         result.append("Your kernel does not support seccomp. The container runs without a filter.")
-    if options.apparmor not in ("", "unconfined") and not apparmor_enabled():
+    if options.apparmor not in ("", apparmor.UNCONFINED) and not apparmor.enabled():
         result.append(
             "AppArmor is not enabled on this host. "
             f"The profile '{options.apparmor}' is not applied."
         )
-    labels = [label for label in options.labels if label != "disable"]
-    if labels:
-        state = "not supported yet" if selinux_enabled() else "not enabled on this host"
-        result.append(f"SELinux labels are {state}. Discarded: {', '.join(labels)}.")
+    if not options.apparmor and apparmor.enabled() and apparmor.parser() is None:
+        result.append(
+            "AppArmor's default profile can't be loaded: apparmor_parser is not installed. "
+            "The container runs unconfined by it."
+        )
+    asked = [label for label in options.labels if label != "disable"]
+    if asked and not selinux.enabled():
+        result.append(
+            f"SELinux labels are not enabled on this host. Discarded: {', '.join(asked)}."
+        )
     return result
 
 
@@ -136,8 +151,10 @@ def masked_paths() -> tuple[str, ...]:
 def described() -> list[str]:
     """``SecurityOptions`` of ``info``."""
     found = []
-    if apparmor_enabled():
+    if apparmor.enabled():
         found.append("name=apparmor")
+    if selinux.enabled():
+        found.append("name=selinux")
     if seccomp.available():
         found.append("name=seccomp,profile=builtin")
     if os.path.isdir("/sys/fs/cgroup"):

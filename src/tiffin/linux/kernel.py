@@ -453,7 +453,7 @@ class Kernel:
         finally:
             os.close(fd)
 
-    def mask(self, path: str) -> None:
+    def mask(self, path: str, label: str = "") -> None:
         """Hide an inside path: a directory under an empty read-only tmpfs, a file under the
         container's /dev/null; nothing happens if it isn't there."""
         fd = self._open_if_there(path)
@@ -470,6 +470,8 @@ class Kernel:
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
+                if label:
+                    data += f',context="{label}"'
                 syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
             else:
                 self._cover(path, fd, null)

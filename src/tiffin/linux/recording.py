@@ -114,8 +114,8 @@ class RecordingKernel(Kernel):
     def protect(self, path: str) -> None:
         self._record("protect", path)
 
-    def mask(self, path: str) -> None:
-        self._record("mask", path)
+    def mask(self, path: str, label: str = "") -> None:
+        self._record("mask", path, label) if label else self._record("mask", path)
 
     def write_parameter(self, name: str, value: str) -> None:
         self._record("write_parameter", name, value)

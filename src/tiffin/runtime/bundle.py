@@ -19,7 +19,7 @@ from tiffin.linux.cgroups import DEFAULT_DEVICES, Hierarchy
 from tiffin.linux.mounts import ATTRIBUTES, PROPAGATIONS, mountinfo, parse_options
 from tiffin.runtime import operations as op
 from tiffin.runtime import seccomp
-from tiffin.runtime.native import DEVICES, SYMLINKS, bind_groups
+from tiffin.runtime.native import DEVICES, SYMLINKS, bind_groups, labelled
 from tiffin.runtime.settings import ULIMITS
 
 JSON = dict[str, Any]
@@ -191,6 +191,7 @@ def process_plan(process: JSON, filters: JSON | None, remapped: tuple[int, int] 
         "oom_score_adj": process.get("oomScoreAdj"),
         "remapped": None if remapped is None else list(remapped),
         "apparmor": process.get("apparmorProfile") or None,
+        "selinux": (process.get("selinuxLabel") or "") if _has_labels() else "",
         "seccomp": program,
     }
 
@@ -224,8 +225,9 @@ def _file_systems(
         steps.append(op.OwnFilesAs(*owner))
     steps.append(op.MountRoot("bind", path, path, syscalls.MS_BIND | syscalls.MS_REC, "", None))
     steps.append(op.EnterRoot(path))
+    label = (linux.get("mountLabel") or "") if _has_labels() else ""
     for item in mounts:
-        steps.append(_mount(item, hierarchy, group))
+        steps.append(_mount(item, hierarchy, group, label))
     if not any(_is_bind(item) and item["destination"] == "/dev" for item in mounts):
         steps += [op.Device(place, "c", a, b, 0o666, 0, 0) for place, a, b in DEVICES]
         for device in linux.get("devices") or []:
@@ -247,7 +249,7 @@ def _file_systems(
         steps.append(op.Terminal(size.get("height", 0), size.get("width", 0)))
     steps += [op.Sysctl(key, str(value)) for key, value in (linux.get("sysctl") or {}).items()]
     steps += [op.Protect(place) for place in linux.get("readonlyPaths") or []]
-    steps += [op.Mask(place) for place in linux.get("maskedPaths") or []]
+    steps += [op.Mask(place, label) for place in linux.get("maskedPaths") or []]
     cwd = posixpath.normpath(process.get("cwd") or "/")
     if cwd.strip("/"):
         steps.append(op.MakeDirectory(cwd))
@@ -284,7 +286,7 @@ def _recursive(item: JSON) -> bool:
     return "rbind" in item["options"]
 
 
-def _mount(item: JSON, hierarchy: Hierarchy, group: str) -> op.Operation:
+def _mount(item: JSON, hierarchy: Hierarchy, group: str, label: str) -> op.Operation:
     target = posixpath.normpath("/" + item["destination"].lstrip("/"))
     kind, options = item.get("type") or "none", item["options"]
     if {"idmap", "ridmap"} & set(options) or item.get("uidMappings"):
@@ -309,9 +311,16 @@ def _mount(item: JSON, hierarchy: Hierarchy, group: str) -> op.Operation:
             return op.Bind(source, target, recursive=False, attributes=attributes)
         return op.BindGroups(target, bind_groups(hierarchy, group), attributes)
     parsed = parse_options([option for option in options if option not in _NOT_DATA])
-    return op.Mount(kind, item.get("source") or kind, target, parsed.flags, parsed.data)
+    data = labelled(parsed.data, label if kind in _LABELLED else "")
+    return op.Mount(kind, item.get("source") or kind, target, parsed.flags, data)
 
 
+def _has_labels() -> bool:
+    """Whether the kernel enforces SELinux labels; elsewhere they are passed over."""
+    return os.path.exists("/sys/fs/selinux/enforce")
+
+
+_LABELLED = ("tmpfs", "devpts", "ramfs", "overlay")
 _RESOURCES = (
     ("memory", "limit", "memory"),
     ("memory", "swap", "memory_swap"),

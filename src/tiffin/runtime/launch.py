@@ -298,6 +298,8 @@ def _settle(
             raise OSError(error.errno, f"joining cgroup {path}: {error.strerror}") from None
         finally:
             os.close(fd)
+    if process.get("selinux"):
+        program.set_attribute("selinux", "keycreate", process["selinux"])
     try:
         syscalls.join_session_keyring()
     except OSError as error:
@@ -313,15 +315,9 @@ def _settle(
             os.close(fd)
     if process["apparmor"] is not None:
         # Of the host's /proc: what is mounted there in the container need not be one.
-        fd = os.open("/proc/self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, f"exec {process['apparmor']}".encode())
-        except OSError as error:
-            raise program.Refusal(
-                f"apparmor profile {process['apparmor']} can't be applied: {error.strerror}", 125
-            ) from None
-        finally:
-            os.close(fd)
+        program.set_attribute("apparmor", "exec", f"exec {process['apparmor']}")
+    if process.get("selinux"):
+        program.set_attribute("selinux", "exec", process["selinux"])
 
 
 def _open_terminal() -> tuple[int, int]:

@@ -164,6 +164,7 @@ def process_plan(process: ProcessSettings, privileged: bool = False) -> dict[str
         "oom_score_adj": process.oom_score_adj,
         "remapped": None if process.remapped is None else list(process.remapped),
         "apparmor": process.apparmor,
+        "selinux": process.selinux,
         "seccomp": None
         if process.seccomp is None
         else [
@@ -275,7 +276,7 @@ def _file_systems(
                 mount.source,
                 mountpoint,
                 options.flags,
-                options.data,
+                labelled(options.data, settings.mount_label if mount.fstype != "bind" else ""),
                 mount.directory,
             )
         )
@@ -287,7 +288,7 @@ def _file_systems(
     for item in sorted(
         settings.mounts, key=lambda item: posixpath.normpath(item.target).count("/")
     ):
-        steps.append(_mount_point(item, binds.get(item), settings.id_map))
+        steps.append(_mount_point(item, binds.get(item), settings))
         if item.kind == "tree" and item.below:
             steps.append(op.ShowBelow(posixpath.normpath(item.target), item.below))
     if settings.process.terminal:
@@ -297,7 +298,7 @@ def _file_systems(
         steps.append(op.Sysctl(key, value))
     if not settings.privileged:
         steps += [op.Protect(path) for path in settings.readonly_paths]
-        steps += [op.Mask(path) for path in settings.masked_paths]
+        steps += [op.Mask(path, settings.mount_label) for path in settings.masked_paths]
     cwd = posixpath.normpath(settings.process.cwd or "/")
     if cwd not in ("/", "//"):
         steps.append(op.MakeDirectory(cwd))
@@ -335,13 +336,22 @@ def _mapped(data: str, id_map: tuple[int, int] | None) -> str:
     return ",".join(parts)
 
 
-def _mount_point(item: MountPoint, key: str | None, id_map: tuple[int, int] | None) -> op.Operation:
+def labelled(data: str, label: str) -> str:
+    """The options of a file system with the SELinux label of all that is in it."""
+    if not label:
+        return data
+    context = f'context="{label}"'
+    return f"{data},{context}" if data else context
+
+
+def _mount_point(item: MountPoint, key: str | None, settings: ContainerSettings) -> op.Operation:
+    id_map = settings.id_map
     target = posixpath.normpath("/" + item.target.lstrip("/"))
     if target == "/":
         raise InvalidParameter("invalid volume specification: destination can't be '/'")
     if item.kind == "tmpfs":
         options = parse_options(item.options, _NOSUID_NOEXEC_NODEV)
-        data = _mapped(options.data, id_map)
+        data = labelled(_mapped(options.data, id_map), settings.mount_label)
         return op.Mount("tmpfs", "tmpfs", target, options.flags, data)
     if item.tree is not None and item.tree.fstype != "bind":
         options = parse_options(item.tree.options)
@@ -391,7 +401,8 @@ def _defaults(
         steps.append(op.Mount("proc", "proc", "/proc", _NOSUID_NOEXEC_NODEV, ""))
     if "/dev" not in taken:
         flags = syscalls.MS_NOSUID | syscalls.MS_STRICTATIME
-        steps.append(op.Mount("tmpfs", "tmpfs", "/dev", flags, "mode=755,size=65536k"))
+        data = labelled("mode=755,size=65536k", settings.mount_label)
+        steps.append(op.Mount("tmpfs", "tmpfs", "/dev", flags, data))
         steps += _devices(settings)
     if "/dev/pts" not in taken:
         steps.append(
@@ -400,7 +411,10 @@ def _defaults(
                 "devpts",
                 "/dev/pts",
                 syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
-                _mapped("newinstance,ptmxmode=0666,mode=0620,gid=5", settings.id_map),
+                labelled(
+                    _mapped("newinstance,ptmxmode=0666,mode=0620,gid=5", settings.id_map),
+                    settings.mount_label,
+                ),
             )
         )
     ro = 0 if privileged else syscalls.MS_RDONLY
@@ -422,7 +436,7 @@ def _defaults(
         elif not settings.shm_size:
             pass
         elif "ipc" in settings.namespaces:
-            data = f"mode=1777,size={settings.shm_size}"
+            data = labelled(f"mode=1777,size={settings.shm_size}", settings.mount_label)
             steps.append(op.Mount("tmpfs", "shm", "/dev/shm", _NOSUID_NOEXEC_NODEV, data))
         else:
             steps.append(op.Bind("/dev/shm", "/dev/shm"))

@@ -80,6 +80,10 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
     }
     if process.apparmor is not None:
         config["process"]["apparmorProfile"] = process.apparmor
+    if process.selinux:
+        config["process"]["selinuxLabel"] = process.selinux
+    if settings.mount_label:
+        config["linux"]["mountLabel"] = settings.mount_label
     if settings.id_map is not None:
         first, size = settings.id_map
         mapping = [{"containerID": 0, "hostID": first, "size": size}]

@@ -531,20 +531,21 @@ class Protect(Operation):
 
 
 class Mask(Operation):
-    """Hide a path inside, if it exists."""
+    """Hide a path inside, if it exists; ``label`` is the SELinux label of what hides a folder."""
 
-    fields = ("path",)
+    fields = ("path", "label")
     __slots__ = fields
     name = "mask"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, label: str = "") -> None:
         self.path = path
+        self.label = label
 
     def describe(self) -> str:
         return f"mask {self.path}"
 
     def execute(self, kernel: Kernel) -> None:
-        kernel.mask(self.path)
+        kernel.mask(self.path, self.label)
 
 
 class Sysctl(Operation):

@@ -65,6 +65,30 @@ def reset_signals() -> None:
             _signal.signal(number, _signal.SIG_DFL)
 
 
+def set_attribute(module: str, name: str, value: str) -> None:
+    """Tell a security module what this process shall be, or make. Raises Refusal.
+
+    Kernels before 5.8 have one folder of attributes for whichever module is the main one; it is
+    SELinux's on all.
+    """
+    places = [f"/proc/self/attr/{name}"]
+    if module == "apparmor":
+        places.insert(0, f"/proc/self/attr/apparmor/{name}")
+    for place in places:
+        try:
+            fd = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.write(fd, value.encode())
+        except OSError as error:
+            raise Refusal(f"{module}: {value!r} can't be applied: {_reason(error)}", 125) from None
+        finally:
+            os.close(fd)
+        return
+    raise Refusal(f"{module}: {value!r} can't be applied: this kernel has no {module}", 125)
+
+
 def take_streams(fds: tuple[int, int, int], channel: int) -> None:
     """Make ``fds`` descriptors 0, 1 and 2, and ``channel`` :data:`CHANNEL`; close all others."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*fds, channel)]

@@ -82,6 +82,8 @@ class ProcessSettings:
     """The IDs that root has outside of the user namespace that an exec enters."""
     apparmor: str | None = None
     """The AppArmor profile to run under, on a host that has them."""
+    selinux: str = ""
+    """The SELinux label to run under, on a host that has them."""
     seccomp: tuple[bytes, int] | None = None
     """A compiled filter (:mod:`tiffin.runtime.seccomp`) and its flags."""
 
@@ -227,6 +229,8 @@ class ContainerSettings:
     """A user namespace of its own, where IDs from 0 on are others outside: (first, how many)."""
     seccomp: dict[str, Any] | None = None
     """The resolved profile that the process's filter was made of, for other runtimes."""
+    mount_label: str = ""
+    """The SELinux label of the file systems that are the container's own."""
     cgroup: str = ""
     """Below the root of each hierarchy, ``tiffin/ID`` if empty."""
     init: bool = False
