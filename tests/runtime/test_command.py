@@ -310,7 +310,7 @@ docker update -m 96m --memory-swap 96m pot > /dev/null
 docker exec pot cat /sys/fs/cgroup/memory/memory.limit_in_bytes
 docker stats --no-stream --format '{{.MemUsage}}' pot | grep -o 96MiB
 docker top pot | grep -o 'sleep 100'
-run -d --name trap busybox sh -c 'trap "exit 9" USR1; echo up; while :; do sleep 0.1; done'
+run -d --name trap busybox sh -c 'trap "exit 9" USR1; echo up; while :; do sleep 0.1; done' > /dev/null
 until docker logs trap | grep -q up; do sleep 0.1; done
 docker kill -s USR1 trap; docker wait trap; docker rm trap
 run --rm -t busybox tty
