@@ -9,6 +9,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+import pytest
+
 from command.conftest import Command, eventually
 from tiffin.linux.cgroups import Hierarchy
 
@@ -155,10 +157,21 @@ def test_a_build_that_is_killed_leaves_nothing_behind(tiffin: Command, tmp_path:
     assert "Using cache" in tiffin("build", "-t", "x", str(folder))
 
 
-def test_interrupting_a_build_ends_what_it_started(tiffin: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo started; sleep 600",
+        "echo started; busybox yes",
+        "echo started; exec >&- 2>&-; sleep 600",
+    ],
+    ids=["quiet", "flooding", "deaf"],
+)
+def test_interrupting_a_build_ends_what_it_started(
+    tiffin: Command, tmp_path: Path, script: str
+) -> None:
     folder = tmp_path / "context"
     folder.mkdir()
-    (folder / "Dockerfile").write_text("FROM busybox\nRUN echo started; sleep 600\n")
+    (folder / "Dockerfile").write_text(f"FROM busybox\nRUN {script}\n")
     build = tiffin.start("build", str(folder), stdout=subprocess.PIPE)
     assert build.stdout is not None
     for line in build.stdout:

@@ -7,10 +7,10 @@ the folder have no owner and are removed.
 
 from __future__ import annotations
 
-import queue
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,6 +31,8 @@ from tiffin.layer.store import LayerStore
 from tiffin.storage import tree
 
 _STDERR = 2
+_ASK_EVERY = 0.2
+"""Seconds between two questions whether a step is still wanted."""
 
 JSON = dict[str, Any]
 
@@ -145,8 +147,14 @@ class Steps:
 
     def _execute(self, container: Container, output: Output, cancelled: Cancelled) -> int:
         keeper = self._lifecycle.keeper
-        ends: queue.SimpleQueue[JSON] = queue.SimpleQueue()
-        with self._lifecycle.watching(container.id, ends.put):
+        ends: list[JSON] = []
+        ended = threading.Event()
+
+        def hear(event: JSON) -> None:
+            ends.append(event)
+            ended.set()
+
+        with self._lifecycle.watching(container.id, hear):
             ours, theirs = socket.socketpair()
             with ours:
                 with theirs:
@@ -159,13 +167,17 @@ class Steps:
                 try:
                     for stream, data in frames(ours, cancelled):
                         output(data, stream == _STDERR)
+                    # It may go on with its output closed.
+                    while not ended.wait(_ASK_EVERY) and not cancelled():
+                        pass
                 finally:
-                    if ends.empty() and cancelled():
+                    if not ended.is_set():
                         self._kill(container)
-                end = ends.get()
-                keeper.forget(container.id)
-                self._lifecycle.release(container)
-        return int(end["code"]) if end["code"] is not None else 255
+                    ended.wait()
+                    keeper.forget(container.id)
+                    self._lifecycle.release(container)
+        code = ends[0]["code"]
+        return 255 if code is None else int(code)
 
     def _kill(self, container: Container) -> None:
         try:

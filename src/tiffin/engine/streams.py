@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 from tiffin.errors import Unreachable
@@ -28,6 +29,7 @@ def frames(
     buffer = b""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
+    asked = time.monotonic()
     while True:
         while len(buffer) >= 8:
             stream, length = struct.unpack_from(">BxxxI", buffer)
@@ -35,9 +37,15 @@ def frames(
                 break
             yield stream, buffer[8 : 8 + length]
             buffer = buffer[8 + length :]
-        while cancelled is not None and not poll.poll(200):
-            if cancelled():
-                return
+        while cancelled is not None:
+            ready = poll.poll(200)
+            # Not at each piece of what comes fast, but then too.
+            if not ready or time.monotonic() >= asked + 0.2:
+                if cancelled():
+                    return
+                asked = time.monotonic()
+            if ready:
+                break
         received = connection.recv(1 << 18)
         if not received:
             break
