@@ -120,6 +120,10 @@ class Engine:
         """Whether it is the one that is measured, and not a peer."""
         return False
 
+    def cpu_seconds(self) -> float:
+        """What its processes have taken so far, but for containers and their keepers."""
+        return 0.0
+
     def request(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         """One call of the API. Raises EngineFailure for an answer of 400 and above."""
         raise EngineFailure(f"{self.name} has no API here")
@@ -177,6 +181,9 @@ class SocketEngine(Engine):
             raise EngineFailure(f"{self.name}: {method} {path}: {data[:300]!r}")
         return data
 
+    def cpu_seconds(self) -> float:
+        return 0.0 if self._process is None else _cpu_seconds(self._process.pid)
+
     def _remove_containers(self) -> None:
         if not self.clients or not self.socket.exists():
             return
@@ -221,6 +228,21 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(600)
         self.sock.connect(str(self._path))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process, of those that it has waited for, and of its living descendants."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = [
+            int(child)
+            for task in os.listdir(f"/proc/{pid}/task")
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        ]
+    except OSError:
+        return 0.0  # it has ended meanwhile
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(map(_cpu_seconds, children))
 
 
 class Tiffin(SocketEngine):

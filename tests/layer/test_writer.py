@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import random
@@ -63,6 +64,36 @@ def test_content_comes_from_anywhere(tmp_path: Path, own: Path) -> None:
         assert (own / name).read_bytes() == large
     assert (own / "e").read_bytes() == large[-1:]
     check(index, own)
+
+
+def test_a_stream_of_known_length_is_gone_through_once(own: Path) -> None:
+    large = os.urandom(3_000_001)
+    digest = hashlib.sha256(large).digest()
+
+    class Once(io.BytesIO):
+        """Gives less than it is asked for."""
+
+        def read(self, count: int | None = -1) -> bytes:
+            return super().read(min(count or 0, 70_000))
+
+    with LayerWriter(own, Whiteouts.OVERLAY) as writer:
+        entry = Entry(b"a", Kind.FILE, 0o644, size=len(large))
+        assert writer.add(entry, Once(large)).digest == digest
+        entry = Entry(b"b", Kind.FILE, 0o644, size=len(large), digest=digest)
+        assert writer.add(entry, Once(large)).digest == digest
+        index = writer.finish()
+    assert (own / "a").read_bytes() == (own / "b").read_bytes() == large
+    check(index, own)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1, 2_000_000])
+def test_a_stream_that_is_not_as_long_as_it_says_is_refused(own: Path, wrong: int) -> None:
+    entry = Entry(b"a", Kind.FILE, 0o644, size=3_000_000 + wrong)
+    with (
+        LayerWriter(own, Whiteouts.OVERLAY) as writer,
+        pytest.raises(CorruptArchive, match=r"'a' is (longer|shorter) than it should be"),
+    ):
+        writer.add(entry, io.BytesIO(bytes(3_000_000)))
 
 
 def test_a_pipe_is_read_to_its_end(own: Path) -> None:

@@ -60,6 +60,7 @@ class Model:
 
 
 _FICLONE = 0x40049409
+_BLOCK = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _REFUSED = re.compile(rb"\A/|(?:\A|/)(?:\.wh\.|\.\.?(?:/|\Z))")
@@ -110,8 +111,10 @@ class LayerWriter:
         size (and its digest, by :meth:`finish` at the latest).
 
         A descriptor is read from where it stands and stays open. A path's last component is not
-        followed. Raises InvalidParameter for a path that leaves the root or is named like a
-        whiteout, CorruptArchive, StorageFull.
+        followed. For something to read from, the entry may say its size, which must be true, and
+        then its digest, which is believed: the content is then gone through once. Raises
+        InvalidParameter for a path that leaves the root or is named like a whiteout,
+        CorruptArchive, StorageFull.
         """
         _check(entry.path)
         try:
@@ -194,15 +197,15 @@ class LayerWriter:
     def _emit(
         self,
         entry: Entry,
-        content: bytes | int | None,
+        content: bytes | int | BinaryIO | None,
         copy: int | None = None,
         *,
         known: bool = False,
     ) -> None:
-        """Let an entry, and its content (bytes, or a descriptor), become part of the tar.
+        """Let an entry, and its content, become part of the tar.
 
-        What comes from a descriptor is written to ``copy`` too, and gives the entry its digest,
-        unless that is ``known``.
+        What is read from a descriptor or a stream is written to ``copy`` too, and gives the entry
+        its digest, unless that is ``known``.
         """
         self._entries.append(entry)
         key = order_key(entry.path) + (b"\0" if entry.kind is Kind.OPAQUE else b"")
@@ -219,8 +222,28 @@ class LayerWriter:
             self._tar.write(b"".join((head, content, bytes(tarwriter.padding(entry.size)))))
         else:
             self._tar.write(head)
-            self._tar.content(content, entry.size, None if known else entry, copy)
+            if isinstance(content, int):
+                self._tar.content(content, entry.size, None if known else entry, copy)
+            else:
+                self._pour(content, entry, copy, known)
             self._tar.write(bytes(tarwriter.padding(entry.size)))
+
+    def _pour(self, content: BinaryIO, entry: Entry, copy: int | None, known: bool) -> None:
+        running = None if known else hashlib.sha256()
+        left = entry.size
+        while data := content.read(_BLOCK if left else 1):
+            left -= len(data)
+            if left < 0:
+                raise CorruptArchive(f"{os.fsdecode(entry.path)!r} is longer than it should be")
+            if copy is not None:
+                write_all(copy, data)
+            if running is not None:
+                running.update(data)
+            self._tar.write(data)
+        if left:
+            raise CorruptArchive(f"{os.fsdecode(entry.path)!r} is shorter than it should be")
+        if running is not None:
+            entry.digest = running.digest()
 
     def _file(self, entry: Entry, content: Content) -> Entry:
         folder, name, path = self._tree.place(entry.path)
@@ -236,6 +259,7 @@ class LayerWriter:
                         content = OpenFile(content, found.st_size, found.st_dev)
                 elif opened is not None:
                     raise InvalidParameter(f"{os.fsdecode(path)!r}: not a regular file")
+            said = entry
             # Not dataclasses.replace, which takes ten times as long.
             entry = Entry(
                 path,
@@ -252,7 +276,7 @@ class LayerWriter:
             fd = self._tree.create(folder, name, entry)
             try:
                 self._emit_implied()
-                self._fill(entry, content, fd)
+                self._fill(entry, content, fd, said)
                 self._tree.complete(fd, folder, entry)
             finally:
                 os.close(fd)
@@ -261,8 +285,9 @@ class LayerWriter:
                 os.close(opened)
         return entry
 
-    def _fill(self, entry: Entry, content: Content, fd: int) -> None:
-        """Write a file's content, and let it become part of the tar."""
+    def _fill(self, entry: Entry, content: Content, fd: int, said: Entry) -> None:
+        """Write a file's content, and let it become part of the tar. ``said`` is the entry as it
+        was given."""
         if isinstance(content, OpenFile):
             entry.size = content.size
             if content.size and self._reflink(content, fd):
@@ -284,6 +309,9 @@ class LayerWriter:
             entry.size = size
             entry.digest = hashlib.sha256(content).digest()
             self._emit(entry, content)
+        elif said.size > INLINE and not isinstance(content, bytes | int | Path | None):
+            entry.size, entry.digest = said.size, said.digest
+            self._emit(entry, content, fd, known=bool(said.digest))
         else:
             entry.size = _spool(content, fd)
             os.lseek(fd, 0, os.SEEK_SET)
