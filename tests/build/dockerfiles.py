@@ -1,7 +1,8 @@
 """Dockerfiles that tiffin and dockerd build alike: one a feature, and some as people write them.
 
 ``FILES`` is the context. Each case has a name, a Dockerfile, and perhaps options: ``args`` for
-``--build-arg``, ``target``; ``builders`` where one of Docker's two builders can't do it.
+``--build-arg``, ``target``; ``builders`` where one of Docker's two builders can't do it; ``since``
+where an older dockerd can't.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Case:
     builders: tuple[str, ...] = BOTH
     args: dict[str, str] = field(default_factory=dict)
     target: str = ""
+    since: tuple[int, ...] = ()
+    """The version of dockerd whose BuildKit knows it first."""
 
 
 def _from(text: str) -> str:
@@ -109,6 +112,21 @@ _FEATURES = {
     "add-targz": "ADD archive.tar.gz /t",
     "add-not-tar": "ADD package.json /t/",
     "escape": "# escape=`\nFROM busybox\nRUN echo a > /a && `\n echo b > /b\nENV X=a`$b",
+    "substitution": "ENV D=dir P=8080 U=user S=SIGINT\nEXPOSE $P\nUSER $U\nVOLUME /v/$D\n"
+    "STOPSIGNAL $S\nLABEL x=$D\nWORKDIR /w/$D\nCOPY $D/c.txt ./$D/",
+    "user-workdir": "USER user\nWORKDIR /home/w/x",
+    "volume-write": "RUN mkdir /v && echo a > /v/a\nVOLUME /v\nRUN echo b > /v/b",
+    "env-of-the-same-line": "ENV A=1\nENV A=2 B=$A\nENV C=$A",
+    "arg-twice": "ARG A=1\nARG A=2\nENV X=$A",
+    "label-lines": "LABEL a=1 \\\n  b=2 \\\n  c='3 4'",
+    "run-json-shell": 'RUN [ "sh", "-c", "echo  a  >  /x" ]',
+    "run-quotes": 'RUN echo "a \\"b\\" \\$c \'$HOME\'" > /q',
+    "add-several": "ADD a.txt archive.tar /t/",
+    "add-chown": "ADD --chown=3:4 archive.tar /t/\nADD --chown=3:4 a.txt /t/",
+    "copy-several-wildcards": "COPY a.* b.t?? [l]ink.txt /w/",
+    "copy-up": "COPY dir/../a.txt dir/./sub/ /w/",
+    "entrypoint-and-shell": 'SHELL ["/bin/sh", "-c"]\nENTRYPOINT run\nCMD it',
+    "cmd-twice": 'CMD ["a"]\nCMD b',
     "case": 'run echo x > /x\nenv a=b\ncmd ["x"]',
 }
 
@@ -120,7 +138,41 @@ _BUILDKIT_FEATURES = {
     "run-mount-tmpfs": "RUN --mount=type=tmpfs,target=/scratch touch /scratch/x && touch /kept",
 }
 
+_NEWER = {
+    "heredoc-run": "RUN <<EOF\necho one > /one\nmkdir /d\nEOF",
+    "heredoc-run-script": "RUN <<EOF\n#!/bin/sh\necho $0 > /one\nEOF",
+    "heredoc-run-word": "RUN cat <<A > /a && cat <<'B' > /b\n$HOME\nA\n$HOME\nB",
+    "heredoc-copy": "ARG V=1\nCOPY <<a <<'b' <<-c /h/\n$V\na\n$V\nb\n\t\tx\nc\n"
+    "COPY <<EOF /one\n1\nEOF",
+    "heredoc-copy-mode": "COPY --chmod=755 --chown=5:6 <<EOF /x\n#!/bin/sh\nEOF",
+    "heredoc-crlf": "COPY <<EOF /x\r\na\r\n\tb\r\nEOF\r\nENV A=1\r",
+    "copy-link": "RUN mkdir /x && chmod 700 /x\nCOPY --link a.txt /x/\nCOPY --link dir /y/z",
+    "copy-link-owner": "COPY --link --chown=7:8 --chmod=640 dir /new/d",
+    "run-network-none": "RUN --network=none ip -o link > /links",
+    "healthcheck-start-interval": "HEALTHCHECK --start-interval=7s CMD true",
+    "env-patterns": "ENV A=a/b/c.tar.gz\nENV B=${A#*/} C=${A##*/} D=${A%.*} E=${A%%.*}\n"
+    "ENV F=${A/b/x} G=${A//\\//_}",
+    "onbuild-heredoc": "ONBUILD RUN <<EOF\necho x\nEOF",
+    "add-keeps-archive": "ADD archive.tar.gz archive.tar /two/",
+    "workdir-windows-like": "WORKDIR a/./b/../c",
+}
+"""What came after dockerd 20.10."""
+
 _STAGES = [
+    Case("from-platform", "FROM --platform=linux/amd64 busybox\nENV A=1\n", BUILDKIT),
+    Case(
+        "onbuild-triggered",
+        "FROM busybox AS a\nONBUILD RUN echo x > /x\nONBUILD ENV A=1\nFROM a\nRUN echo y > /y\n",
+    ),
+    Case("entrypoint-of-base", 'FROM busybox AS a\nCMD ["x"]\nFROM a\nENTRYPOINT ["e"]\n'),
+    Case("stage-number", "FROM busybox\nRUN echo a > /a\nFROM busybox\nCOPY --from=0 /a /b\n"),
+    Case(
+        "run-mount-bind-stage",
+        "FROM busybox AS a\nRUN mkdir /d && echo f > /d/f\nFROM busybox\n"
+        "RUN --mount=from=a,source=/d,target=/tmp cp /tmp/f /copied\n"
+        "RUN --mount=from=a,source=/d,target=/tmp,rw echo n > /tmp/n && ls /tmp > /listed\n",
+        BUILDKIT,
+    ),
     Case(
         "stages",
         "FROM busybox AS one\nRUN mkdir /out && echo 1 > /out/f && chown 5:6 /out/f\n"
@@ -293,6 +345,10 @@ CASES = [
         for name, text in _FEATURES.items()
     ),
     *(Case(name, _from(text), BUILDKIT) for name, text in _BUILDKIT_FEATURES.items()),
+    *(
+        Case(name, _from(text), BUILDKIT, since=(26,) if name in ("env-patterns",) else (25,))
+        for name, text in _NEWER.items()
+    ),
     *_STAGES,
     *(Case(f"real-{name}", text) for name, text in _REAL.items()),
 ]

@@ -76,7 +76,7 @@ def test_different_parts_have_different_keys(
         (parts(FILE, replace(LINK, target=b"b")), "link changed (link target)"),
         (parts(FILE, OTHER, LINK), "app/main.py is new"),
         (parts(LINK), "app/config.py is gone"),
-        (parts(OTHER), "app/main.py is new, and 2 more"),
+        (parts(OTHER), "app/main.py is new, and 2 more (2 gone)"),
         (parts(LINK, FILE), "the order of its sources changed"),
         (parts(FILE, LINK, parent="q"), "the step before it changed"),
         (parts(FILE, LINK, argument_A="1"), "argument A is new"),
@@ -89,6 +89,10 @@ def test_explanations(missed: Parts, why: str) -> None:
 def test_explanations_of_named_parts() -> None:
     old = parts(step="RUN make", argument_A="1")
     assert explain(parts(step="RUN make", argument_A="2"), old) == "RUN make: argument A changed"
+    said = explain(parts(step="RUN |1 A=2 make", argument_A="2"), old)
+    assert said == "RUN |1 A=2 make: argument A changed (2, it was 1)"
+    said = explain(parts(FILE), parts(FILE, OTHER), excluded=lambda path: path == "app/main.py")
+    assert said == "COPY . /app: app/main.py is gone (.dockerignore excludes it)"
     assert explain(parts(step="RUN make"), old) == "RUN make: argument A is gone"
     assert explain(parts(step="RUN all"), parts(step="RUN make")) == (
         "RUN all: the instruction changed (it was: RUN make)"

@@ -36,7 +36,7 @@ def test_reasons(tiffin: Command, folder: Path) -> None:
     later = tiffin("builder", "why", "x", "COPY")
     assert later == "  2  COPY in.txt /data/\n     COPY in.txt /data/: in.txt changed (content)\n"
     assert "     nothing like it was cached\n" not in later
-    assert "the step before it changed" in tiffin("builder", "why", "x", "3")
+    assert "the step before it changed (COPY in.txt /data/)" in tiffin("builder", "why", "x", "3")
     assert "has no step '9'" in tiffin.result("builder", "why", "x", "9").stderr.decode()
     (folder / "Dockerfile").write_text(f"{DOCKERFILE}WORKDIR /new\n")
     output = tiffin("build", "--why", str(folder))
@@ -203,3 +203,51 @@ def test_a_cache_in_a_folder(tiffin: Command, folder: Path, tmp_path: Path) -> N
     assert tiffin.inspect("z")["Id"] == before
     assert tiffin("run", "--rm", "z", "cat", "/data/out.txt") == "hello\n"
     tiffin.environment["LC_ALL"] = os.environ.get("LC_ALL", "C")
+
+
+def test_reasons_of_a_dozen_changes(tiffin: Command, folder: Path) -> None:
+    """What somebody changes, and the first reason that is given."""
+    text = (
+        "FROM busybox\nARG V=1\nENV MODE=dev\nCOPY --chown=1 app /app\nRUN echo $V > /v\n"
+        "COPY . /all\nRUN echo end\n"
+    )
+    (folder / "app").mkdir()
+    (folder / "app" / "a").write_text("a")
+    (folder / "app" / "b").write_text("b")
+    dockerfile = folder / "Dockerfile"
+    dockerfile.write_text(text)
+    tiffin("build", "-q", str(folder))
+
+    def reason(*words: str, place: int = 0) -> str:
+        output = tiffin("build", *words, str(folder))
+        lines = [line for line in output.splitlines() if "Not cached: " in line]
+        return lines[place].partition("Not cached: ")[2]
+
+    copy = "COPY --chown=1 app /app"
+    (folder / "app" / "a").write_text("aa")
+    assert reason() == f"{copy}: app/a changed (content)"
+    (folder / "app" / "b").chmod(0o755)
+    assert reason() == f"{copy}: app/b changed (mode 0644 to 0755)"
+    (folder / "app" / "c").write_text("c")
+    assert reason() == f"{copy}: app/c is new"
+    (folder / "app" / "a").unlink()
+    (folder / "app" / "b").unlink()
+    assert reason() == f"{copy}: app/a is gone, and 1 more (1 gone)"
+    (folder / "app" / "c").unlink()
+    (folder / "app" / "c").symlink_to("a")
+    assert reason() == f"{copy}: app/c changed (type)"
+    assert reason("--build-arg", "V=2").endswith(": argument V changed (2, it was 1)")
+    assert reason("--build-arg", "V=3", place=1) == (
+        "COPY . /all: the step before it changed (RUN |1 V=3 /bin/sh -c echo $V > /v)"
+    )
+    (folder / ".dockerignore").write_text("in.txt\n")
+    assert reason() == (
+        "COPY . /all: .dockerignore is new, and 1 more (1 excluded by .dockerignore)"
+    )
+    dockerfile.write_text(text.replace("=dev", "=prod"))
+    assert reason() == "ENV MODE=prod: the instruction changed (it was: ENV MODE=dev)"
+    assert reason("--no-cache", "--why") == "ARG V=1: it was asked for anew (--no-cache)"
+    dockerfile.write_text(text.replace("--chown=1", "--chown=2"))
+    assert reason().endswith(f"the instruction changed (it was: {copy})")
+    tiffin("build", "-t", "busybox", "-", stdin=b"FROM busybox\nRUN echo newer > /n\n")
+    assert reason().startswith("ARG V=1: the base image changed (")

@@ -18,11 +18,13 @@ from command.conftest import Command, eventually
 class Terminal:
     """A command on a pseudoterminal."""
 
-    def __init__(self, tiffin: Command, *words: str, size: tuple[int, int] = (24, 80)) -> None:
+    def __init__(
+        self, tiffin: Command, *words: str, size: tuple[int, int] = (24, 80), **options: Any
+    ) -> None:
         self.master, slave = pty.openpty()
         self.resize(*size)
         self.process = tiffin.start(
-            *words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            *words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, **options
         )
         os.close(slave)
         self.seen = b""

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import msgspec
 import zstandard
 
-from tiffin.build.explanation import FilePart, Part, distance, explain
+from tiffin.build.explanation import FilePart, Part, distance, explain, is_inherited
 from tiffin.errors import CorruptArchive
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database, Row
@@ -185,6 +185,8 @@ class BuildCache:
     def __init__(self, database: Database, clock: Callable[[], int] = time.time_ns) -> None:
         self._database = database
         self._clock = clock
+        self._origins: dict[str, str] = {}
+        """What :meth:`_origin` says of the steps that were stored: their parts may be many."""
 
     def find(self, key: str) -> Record | None:
         """The record of a step, noted as used now."""
@@ -234,6 +236,8 @@ class BuildCache:
         ``replace``), so that both builds end in the same image.
         """
         now = self._clock()
+        inherited = is_inherited(why)
+        self._origins[parts.key] = self._origin(parts.parent) if inherited else parts.step
         packed = _packed(parts.named, parts.files, why)
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
         with self._database.transaction():
@@ -246,11 +250,40 @@ class BuildCache:
         assert record is not None
         return record
 
-    def why(self, parts: Parts, *, most: int = 1) -> str:
+    def why(
+        self,
+        parts: Parts,
+        *,
+        most: int = 1,
+        excluded: Callable[[str], bool] = lambda path: False,
+    ) -> str:
         """One line on why a step was not found: the first part that differs from the nearest
-        cached step; empty if nothing like it is cached. At ``most`` so many files are named."""
+        cached step; empty if nothing like it is cached. At ``most`` so many files are named.
+        ``excluded`` says of a file of the context whether ``.dockerignore`` keeps it out."""
         nearest = self._nearest(parts)
-        return explain(parts, nearest, most=most) if nearest is not None else ""
+        if nearest is None:
+            return ""
+        return explain(parts, nearest, most=most, origin=self._origin, excluded=excluded)
+
+    def _origin(self, key: str) -> str:
+        """The text of the step that made the step of this key, and those after it, other ones;
+        empty for a key that is no step's."""
+        found = ""
+        seen: set[str] = set()
+        while key not in seen:
+            if key in self._origins:
+                return self._origins[key]
+            seen.add(key)
+            row = self._database.one(
+                "SELECT parent, step, parts FROM build_cache WHERE key = ?", (key,)
+            )
+            if row is None or not row["parts"]:
+                break
+            found = row["step"]
+            if not is_inherited(_stored(row).why):
+                break
+            key = row["parent"] or ""
+        return found
 
     def _nearest(self, parts: Parts) -> Parts | None:
         instruction = parts.step.partition(" ")[0]

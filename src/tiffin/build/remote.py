@@ -126,7 +126,8 @@ def _git(*arguments: str, agent: str = "") -> str:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+        # A host that is not known yet is taken at its word, one that has changed is not.
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new",
     }
     if agent:
         environment["SSH_AUTH_SOCK"] = agent

@@ -196,6 +196,10 @@ class StageBuild:
                 return found
             return self._make(state, parts, make, identify, look=True)
 
+    def _excluded(self, path: str) -> bool:
+        ignore = self._session.context.ignore
+        return ignore is not None and ignore.excludes(path)
+
     def _given_up(self) -> bool:
         self._session.check()
         return False
@@ -212,12 +216,14 @@ class StageBuild:
         session = self._session
         why = ""
         if look and session.options.why:
-            why = session.cache.why(parts, most=_NAMED) or (
+            why = session.cache.why(parts, most=_NAMED, excluded=self._excluded) or (
                 f"{' '.join(parts.step.split())}: nothing like it is in the cache"
             )
         elif look:
-            why = session.cache.why(parts)
-        if why:
+            why = session.cache.why(parts, excluded=self._excluded)
+        else:
+            why = f"{' '.join(parts.step.split())}: it was asked for anew (--no-cache)"
+        if why and (look or session.options.why):
             self._progress.missed(why)
         made = make()
         if identify is not None:

@@ -20,9 +20,10 @@ def why(call: Invocation) -> int:
     rows = call.client.call(
         "GET", "/build/why", {"image": call.arguments[0], "step": step or None}
     ).json()
-    unknown, nothing = "not known: the step is not in the cache", "nothing like it was cached"
+    unknown = "not known: it is not in the cache (the base image's own step, or removed since)"
+    nothing = "nothing like it was cached"
     for row in rows:
-        text = " ".join(row["Text"].split())
+        text = " ".join(row["Text"].split()) or "(no text)"
         reason = row["Why"]
         reason = unknown if reason is None else reason or nothing
         print(f"{row['Step']:>3}  {text}\n     {reason}")
