@@ -61,7 +61,7 @@ def test_additional_groups_by_name_and_number() -> None:
     [
         ("foo", [], "unable to find user foo: no matching entries in passwd file"),
         ("cook:foo", [], "unable to find group foo: no matching entries in group file"),
-        ("cook", ["foo"], "Unable to find group foo"),
+        ("cook", ["foo"], "Unable to find group foo: no matching entries in group file"),
         ("-1", [], "unable to find user -1: no matching entries in passwd file"),
         (str(MAXIMUM + 1), [], "uids and gids must be in range 0-2147483647"),
         ("0:99999999999", [], "uids and gids must be in range 0-2147483647"),

@@ -126,6 +126,11 @@ def test_what_makes_no_sense_is_refused(prison: Any, host: dict[str, Any]) -> No
         prison.create("true", host=host)
 
 
+def test_the_hosts_name_can_not_be_changed(prison: Any) -> None:
+    with pytest.raises(InvalidParameter, match="hostname and the UTS mode"):
+        prison.create("true", host={"UTSMode": "host"}, Hostname="kitchen")
+
+
 USERS = """
 say({
     "ids": os.getresuid(),

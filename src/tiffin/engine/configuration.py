@@ -63,6 +63,8 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
             config[key] = [config[key]]
     _check_config(config)
     _check_host(host)
+    if config.get("Hostname") and host.get("UTSMode") == "host":
+        raise InvalidParameter("conflicting options: hostname and the UTS mode")
     networks = networkmodes.normalise(config, host, body.get("NetworkingConfig") or {})
     return config, host, {"EndpointsConfig": networks}
 

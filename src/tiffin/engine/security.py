@@ -51,7 +51,7 @@ def parse(options: list[str] | None) -> Options:
                 raise InvalidParameter(f'invalid --security-opt: "{text}"')
             result.no_new_privileges = value in _TRUE
         elif not ends:
-            raise InvalidParameter(f'invalid --security-opt: "{text}"')
+            raise InvalidParameter(f'invalid --security-opt 1: "{text}"')
         elif name == "seccomp":
             result.seccomp = value
         elif name == "apparmor":
@@ -59,7 +59,7 @@ def parse(options: list[str] | None) -> Options:
         elif name == "label":
             result.labels = (*result.labels, value)
         else:
-            raise InvalidParameter(f'invalid --security-opt: "{text}"')
+            raise InvalidParameter(f'invalid --security-opt 2: "{text}"')
     return result
 
 

@@ -98,7 +98,9 @@ def resolve(
             int(fields[2]) for fields in rows if len(fields) > 3 and name in fields[3].split(",")
         ]
     for item in additional or ():
-        groups.append(_group(item, rows, f"Unable to find group {item}"))
+        groups.append(
+            _group(item, rows, f"Unable to find group {item}: no matching entries in group file")
+        )
     # The primary group is among them: otherwise a process could drop it, and with it what a file's
     # mode denies to the group alone (CVE-2022-36109).
     return Account(

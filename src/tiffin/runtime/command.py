@@ -404,7 +404,7 @@ class Runtime:
                     "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False},
                     "seccomp": {"enabled": seccomp.available(), **seccomp.features()},
                     "apparmor": {"enabled": True},
-                    "selinux": {"enabled": False},
+                    "selinux": {"enabled": True},
                 },
                 "annotations": {"org.tiffin.version": __version__},
             }
