@@ -9,11 +9,10 @@ def test_wait_for_the_end_for_the_next_one_and_for_the_removal(tiffin: Command) 
     tiffin("run", "--name", "over", "--network", "none", "busybox", "sh", "-c", "exit 3", code=3)
     assert tiffin("wait", "over") == "3\n"
     waiting = tiffin.start("wait", "--condition", "next-exit", "over", stdout=-1)
-    tiffin("start", "-a", "over", code=3)
-    # Whether it began to wait before or after that end, here is another one.
-    tiffin("start", "-a", "over", code=3)
-    if waiting.poll() is None:
-        tiffin("start", "-a", "over", code=3)
+    for _ in range(100):
+        # Until it has come to wait, and has seen an end.
+        if waiting.poll() is None:
+            tiffin("start", "-a", "over", code=3)
     assert waiting.communicate(timeout=60)[0] == b"3\n"
     name = tiffin("run", "-d", "--rm", "--network", "none", "busybox", "sleep", "1").strip()
     assert tiffin("wait", "--condition", "removed", name) == "0\n"

@@ -387,6 +387,33 @@ def test_what_fluentd_has_not_acknowledged_is_sent_again(engine: Engine) -> None
             assert second.recv(1) == b""
 
 
+def test_fluentd_is_connected_with_anew_where_that_is_wanted(engine: Engine) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        options = {"fluentd_address": f"127.0.0.1:{sock.getsockname()[1]}", "fluentd_async": "true",
+                   "fluentd_async_reconnect_interval": "100ms"}  # fmt: skip
+        script = "echo one; sleep 1; echo two; sleep 600"
+        container = create(engine, "sh", "-c", script, host=log("fluentd", **options))
+        engine.containers.start(container)
+        with accepted(sock) as first:
+            assert b"one" in first.recv(4096)
+            with accepted(sock) as second:
+                assert b"two" in second.recv(4096)
+            assert first.recv(4096) == b""
+        engine.containers.kill(container)
+
+
+def test_a_fluentd_that_takes_nothing_for_too_long_is_left(engine: Engine) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        options = {"fluentd_address": f"127.0.0.1:{sock.getsockname()[1]}",
+                   "fluentd_write_timeout": "200ms", "fluentd_retry_wait": "50ms"}  # fmt: skip
+        script = f"yes {'x' * 100} | head -c 30000000; sleep 600"
+        container = create(engine, "sh", "-c", script, host=log("fluentd", **options))
+        engine.containers.start(container)
+        with accepted(sock), accepted(sock):
+            # The second one is there although the first is not closed.
+            engine.containers.kill(container)
+
+
 def messages(connection: socket.socket, count: int) -> list[Any]:
     """So many of fluentd's messages, which end in ``{"chunk": …}``."""
     data = b""

@@ -15,6 +15,7 @@ from engine.life import create, eventually, listening, output, started, state
 from tiffin.engine import Engine
 from tiffin.errors import Conflict
 from tiffin.keeper.connection import NotAnswered
+from tiffin.linux.cgroups import Hierarchy
 
 ALONE = {"NetworkMode": "none"}
 
@@ -132,3 +133,24 @@ def test_a_start_survives_the_keeper(engine: Engine, monkeypatch: pytest.MonkeyP
     for name in (container, other):
         engine.containers.kill(name)
         assert state(engine, name)["Status"] == "exited"
+
+
+def test_an_exec_that_cannot_begin_yet_holds_up_nobody(engine: Engine) -> None:
+    container = started(engine, "sleep", "600", host=ALONE)
+    group = engine.containers._lifecycle.cgroup(engine.containers._roster.get(container))
+    made = engine.containers.exec_create(container, {"Cmd": ["echo", "hi"], "AttachStdout": True})
+    hierarchy = Hierarchy.detect()
+    # Behind the engine's back, which would refuse the exec otherwise.
+    hierarchy.freeze(group)
+    answers: list[object] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(engine.containers.exec_output(made["Id"]))
+    )
+    thread.start()
+    try:
+        assert engine.run("busybox", ["echo", "there"], network="none").stdout == b"there\n"
+        assert answers == []
+    finally:
+        hierarchy.thaw(group)
+        thread.join()
+    assert answers == [(0, b"hi\n", b"")]

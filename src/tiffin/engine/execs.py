@@ -156,11 +156,10 @@ class Execs:
                 },
             )
         try:
-            # While the lock is held nobody freezes the container: a frozen child would never come
-            # to its program, and the keeper would wait for it.
-            with container.lock, one.starting:
-                _check(container, container.id)
-                one.running = True
+            with one.starting:
+                with container.lock:
+                    _check(container, container.id)
+                    one.running = True
                 answer = self._lifecycle.keeper.exec(
                     exec_id,
                     container.id,

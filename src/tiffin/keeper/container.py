@@ -242,6 +242,21 @@ class Exec(Process):
         self.container = container
         self._capture = capture
         self._captured = b""
+        self.coming = True
+        self._ended_early: int | None = None
+
+    def came(self) -> None:
+        """It executes its program now: what is known of its end is so, too."""
+        self.coming = False
+        if self._ended_early is not None:
+            self.end(self._ended_early)
+
+    def end(self, code: int | None) -> None:
+        """It was reaped; heard of before its way to the program was over, that is told later."""
+        if self.coming:
+            self._ended_early = code
+        else:
+            super().end(code)
 
     def describe(self) -> dict[str, Any]:
         """The row of KeeperClient.list."""

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 
-from tiffin.errors import Conflict, NotFound
+from tiffin.errors import Conflict, NotFound, StartFailure
 from tiffin.keeper import adoption
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
@@ -31,6 +31,8 @@ _STATUS_PAUSE = 0.02
 _REMOVE_TRIES = 250
 _REMOVE_PAUSE = 0.02
 _OOM_PAUSE = 0.05
+_ENTER_SECONDS = 120.0
+"""How long an exec'd process may take to its program."""
 
 
 class Containers:
@@ -181,9 +183,13 @@ class Containers:
         attachment: Attachment | None,
         size: tuple[int, int] | None,
         capture: int = 0,
-    ) -> Fields:
-        """Start a process in a container. Raises StartFailure, NotFound, Conflict; then the
-        attachment is still the caller's."""
+        done: Callable[[Fields | StartFailure], None],
+    ) -> None:
+        """Start a process in a container; ``done`` is told of it, or why it can't be.
+
+        Nobody else waits for that: the container may be frozen, or out of memory. Raises
+        StartFailure, NotFound, Conflict; then the attachment is still the caller's.
+        """
         container = self._containers.get(container_id)
         if container is None or not container.running:
             raise NotFound(f"container {container_id} is not running")
@@ -201,7 +207,7 @@ class Containers:
                 wanted = (False, False) if attachment is None else attachment.wanted
                 for number, pipe in enumerate((stdin, *wanted)):
                     theirs.append(_stream(number, pipe, ours))
-            launched = self._launcher.enter(
+            launching = self._launcher.enter(
                 container.pidfd,
                 container.entrances,
                 plan,
@@ -213,14 +219,45 @@ class Containers:
             raise
         finally:
             _close(*theirs)
-        process.started = time.time_ns()
-        process.begin(
-            launched.pid, launched.pidfd, launched.terminal_fd, ours[0], (ours[1], ours[2])
-        )
-        self._execs[id] = self._by_pid[launched.pid] = process
-        if attachment is not None:
-            process.attach(attachment)
-        return _started(process, launched.warnings)
+        self._execs[id] = self._by_pid[launching.pid] = process
+        fd = launching.fileno()
+
+        def failed(failure: StartFailure) -> None:
+            timer.cancel()
+            self._by_pid.pop(launching.pid, None)
+            self._execs.pop(id, None)
+            _close(*ours)
+            if attachment is not None:
+                attachment.abandon()
+            done(failure)
+
+        def too_late() -> None:
+            self._loop.drop(fd)
+            launching.abandon()
+            failed(StartFailure("the process did not start in time"))
+
+        def heard(_events: int) -> None:
+            self._loop.drop(fd)
+            try:
+                launched = launching.proceed()
+            except StartFailure as failure:
+                failed(failure)
+                return
+            if launched is None:
+                self._loop.watch(fd, IN, heard)
+                return
+            timer.cancel()
+            process.started = time.time_ns()
+            process.begin(
+                launched.pid, launched.pidfd, launched.terminal_fd, ours[0], (ours[1], ours[2])
+            )
+            if attachment is not None:
+                process.attach(attachment)
+            done(_started(process, launched.warnings))
+            process.came()
+
+        timer = self._loop.after(_ENTER_SECONDS, too_late)
+        self._loop.watch(fd, IN, heard)
 
     def attach(self, id: str, attachment: Attachment) -> None:
         """Attach a client, now or when the container starts."""

@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from tiffin.runtime.launch import Launching
+
     class Launched(Protocol):
         """A started process; its descriptors are the caller's."""
 
@@ -43,11 +45,11 @@ class NativeLauncher:
         process: dict[str, Any],
         fds: tuple[int, int, int] | None,
         size: tuple[int, int] | None,
-    ) -> Launched:
-        """Start a process in the container of ``pidfd``. Raises StartFailure."""
-        from tiffin.runtime.launch import Stdio, enter
+    ) -> Launching:
+        """Start a process in the container of ``pidfd``; it is on its way. Raises StartFailure."""
+        from tiffin.runtime.launch import Stdio, enter_later
 
-        return enter(pidfd, process, Stdio(fds, size), entrances)
+        return enter_later(pidfd, process, Stdio(fds, size), entrances)
 
     def oom_watch(self, cgroup: str) -> int:
         """A descriptor that can be read whenever the group runs out of memory; -1: none."""

@@ -41,7 +41,6 @@ class Server:
         self._stopping = False
         self._requests: dict[str, Callable[[Fields, list[int]], object]] = {
             "start": self._start,
-            "exec": self._exec,
             "attach": self._attach,
             "signal": self._signal,
             "resize": self._resize,
@@ -110,6 +109,10 @@ class Server:
                 return
             if do == "hello":
                 self._hello(peer)
+            elif do == "exec":
+                # Answered once it is known.
+                self._exec(message, fds, lambda outcome: self._answer(peer, answer, outcome))
+                return
             elif isinstance(do, str) and do in self._requests:
                 answer["result"] = self._requests[do](message, fds)
                 if do == "start":
@@ -132,6 +135,13 @@ class Server:
             for fd in fds:
                 os.close(fd)
         peer.send(answer, held)
+
+    def _answer(self, peer: Peer, answer: Fields, outcome: Fields | StartFailure) -> None:
+        if isinstance(outcome, StartFailure):
+            answer["error"] = _problem(outcome)
+        else:
+            answer["result"] = outcome
+        peer.send(answer, [])
 
     def _broadcast(self, event: Fields) -> None:
         for peer in list(self._peers):
@@ -160,11 +170,13 @@ class Server:
             size=_size(message["size"]),
         )
 
-    def _exec(self, message: Fields, fds: list[int]) -> Fields:
+    def _exec(
+        self, message: Fields, fds: list[int], done: Callable[[Fields | StartFailure], None]
+    ) -> None:
         options = message["attachment"]
         attachment = None if options is None else self._attachment(fds, options)
         try:
-            return self._containers.exec(
+            self._containers.exec(
                 _name(message["exec"]),
                 _name(message["container"]),
                 message["process"],
@@ -173,6 +185,7 @@ class Server:
                 attachment=attachment,
                 size=_size(message["size"]),
                 capture=int(message.get("capture") or 0),
+                done=done,
             )
         except BaseException:
             if attachment is not None:

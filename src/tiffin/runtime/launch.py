@@ -91,6 +91,86 @@ class Launched:
         self.warnings = warnings
 
 
+class Launching:
+    """A child on its way to its program. Either :meth:`wait` for it, or call :meth:`proceed`
+    whenever ``fileno`` can be read: a container that is frozen, or out of memory, may keep it."""
+
+    __slots__ = ("_channel", "_halts", "_pidfd", "_terminal", "_warnings", "pid")
+
+    def __init__(
+        self, pid: int, channel: socket.socket, warnings: list[str], halts: Halts | None
+    ) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._warnings = warnings
+        self._halts = halts
+        self._pidfd = os.pidfd_open(pid)
+        self._terminal: int | None = None
+
+    def fileno(self) -> int:
+        """What can be read when it has something to say."""
+        return self._channel.fileno()
+
+    def wait(self) -> Launched:
+        """The process, once it executes its program. Raises StartFailure."""
+        self._channel.settimeout(_PATIENCE)
+        try:
+            while (launched := self._hear()) is None:
+                pass
+        except BaseException as error:
+            self.abandon()
+            _reap(self.pid)
+            if isinstance(error, TimeoutError):
+                raise StartFailure("the container did not start in time") from None
+            raise
+        self._channel.close()
+        return launched
+
+    def proceed(self) -> Launched | None:
+        """The process if it executes its program by now. Raises StartFailure; then it is the
+        caller's to be reaped."""
+        self._channel.setblocking(False)
+        try:
+            while (launched := self._hear()) is None:
+                pass
+        except BlockingIOError:
+            return None
+        except BaseException:
+            self.abandon()
+            raise
+        self._channel.close()
+        return launched
+
+    def abandon(self) -> None:
+        """Kill it, and let go of it."""
+        try:
+            os.kill(self.pid, _signal.SIGKILL)
+        except ProcessLookupError:
+            # It has ended, and was reaped.
+            pass
+        self._channel.close()
+        for fd in (self._pidfd, self._terminal):
+            if fd is not None:
+                os.close(fd)
+
+    def _hear(self) -> Launched | None:
+        """Take in one of its messages; the end of them is its exec, or its own end."""
+        data, fds, _, _ = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+        if fds:
+            self._terminal = fds[0]
+        message: dict[str, Any] = json.loads(data) if data else {"created": True}
+        if "made" in message and self._halts is not None:
+            self._halts.made(self.pid)
+            self._channel.sendall(str(self.pid).encode())
+        elif "created" in message:
+            return Launched(self.pid, self._pidfd, self._terminal, self._warnings)
+        elif "warning" in message:
+            self._warnings.append(message["warning"])
+        elif "error" in message:
+            raise StartFailure(message["error"], message["code"])
+        return None
+
+
 class Halts:
     """Where a start stops for its caller, as an OCI runtime command needs it.
 
@@ -202,7 +282,7 @@ def _launch(
                 f"failed to join pid namespace {plan['pid_namespace']}: {error.strerror}"
             ) from None
     try:
-        return _spawn(child, plan["flags"], namespace, entrances, warnings, halts)
+        return _begin(child, plan["flags"], namespace, entrances, warnings, halts).wait()
     finally:
         if namespace is not None:
             os.close(namespace)
@@ -231,7 +311,18 @@ def enter(
     stdio: Stdio,
     entrances: list[str] | tuple[str, ...] = (),
 ) -> Launched:
-    """Start a process in the container whose first process ``pidfd`` is.
+    """Start a process in the container whose first process ``pidfd`` is, and wait until it has
+    executed its program; otherwise as :func:`enter_later`. Raises StartFailure."""
+    return enter_later(pidfd, process, stdio, entrances).wait()
+
+
+def enter_later(
+    pidfd: int,
+    process: dict[str, Any],
+    stdio: Stdio,
+    entrances: list[str] | tuple[str, ...] = (),
+) -> Launching:
+    """Start a process in the container whose first process ``pidfd`` is; it is on its way.
 
     ``process`` is as :func:`tiffin.runtime.native.process_plan` makes it, and ``entrances`` are
     the container's cgroup's, as in its plan.
@@ -252,7 +343,7 @@ def enter(
         terminal = _open_terminal() if process["terminal"] else None
         _become(process, False, stdio, terminal, channel, warn)
 
-    return _spawn(child, 0, pidfd, entrances, [])
+    return _begin(child, 0, pidfd, entrances, [])
 
 
 def work_inside(pidfd: int, operations: list[Operation], uid: int = 0) -> int | None:
@@ -275,7 +366,7 @@ def work_inside(pidfd: int, operations: list[Operation], uid: int = 0) -> int | 
             os.fchown(slave, uid, -1)
             socket.send_fds(channel, [b'{"terminal":true}'], [master])
 
-    worker = _spawn(child, 0, pidfd, [], [])
+    worker = _begin(child, 0, pidfd, [], []).wait()
     os.close(worker.pidfd)
     os.waitpid(worker.pid, 0)
     return worker.terminal_fd
@@ -351,15 +442,15 @@ def _become(
     program.become(process, init, terminal is not None, warn, gate)
 
 
-def _spawn(
+def _begin(
     body: Callable[[socket.socket, Callable[[str], None]], None],
     flags: int,
     namespace: int | None,
     entrances: list[str] | tuple[str, ...],
     warnings: list[str],
     halts: Halts | None = None,
-) -> Launched:
-    """Clone, run ``body`` in the child, and wait until it has executed its program.
+) -> Launching:
+    """Clone, and run ``body`` in the child.
 
     ``namespace`` is a pidfd or a namespace file whose pid namespace the child shall be in.
     """
@@ -373,20 +464,11 @@ def _spawn(
                 _run_child(body, theirs)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        theirs.close()
-        pidfd = os.pidfd_open(pid)
-        terminal: int | None = None
-        try:
-            terminal = _listen(ours, warnings, pid, halts)
-        except BaseException as error:
-            os.close(pidfd)
-            _reap(pid)
-            if isinstance(error, TimeoutError):
-                raise StartFailure("the container did not start in time") from None
-            raise
-        return Launched(pid, pidfd, terminal, warnings)
-    finally:
+        return Launching(pid, ours, warnings, halts)
+    except BaseException:
         ours.close()
+        raise
+    finally:
         theirs.close()
 
 
@@ -425,35 +507,6 @@ def _reap(pid: int) -> None:
     except (ProcessLookupError, ChildProcessError):
         # The caller's own SIGCHLD handler was faster.
         pass
-
-
-def _listen(
-    channel: socket.socket, warnings: list[str], pid: int, halts: Halts | None
-) -> int | None:
-    """Read the child's messages up to their end; the terminal's master, if it sent one."""
-    terminal: int | None = None
-    channel.settimeout(_PATIENCE)
-    try:
-        while True:
-            data, fds, _, _ = socket.recv_fds(channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
-            if not data:
-                return terminal
-            if fds:
-                terminal = fds[0]
-            message = json.loads(data)
-            if "made" in message and halts is not None:
-                halts.made(pid)
-                channel.sendall(str(pid).encode())
-            elif "created" in message:
-                return terminal
-            elif "warning" in message:
-                warnings.append(message["warning"])
-            elif "error" in message:
-                raise StartFailure(message["error"], message["code"])
-    except BaseException:
-        if terminal is not None:
-            os.close(terminal)
-        raise
 
 
 def _run_child(
