@@ -120,7 +120,7 @@ def copy(stage: Stage) -> Iterator[list[Comparison]]:
     clients = _clients(stage)
     try:
         for client, role in clients:
-            client("create", "--name", CONTAINER, "--network", "none", "busybox")
+            client("create", "--name", CONTAINER, "--network", "none", "busybox", "true")
             into = seconds(partial(client, "cp", str(large), f"{CONTAINER}:/large"))
             inwards.append(Side(client.label, role, into))
             out = seconds(partial(client, "cp", f"{CONTAINER}:/large", str(copied)))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiffin.engine.logs import read_logs
+from tiffin.engine.logs import Wanted, read_logs, read_output
+from tiffin.engine.streams import NAMES
 from tiffin.keeper.logfile import Format, LogFile
 
 SECOND = 1_000_000_000
@@ -49,7 +51,7 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def text(records: Iterator[tuple[str, bytes]]) -> bytes:
+def text(records: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join(data for _, data in records)
 
 
@@ -73,8 +75,8 @@ def test_a_gap_left_by_a_killed_rotation(log: Path) -> None:
 
 
 def test_one_stream(log: Path) -> None:
-    assert text(read_logs(log, stdout=False)) == b"two\nfour\n"
-    assert text(read_logs(log, stderr=False)) == b"one\nthree\nfive"
+    assert text(read_logs(log, Wanted(stdout=False))) == b"two\nfour\n"
+    assert text(read_logs(log, Wanted(stderr=False))) == b"one\nthree\nfive"
 
 
 @pytest.mark.parametrize(
@@ -83,18 +85,18 @@ def test_one_stream(log: Path) -> None:
 )
 def test_tail(log: Path, tail: int, expected: bytes | None) -> None:
     everything = b"one\ntwo\nthree\nfour\nfive"
-    assert text(read_logs(log, tail=tail)) == (everything if expected is None else expected)
+    assert text(read_logs(log, Wanted(tail=tail))) == (everything if expected is None else expected)
 
 
 def test_times(log: Path) -> None:
-    assert text(read_logs(log, since=BASE + 2 * SECOND)) == b"three\nfour\nfive"
-    assert text(read_logs(log, since=BASE + 2 * SECOND + 2)) == b"four\nfive"
-    assert text(read_logs(log, until=BASE + SECOND)) == b"one\ntwo\n"
-    assert text(read_logs(log, since=BASE + SECOND, until=BASE + SECOND)) == b"two\n"
+    assert text(read_logs(log, Wanted(since=BASE + 2 * SECOND))) == b"three\nfour\nfive"
+    assert text(read_logs(log, Wanted(since=BASE + 2 * SECOND + 2))) == b"four\nfive"
+    assert text(read_logs(log, Wanted(until=BASE + SECOND))) == b"one\ntwo\n"
+    assert text(read_logs(log, Wanted(since=BASE + SECOND, until=BASE + SECOND))) == b"two\n"
 
 
 def test_timestamps_stand_in_front_of_lines(log: Path) -> None:
-    assert text(read_logs(log, timestamps=True, stderr=False)).decode() == (
+    assert text(read_logs(log, Wanted(timestamps=True, stderr=False))).decode() == (
         "2023-11-14T22:13:20.000000000Z one\n"
         "2023-11-14T22:13:22.000000000Z three\n"
         "2023-11-14T22:13:24.000000000Z five"
@@ -107,10 +109,10 @@ def test_times_as_docker_writes_them(tmp_path: Path) -> None:
         '{"log":"a\\n","stream":"stdout","time":"2023-11-14T22:13:20.5Z"}\n'
         '{"log":"b\\n","stream":"stdout","attrs":{"x":"y"},"time":"2023-11-14T22:13:21Z"}\n'
     )
-    assert text(read_logs(log, timestamps=True, since=BASE + SECOND // 2)).decode() == (
+    assert text(read_logs(log, Wanted(timestamps=True, since=BASE + SECOND // 2))).decode() == (
         "2023-11-14T22:13:20.500000000Z a\n2023-11-14T22:13:21.000000000Z b\n"
     )
-    assert text(read_logs(log, since=BASE + SECOND // 2 + 1)) == b"b\n"
+    assert text(read_logs(log, Wanted(since=BASE + SECOND // 2 + 1))) == b"b\n"
 
 
 def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path: Path) -> None:
     assert list(read_logs(tmp_path / "none")) == []
-    assert list(read_logs(tmp_path / "no/where", follow=True)) == []
+    assert list(read_logs(tmp_path / "no/where", Wanted(follow=True))) == []
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
@@ -137,8 +139,8 @@ def test_tail_and_since_of_large_logs(
     ]
     write(log, rows)
     texts = [row[1].encode() for row in rows]
-    assert text(read_logs(log, tail=tail)) == b"".join(texts[max(0, len(texts) - tail) :])
-    assert text(read_logs(log, since=BASE + since * SECOND // 2)) == b"".join(texts[since:])
+    assert text(read_logs(log, Wanted(tail=tail))) == b"".join(texts[max(0, len(texts) - tail) :])
+    assert text(read_logs(log, Wanted(since=BASE + since * SECOND // 2))) == b"".join(texts[since:])
 
 
 def test_following_through_rotation_misses_nothing(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_following_through_rotation_misses_nothing(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=produce)
     thread.start()
-    found = text(read_logs(log, follow=True, ended=done.is_set))
+    found = text(read_logs(log, Wanted(follow=True, ended=done.is_set)))
     thread.join()
     assert found == b"".join(b"%d\n" % number for number in range(3000))
 
@@ -166,7 +168,7 @@ def test_following_through_rotation_misses_nothing(tmp_path: Path) -> None:
 def test_following_a_log_that_is_made_later(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     done = threading.Event()
-    records = read_logs(log, follow=True, tail=0, ended=done.is_set)
+    records = read_logs(log, Wanted(follow=True, tail=0, ended=done.is_set))
     timer = threading.Timer(0.05, lambda: write(log, [("stdout", "late\n", 0)]))
     timer.start()
     assert next(records) == ("stdout", b"late\n")
@@ -177,14 +179,14 @@ def test_following_a_log_that_is_made_later(tmp_path: Path) -> None:
 
 def test_following_leaves_nothing_open(log: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    records = read_logs(log, follow=True, ended=lambda: False)
+    records = read_logs(log, Wanted(follow=True, ended=lambda: False))
     assert next(records) == ("stdout", b"one\n")
     del records
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_following_until_a_time(log: Path) -> None:
-    found = read_logs(log, follow=True, until=BASE + SECOND, ended=lambda: False)
+    found = read_logs(log, Wanted(follow=True, until=BASE + SECOND, ended=lambda: False))
     assert text(found) == b"one\ntwo\n"
 
 
@@ -192,9 +194,29 @@ def test_a_log_emptied_by_hand_is_followed_on(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     write(log, [("stdout", "a long first line\n", 0)])
     done = threading.Event()
-    records = read_logs(log, follow=True, ended=done.is_set)
+    records = read_logs(log, Wanted(follow=True, ended=done.is_set))
     assert next(records)[1] == b"a long first line\n"
     write(log, [("stdout", "next\n", 0)])
     assert next(records)[1] == b"next\n"
     done.set()
     assert list(records) == []
+
+
+def test_output_as_clients_get_it(log: Path) -> None:
+    assert text(unframed(b"".join(read_output(log, Wanted(), multiplexed=True)))) == (
+        b"one\ntwo\nthree\nfour\nfive"
+    )
+    for wanted in (Wanted(), Wanted(stderr=False), Wanted(timestamps=True), Wanted(tail=2)):
+        framed = b"".join(read_output(log, wanted, multiplexed=True))
+        assert unframed(framed) == list(read_logs(log, wanted))
+        plain = b"".join(read_output(log, wanted, multiplexed=False))
+        assert plain == text(read_logs(log, wanted))
+
+
+def unframed(data: bytes) -> list[tuple[str, bytes]]:
+    found = []
+    while data:
+        number, size = struct.unpack_from(">BxxxI", data)
+        found.append((NAMES[number], data[8 : 8 + size]))
+        data = data[8 + size :]
+    return found

@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
@@ -17,7 +18,6 @@ from tiffin.engine import (
     configuration,
     inspection,
     limits,
-    logs,
     statistics,
     timestamps,
 )
@@ -30,12 +30,13 @@ from tiffin.engine.execs import Execs
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.listing import Listing
+from tiffin.engine.logs import Wanted, read_logs, read_output
 from tiffin.engine.names import check_name
 from tiffin.engine.probes import HealthChecks
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.signals import parse_signal
-from tiffin.engine.streams import frame
+from tiffin.engine.timestamps import parse as parse_moment
 from tiffin.engine.transfers import Transfers
 from tiffin.engine.trees import Trees
 from tiffin.engine.volumes import Volumes
@@ -345,9 +346,9 @@ class Containers:
         framed = not container.tty if multiplexed is None else multiplexed
         if logs and container.log_path:
             path = str(self._root.container(container.id) / container.log_path)
-            for name, data in logs_of(path, stdout=stdout, stderr=stderr):
-                number = 1 if name == "stdout" else 2
-                connection.sendall(frame(number, data) if framed else data)
+            before = Wanted(stdout=stdout, stderr=stderr)
+            for block in read_output(path, before, multiplexed=framed):
+                connection.sendall(block)
         if stream:
             self._lifecycle.keeper.attach(
                 container.id,
@@ -366,7 +367,18 @@ class Containers:
         container = self._running(reference)
         self._lifecycle.keeper.resize(container.id, height, width)
 
-    def logs(
+    def logs(self, reference: str, **options: Any) -> tuple[bool, Iterator[tuple[str, bytes]]]:
+        """Whether the container has a terminal, and its log as (stream, bytes). The options are
+        those of :meth:`output`."""
+        tty, path, wanted = self._log(reference, **options)
+        return tty, read_logs(path, wanted)
+
+    def output(self, reference: str, **options: Any) -> tuple[bool, Iterator[bytes]]:
+        """The same in the form in which clients get it, many records at a time."""
+        tty, path, wanted = self._log(reference, **options)
+        return tty, read_output(path, wanted, multiplexed=not tty)
+
+    def _log(
         self,
         reference: str,
         *,
@@ -379,66 +391,29 @@ class Containers:
         details: bool = False,
         follow: bool = False,
         cancelled: Callable[[], bool] | None = None,
-    ) -> tuple[bool, Iterator[tuple[str, bytes]]]:
-        """Whether the container has a terminal, and its log as (stream, bytes)."""
+    ) -> tuple[bool, Path, Wanted]:
+        """What to read where. A followed log ends when the container or the client does."""
         container = self._roster.get(reference)
         if not (stdout or stderr):
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         if not container.log_path:
             raise Unsupported("configured logging driver does not support reading")
-        path = self._root.container(container.id) / container.log_path
-        return container.tty, logs_reader(
-            container,
-            str(path),
-            stdout,
-            stderr,
-            since,
-            until,
-            tail,
-            timestamps,
-            details,
-            follow,
-            cancelled,
+        run = container.state.runs
+
+        def ended() -> bool:
+            over = not container.running or container.state.runs != run
+            return over or (cancelled is not None and cancelled())
+
+        wanted = Wanted(
+            stdout=stdout,
+            stderr=stderr,
+            since=parse_moment(since) if since and since != "0" else None,
+            until=parse_moment(until) if until and until != "0" else None,
+            # Docker takes what is no number for "all".
+            tail=int(tail) if tail is not None and str(tail).isdigit() else None,
+            timestamps=timestamps,
+            details=details,
+            follow=follow,
+            ended=ended,
         )
-
-
-def logs_of(path: str, *, stdout: bool, stderr: bool) -> Iterator[tuple[str, bytes]]:
-    """A log from its beginning to its present end."""
-    return logs.read_logs(path, stdout=stdout, stderr=stderr, ended=lambda: True)
-
-
-def logs_reader(
-    container: Container,
-    path: str,
-    stdout: bool,
-    stderr: bool,
-    since: str | None,
-    until: str | None,
-    tail: str | int | None,
-    with_timestamps: bool,
-    details: bool,
-    follow: bool,
-    cancelled: Callable[[], bool] | None,
-) -> Iterator[tuple[str, bytes]]:
-    """Read a log as asked; a followed one ends when the container or the client does."""
-    # Docker takes what is no number for "all".
-    lines = int(tail) if tail is not None and str(tail).isdigit() else None
-
-    run = container.state.runs
-
-    def ended() -> bool:
-        over = not container.running or container.state.runs != run
-        return over or (cancelled is not None and cancelled())
-
-    return logs.read_logs(
-        path,
-        stdout=stdout,
-        stderr=stderr,
-        since=timestamps.parse(since) if since and since != "0" else None,
-        until=timestamps.parse(until) if until and until != "0" else None,
-        tail=lines,
-        timestamps=with_timestamps,
-        details=details,
-        follow=follow,
-        ended=ended,
-    )
+        return container.tty, self._root.container(container.id) / container.log_path, wanted

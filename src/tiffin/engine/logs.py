@@ -13,13 +13,18 @@ import gzip
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote_plus
 
 import msgspec
 
+from tiffin.engine.streams import NUMBERS, header
 from tiffin.linux.inotify import IN_CLOSE_WRITE, IN_CREATE, IN_MODIFY, IN_MOVED_TO, Inotify
+
+_T = TypeVar("_T")
 
 _BLOCK = 1 << 16
 _READ = 1 << 18
@@ -38,48 +43,79 @@ class _Record(msgspec.Struct):
     attrs: dict[str, str] = {}
 
 
+class _Output(msgspec.Struct, gc=False):
+    """What a record has of a container's output alone: half the time to read."""
+
+    log: str
+    stream: str
+
+
 _decode = msgspec.json.Decoder(_Record).decode
+_decode_outputs = msgspec.json.Decoder(_Output).decode_lines
 _decode_lines = msgspec.json.Decoder(_Record).decode_lines
 
 
-def read_logs(
-    path: str | Path,
-    *,
-    stdout: bool = True,
-    stderr: bool = True,
-    since: int | None = None,
-    until: int | None = None,
-    tail: int | None = None,
-    timestamps: bool = False,
-    details: bool = False,
-    follow: bool = False,
-    ended: Callable[[], bool] = lambda: True,
-) -> Iterator[tuple[str, bytes]]:
-    """The records of a log: (``stdout`` or ``stderr``, bytes), each a line or a part of a long one.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to read of a log.
 
     ``since`` and ``until`` are nanoseconds of the clock, both included; ``tail`` is the number of
     last records to begin with; ``timestamps`` puts the time in front of each line, and ``details``
-    what the log's options added to it. With ``follow``
-    it goes on until ``ended()`` is true and everything is read. A log that does not exist is empty.
+    what the log's options added to it. With ``follow`` it goes on until ``ended()`` is true and
+    everything is read.
     """
-    wanted = {name for name, want in (("stdout", stdout), ("stderr", stderr)) if want}
-    picker = _Picker(wanted, _text(since), _text(until), timestamps, details)
-    path = os.fspath(path)
-    if not follow:
-        files = _open_all(path)
-        try:
-            for file in _begin(files, tail, picker.since):
-                yield from picker.pick(file)
-        finally:
-            for file in files:
-                file.close()
+
+    stdout: bool = True
+    stderr: bool = True
+    since: int | None = None
+    until: int | None = None
+    tail: int | None = None
+    timestamps: bool = False
+    details: bool = False
+    follow: bool = False
+    ended: Callable[[], bool] = lambda: True
+
+
+def read_logs(path: str | Path, wanted: Wanted | None = None) -> Iterator[tuple[str, bytes]]:
+    """The records of a log: (``stdout`` or ``stderr``, bytes), each a line or a part of a long one.
+
+    A log that does not exist is empty.
+    """
+    wanted = wanted or Wanted()
+    picker = _Picker(wanted)
+    yield from _read(os.fspath(path), wanted, picker, picker.pick)
+
+
+def read_output(path: str | Path, wanted: Wanted, *, multiplexed: bool) -> Iterator[bytes]:
+    """The same, many records at a time, in the form in which clients get it: frames of the
+    multiplexed stream, one a record, or what a terminal printed."""
+    picker = _Picker(wanted)
+
+    def take(file: _File) -> Iterator[bytes]:
+        return picker.packed(file, multiplexed=multiplexed)
+
+    yield from _read(os.fspath(path), wanted, picker, take)
+
+
+def _read(
+    path: str, wanted: Wanted, picker: _Picker, take: Callable[[_File], Iterator[_T]]
+) -> Iterator[_T]:
+    if wanted.follow:
+        yield from _follow(path, wanted, picker, take)
         return
-    yield from _follow(path, tail, picker, until, ended)
+    files = _open_all(path)
+    try:
+        for file in _begin(files, wanted.tail, picker.since):
+            yield from take(file)
+    finally:
+        for file in files:
+            file.close()
 
 
 def _follow(
-    path: str, tail: int | None, picker: _Picker, until: int | None, ended: Callable[[], bool]
-) -> Iterator[tuple[str, bytes]]:
+    path: str, wanted: Wanted, picker: _Picker, take: Callable[[_File], Iterator[_T]]
+) -> Iterator[_T]:
+    until, ended = wanted.until, wanted.ended
     files: list[_File] = []
     with Inotify() as inotify:
         try:
@@ -88,20 +124,20 @@ def _follow(
             return
         try:
             files = _open_all(path)
-            _begin(files, tail, picker.since)
+            _begin(files, wanted.tail, picker.since)
             hurry = 0
             while True:
                 # Asked before reading: what was written until then is read below.
                 last = ended()
                 for file in files:
-                    yield from picker.pick(file)
+                    yield from take(file)
                     if picker.over:
                         return
                 newer = _open_newer(path, files)
                 if newer:
                     # Nothing is written to these any more; what was in the meantime is read.
                     for file in files:
-                        yield from picker.pick(file)
+                        yield from take(file)
                         file.close()
                     files = newer
                     continue
@@ -119,54 +155,72 @@ def _follow(
 class _Picker:
     """Chooses and shapes records."""
 
-    def __init__(
-        self,
-        wanted: set[str],
-        since: str | None,
-        until: str | None,
-        timestamps: bool,
-        details: bool,
-    ) -> None:
-        self._wanted = wanted
-        self.since = since
-        self._until = until
-        self._timestamps = timestamps
-        self._details = details
+    def __init__(self, wanted: Wanted) -> None:
+        streams = (("stdout", wanted.stdout), ("stderr", wanted.stderr))
+        self._wanted = {name for name, want in streams if want}
+        self.since = _text(wanted.since)
+        self._until = _text(wanted.until)
+        self._timestamps = wanted.timestamps
+        self._details = wanted.details
         self._within: set[str] = set()
         self.over = False
 
+    @property
+    def _plain(self) -> bool:
+        """Whether records are given as they are."""
+        timed = self.since is not None or self._until is not None
+        return not (timed or self._timestamps or self._details)
+
+    def packed(self, file: _File, *, multiplexed: bool) -> Iterator[bytes]:
+        """The records from the file's position on as clients get them, a block at a time."""
+        wanted = self._wanted
+        while not self.over and (block := file.read_lines()):
+            pairs: Iterable[tuple[str, bytes]]
+            if self._plain:
+                pairs = [(one.stream, one.log.encode()) for one in _outputs(block)]
+                if len(wanted) < 2:
+                    pairs = [pair for pair in pairs if pair[0] in wanted]
+            else:
+                pairs = self._picked(block)
+            if multiplexed:
+                yield b"".join([header(NUMBERS[name], len(data)) + data for name, data in pairs])
+            else:
+                yield b"".join([data for _, data in pairs])
+
     def pick(self, file: _File) -> Iterator[tuple[str, bytes]]:
         """The records from the file's position on; the position moves along."""
-        shaped = self._timestamps or self._details
-        plain = self.since is None and self._until is None and not shaped
         while not self.over and (block := file.read_lines()):
-            for record in _records(block):
-                stream = record.stream
-                if plain:
-                    if stream in self._wanted:
-                        yield stream, record.log.encode()
-                    continue
-                stamp = _fixed(record.time)
-                if self.since is not None and stamp < self.since:
-                    continue
-                if self._until is not None and stamp > self._until:
-                    self.over = True
-                    return
-                if stream not in self._wanted:
-                    continue
-                text = record.log
-                if shaped:
-                    # A long line is several records, but one line.
-                    if stream not in self._within:
-                        if self._details:
-                            text = f"{_attributes(record.attrs)} {text}"
-                        if self._timestamps:
-                            text = f"{stamp} {text}"
-                    if text.endswith("\n"):
-                        self._within.discard(stream)
-                    else:
-                        self._within.add(stream)
-                yield stream, text.encode()
+            if self._plain:
+                for one in _outputs(block):
+                    if one.stream in self._wanted:
+                        yield one.stream, one.log.encode()
+            else:
+                yield from self._picked(block)
+
+    def _picked(self, block: bytes) -> Iterator[tuple[str, bytes]]:
+        for record in _records(block):
+            stream = record.stream
+            stamp = _fixed(record.time)
+            if self.since is not None and stamp < self.since:
+                continue
+            if self._until is not None and stamp > self._until:
+                self.over = True
+                return
+            if stream not in self._wanted:
+                continue
+            text = record.log
+            if self._timestamps or self._details:
+                # A long line is several records, but one line.
+                if stream not in self._within:
+                    if self._details:
+                        text = f"{_attributes(record.attrs)} {text}"
+                    if self._timestamps:
+                        text = f"{stamp} {text}"
+                if text.endswith("\n"):
+                    self._within.discard(stream)
+                else:
+                    self._within.add(stream)
+            yield stream, text.encode()
 
 
 class _File:
@@ -335,6 +389,13 @@ def _records(block: bytes) -> list[_Record]:
         return _decode_lines(block)
     except msgspec.DecodeError:
         return [record for line in block.splitlines() if (record := _record(line)) is not None]
+
+
+def _outputs(block: bytes) -> Sequence[_Output | _Record]:
+    try:
+        return _decode_outputs(block)
+    except msgspec.DecodeError:
+        return _records(block)
 
 
 def _record(line: bytes) -> _Record | None:

@@ -16,6 +16,9 @@ from tiffin.errors import Unreachable
 
 STDOUT, STDERR = 1, 2
 NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+NUMBERS = {"stdin": 0, "stdout": STDOUT, "stderr": STDERR}
+header = struct.Struct(">BxxxI").pack
+"""Of a stream's number and a length: what a frame begins with."""
 
 
 def frames(
@@ -60,8 +63,3 @@ def demultiplex(connection: socket.socket) -> tuple[bytes, bytes]:
     for stream, payload in frames(connection):
         collected.setdefault(stream, []).append(payload)
     return b"".join(collected[STDOUT]), b"".join(collected[STDERR])
-
-
-def frame(stream: int, payload: bytes) -> bytes:
-    """One frame."""
-    return struct.pack(">BxxxI", stream, len(payload)) + payload

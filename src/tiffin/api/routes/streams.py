@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -11,9 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tiffin.api import query, websocket
-from tiffin.api.bodies import WRITE_SIZE, BodyWriter
+from tiffin.api.bodies import BodyWriter
 from tiffin.api.exchange import Request, Response, encode_json, media_type
 from tiffin.api.routing import Router
+from tiffin.engine.streams import NUMBERS, header
 from tiffin.engine.timestamps import ZERO
 from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError
 
@@ -122,7 +122,7 @@ class StreamRoutes:
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         follow = query.boolean(request, "follow")
         output = _LogOutput(request, follow)
-        tty, lines = self._engine.containers.logs(
+        tty, blocks = self._engine.containers.output(
             request.names["name"],
             stdout=stdout,
             stderr=stderr,
@@ -134,7 +134,7 @@ class StreamRoutes:
             follow=follow,
             cancelled=output.cancelled,
         )
-        output.send(lines, tty, response.stream(media_type(request, multiplexed=not tty)))
+        output.send(blocks, response.stream(media_type(request, multiplexed=not tty)))
 
     def stats(self, request: Request, response: Response) -> None:
         containers, name = self._engine.containers, request.names["name"]
@@ -166,57 +166,43 @@ class StreamRoutes:
 
 
 class _LogOutput:
-    """Sends a log: line by line while they come slowly, many at a time while they come fast."""
+    """Sends a log: at once while it comes slowly, many lines at a time while it comes fast."""
 
     def __init__(self, request: Request, follow: bool) -> None:
         self._request = request
         self._follow = follow
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._held = False
         self._flushed = 0.0
         self._writer: BodyWriter | None = None
 
-    def send(self, lines: Iterable[tuple[str, bytes]], tty: bool, writer: BodyWriter) -> None:
-        """Send all, each line a frame of its own, as clients expect."""
+    def send(self, blocks: Iterable[bytes], writer: BodyWriter) -> None:
+        """Send all."""
         self._writer = writer
         if self._follow:
             writer.flush()
-        for name, data in lines:
-            self._parts += (data,) if tty else (_header(_STREAMS[name], len(data)), data)
-            self._size += len(data) + 8
-            if self._size >= WRITE_SIZE:
-                self._write()
+        for block in blocks:
+            writer.write(block)
+            self._held = True
             if self._follow and time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flush()
-        self._write()
-
-    def _write(self) -> None:
-        if self._writer is not None and self._parts:
-            self._writer.write(b"".join(self._parts))
-            self._parts.clear()
-            self._size = 0
 
     def _flush(self) -> None:
         if self._writer is not None:
-            self._write()
             self._writer.flush()
+            self._held = False
             self._flushed = time.monotonic()
 
     def cancelled(self) -> bool:
         """Whether to stop following; asked whenever there is nothing more to read, so that what
         is still held back goes out."""
-        if self._parts:
+        if self._held:
             self._flush()
         return self._request.cancelled()
 
 
-_header = struct.Struct(">BxxxI").pack
-_STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
-
-
 def frame(stream: str, data: bytes) -> bytes:
     """A piece of output as a frame of the multiplexed stream."""
-    return _header(_STREAMS[stream], len(data)) + data
+    return header(NUMBERS[stream], len(data)) + data
 
 
 class Crossing:
