@@ -37,6 +37,7 @@ CONTAINERS_OWN = (".dockerenv", "dev", "proc", "sys")
 CONTAINERS_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab")
 
 _SCRATCH = {"WorkingDir": "the classic builder has none on scratch, BuildKit has /"}
+_ROOTS = "the classic builder makes directories as root, BuildKit and tiffin as the image's user"
 _PLACES = "BuildKit of 20.10 leaves the places of mounts in the layer; later ones take them out too"
 
 DIFFERENCES: dict[tuple[str, str], dict[str, str]] = {
@@ -44,6 +45,13 @@ DIFFERENCES: dict[tuple[str, str], dict[str, str]] = {
     ("run-mount-cache", "buildkit"): {"var/c": _PLACES},
     ("run-mount-bind", "buildkit"): {"mnt": _PLACES, "mnt/in": _PLACES},
     ("run-mount-tmpfs", "buildkit"): {"scratch": _PLACES},
+    ("substitution", "classic"): {"w": _ROOTS, "w/dir": _ROOTS},
+    ("user-workdir", "classic"): {"home/w": _ROOTS, "home/w/x": _ROOTS},
+    ("volume-write", "classic"): {"v/b": "the classic builder drops what is written to a volume"},
+    ("add-chown", "classic"): {"t": "the classic builder has --chown for files alone"},
+    ("copy-link", "buildkit"): {
+        "x": "with dockerd's own image store --link is passed over; else the new directory counts"
+    },
     ("scratch", "classic"): _SCRATCH,
     ("scratch-from-stage", "classic"): _SCRATCH,
     ("real-c-multi-stage", "classic"): _SCRATCH,

@@ -14,7 +14,8 @@ key is made of. ``Placement`` decides what is written, once it is known that the
 - permissions and modification times are kept, but none is later than ``SOURCE_DATE_EPOCH``;
 - ``--parents`` keeps the directories that a source is written with, from a ``/./`` on;
 - what ``--exclude`` matches, inside a directory that is copied, is left out;
-- ADD unpacks a local tar, compressed or not, into the destination, with the tar's owners.
+- ADD unpacks a local tar, compressed or not, into the destination, with the tar's owners:
+  ``--chown`` is for the destination alone, as in BuildKit.
 
 Source: the Dockerfile reference (COPY, ADD); where Docker's two builders differ, BuildKit.
 """
@@ -261,8 +262,6 @@ class Placement:
             entry.target = join(target, _inside(entry.target))
         entry.path = join(target, name)
         entry.digest = b""
-        if self._attributes.owner is not None:
-            entry.uid, entry.gid = self._attributes.owner
         if self._attributes.latest is not None:
             entry.mtime_ns = min(entry.mtime_ns, self._attributes.latest)
         content = None
