@@ -96,4 +96,4 @@ def test_a_run_leaves_nothing_behind(tmp_path: Path, busybox: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "| library |" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["busybox.tar", "j"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["busybox-2.tar", "j"]
