@@ -282,6 +282,25 @@ def test_without_icc_containers_do_not_talk(engine: Engine) -> None:
     # The host, and so a published port, is something else.
     assert fetch("127.0.0.1", 8082) == "alone"
     assert client(engine, f"wget -q -O - http://{HOST_BRIDGE}:8082/") == (0, "alone\n")
+    gateway = engine.networks.inspect("apart")["IPAM"]["Config"][0]["Gateway"]
+    for one in (box, web):
+        assert inside(engine, one, f"wget -q -O - http://{gateway}:8082/") == "alone\n"
+
+
+def test_without_icc_on_several_bridges(engine: Engine) -> None:
+    engine._fabric._links._capacity = 1
+    engine.networks.create(
+        {"Name": "apart", "Options": {"com.docker.network.bridge.enable_icc": "false"}}
+    )
+    gateway = engine.networks.inspect("apart")["IPAM"]["Config"][0]["Gateway"]
+    boxes = [serve(engine, f"web{number}", "apart") for number in range(3)]
+    for box in boxes:
+        for other in boxes:
+            if box != other:
+                assert refused(engine, box, address(engine, other, "apart"))
+        assert inside(engine, box, f"ping -c 1 -W 5 {gateway}") or fetch(
+            address(engine, box, "apart"), 80
+        )
 
 
 def test_options_of_a_network(engine: Engine, outside: Namespace) -> None:
@@ -393,6 +412,77 @@ def test_more_endpoints_than_a_bridge_holds(engine: Engine) -> None:
     engine.networks.remove("wide")
     with netlink.Socket() as kernel:
         assert not [link for link in kernel.links() if link.kind == "bridge"]
+
+
+def test_further_link_local_addresses(engine: Engine) -> None:
+    engine.networks.create({"Name": "net"})
+    endpoint = {"IPAMConfig": {"LinkLocalIPs": ["169.254.8.8", "fe80::8"]}}
+    box = start(engine, "sleep 100", "net", endpoint=endpoint)
+    shown = inside(engine, box, "ip addr show eth0")
+    assert "169.254.8.8/16" in shown and "fe80::8/64" in shown
+    with pytest.raises(InvalidParameter, match="invalid link-local IP address"):
+        create(engine, "true", "net", endpoint={"IPAMConfig": {"LinkLocalIPs": ["nine"]}})
+
+
+@pytest.fixture
+def second_machine() -> Iterator[Namespace]:
+    """One more machine, on a wire of its own with the host."""
+    with Namespace.new() as machine, netlink.Socket() as kernel:
+        kernel.run(netlink.new_veth("wire2", 0, "eth0", peer_namespace=machine.fd))
+        near = kernel.link("wire2")
+        assert near is not None
+        kernel.run(
+            netlink.add_address(near.index, ipaddress.ip_interface("203.0.113.1/24")),
+            netlink.set_up(near.index),
+        )
+        links.prepare(machine)
+        with machine.visit(), netlink.Socket() as other:
+            end = other.link("eth0")
+            assert end is not None
+            other.run(
+                netlink.add_address(end.index, ipaddress.ip_interface("203.0.113.2/24")),
+                netlink.set_up(end.index),
+                netlink.add_route(end.index, ipaddress.ip_address("203.0.113.1")),
+            )
+        yield machine
+        kernel.run(netlink.delete_link("wire2"))
+
+
+def test_a_host_that_was_no_router_is_none_for_others(
+    root: Path, busybox: Path, outside: Namespace, second_machine: Namespace
+) -> None:
+    forward = Path("/proc/sys/net/ipv4/ip_forward")
+    before = forward.read_text()
+
+    def passes() -> bool:
+        with outside.visit():
+            return not subprocess.run(
+                ["busybox", "ping", "-c", "1", "-W", "1", "203.0.113.2"], capture_output=True
+            ).returncode
+
+    try:
+        forward.write_text("1")
+        assert passes()
+        forward.write_text("0")
+        assert not passes()
+        with Engine(root) as engine:
+            engine.images.import_(io.BytesIO(busybox_tar()), "busybox")
+            serve(engine, "web", PortBindings={"80/tcp": [{"HostPort": "8083"}]})
+            assert forward.read_text().strip() == "1"
+            for machine, host in ((outside, HOST), (second_machine, "203.0.113.1")):
+                with machine.visit():
+                    assert fetch(host, 8083) == "web"
+            assert not passes()
+        # The next engine knows that it was this one.
+        with Engine(root) as engine:
+            assert not passes()
+            assert inside(engine, "web", "ping -c 1 -W 5 203.0.113.2")
+            engine.containers.remove("web", force=True)
+            engine.shutdown_keeper()
+        assert forward.read_text().strip() == "0"
+        assert leftovers() == (["wire2"], "")
+    finally:
+        forward.write_text(before)
 
 
 def test_macvlan_where_the_kernel_has_it_and_ipvlan_too(engine: Engine, outside: Namespace) -> None:

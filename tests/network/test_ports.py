@@ -6,14 +6,13 @@ import socket
 
 import pytest
 
-from tiffin.errors import InvalidParameter, TiffinError
+from tiffin.errors import InvalidParameter, TiffinError, Unsupported
 from tiffin.network.ports import Wanted, hold, wanted
 
 
 def close(held: object) -> None:
     for _, sock in held:  # type: ignore[attr-defined]
-        if sock is not None:
-            sock.close()
+        sock.close()
 
 
 def test_all_exposed_ports_are_published_when_asked_for() -> None:
@@ -74,9 +73,16 @@ def test_a_free_port_is_the_same_in_both_families() -> None:
     close(held)
 
 
-def test_what_the_host_can_not_bind_is_taken_once_all_the_same() -> None:
+def test_what_the_kernel_does_not_know_is_refused_by_name() -> None:
     want = Wanted("sctp", 80, ("0.0.0.0",), 9000, 9000)
-    ((port, sock),) = hold(want, set())
-    assert sock is None
-    with pytest.raises(TiffinError, match="port is already allocated"):
-        hold(want, {("sctp", port.host_address, port.host_port)})
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        for first in (9000, 0):
+            with pytest.raises(Unsupported, match="no SCTP"):
+                hold(Wanted("sctp", 80, ("0.0.0.0",), first, first), set())
+        return
+    held = hold(want, set())
+    with pytest.raises(TiffinError, match="already in use"):
+        hold(want, set())
+    close(held)

@@ -21,8 +21,8 @@ from tiffin.network.porter.client import Message
 from tiffin.network.porter.server import DESCRIPTORS
 from tiffin.network.settings import Endpoint, Port
 
-Held = list[tuple[Port, socket.socket | None]]
-"""Published ports with the sockets that hold them, where they can be held."""
+Held = list[tuple[Port, socket.socket]]
+"""Published ports with the sockets that hold them."""
 Joined = Sequence[tuple[Network, Endpoint]]
 """A container's places in networks."""
 
@@ -81,9 +81,8 @@ def hold(container: str, held: Held, target: str) -> list[Message]:
     """Hold published ports, instead of those before; ``target`` is the address to lead to."""
     rows, fds = [], []
     for port, sock in held:
-        if sock is not None:
-            rows.append([port.protocol, target, port.container_port])
-            fds.append(sock.detach())
+        rows.append([port.protocol, target, port.container_port])
+        fds.append(sock.detach())
     return [
         (
             {

@@ -19,6 +19,7 @@ from tiffin.errors import TiffinError, Unsupported
 from tiffin.network import briefing, firewall, links, ports
 from tiffin.network.briefing import Held
 from tiffin.network.departures import Departure, Departures
+from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network
 from tiffin.network.namespace import Namespace
 from tiffin.network.plans import Place, SandboxPlan, is_named, publishes
@@ -41,7 +42,8 @@ class Fabric:
         self._links = links.Links(mark)
         self._firewall = firewall.Firewall(mark, self._elements)
         self._porter = PorterClient(root, self._sandboxes, self._restore)
-        self.realm = Realm(mark, self.ledger, self._links, self._firewall)
+        self._forwarding = Forwarding(root / "network")
+        self.realm = Realm(mark, self.ledger, self._links, self._firewall, self._forwarding)
         self._departures = Departures(self.ledger, self._unrule)
         # Of running containers: the first process, and what it has of networks.
         self._pids: dict[str, int] = {}
@@ -104,6 +106,8 @@ class Fabric:
             self._firewall.prepare()
         try:
             held = self._hold(plan.ports)
+        except Unsupported:
+            raise
         except TiffinError as error:
             raise TiffinError(
                 "driver failed programming external connectivity on endpoint "
@@ -370,7 +374,7 @@ class Fabric:
         if not alive:
             if swept:
                 try:
-                    self._firewall.remove()
+                    self._clear()
                 except Unsupported:
                     # Then there is no table either.
                     pass
@@ -470,11 +474,17 @@ class Fabric:
         if idle:
             self.realm.take_down()
             if self._firewall.installed:
-                self._firewall.remove()
+                self._clear()
         self._links.close()
+
+    def _clear(self) -> None:
+        """Nothing runs: no rules are needed, unless the host forwards on this engine's account."""
+        if self._forwarding.switch_off():
+            self._firewall.remove()
+        else:
+            self._firewall.install()
 
 
 def _release(held: Held) -> None:
     for _, sock in held:
-        if sock is not None:
-            sock.close()
+        sock.close()

@@ -9,6 +9,11 @@ published port and with thousands.
   what was sent to a published port, and what comes from the same network (``within``). So networks
   do not see each other, and nobody routes past the published ports.
 - Out of an ``internal`` one nothing is forwarded.
+- Those at one bridge of ``apart`` do not see each other (its ports are isolated); what they send to
+  published ports of the host is not redirected: where bridged packets pass the rules too
+  (br_netfilter), they would be sent straight from port to port, which is cut off. The porter, which
+  holds the port, carries it.
+- Between ``foreign`` interfaces nothing passes (:mod:`tiffin.network.forwarding`).
 - What leaves a ``masquerade…`` subnet for elsewhere gets the host's address; so does what comes
   back into the subnet that it was sent from (``hairpin…``), since the answer must pass the host,
   and what the host sent from 127.0.0.1: the interfaces accept such addresses
@@ -40,6 +45,9 @@ _INSTEAD = "use --network none or --network host instead"
 _RULES = """
   set bridges {{ type ifname; }}
   set internal {{ type ifname; }}
+  set apart {{ type ifname; }}
+  set foreign4 {{ type ifname; }}
+  set foreign6 {{ type ifname; }}
   set within {{ type ifname . ifname; }}
   set masquerade4 {{ type ipv4_addr; flags interval; }}
   set masquerade6 {{ type ipv6_addr; flags interval; }}
@@ -62,6 +70,7 @@ _RULES = """
   }}
   chain arriving {{
     type nat hook prerouting priority -100; policy accept;
+    iifname @apart return
     fib daddr type local jump publish
   }}
   chain own {{
@@ -87,6 +96,8 @@ _RULES = """
     iifname . oifname @within accept
     oifname @bridges drop
     iifname @internal drop
+    meta nfproto ipv4 iifname @foreign4 oifname @foreign4 drop
+    meta nfproto ipv6 iifname @foreign6 oifname @foreign6 drop
   }}
 """
 
@@ -287,6 +298,8 @@ def bridge_elements(
     elements: list[Element] = [("bridges", name) for name in names]
     if icc:
         elements += [("within", f"{one} . {other}") for one in names for other in names]
+    else:
+        elements += [("apart", name) for name in names]
     if internal:
         elements += [("internal", name) for name in names]
     for subnet in subnets:

@@ -207,6 +207,9 @@ class Ledger:
                         endpoint.ipv4 = text
                     else:
                         endpoint.ipv6 = text
+                endpoint.link_local = [
+                    f"{address}/{64 if ':' in address else 16}" for address in asked.link_local
+                ]
                 first = got[0][1] if got else None
                 endpoint.mac = asked.mac or mac_address(first, secrets.token_bytes(4))
                 self._database.execute(

@@ -185,11 +185,15 @@ class Links:
         key = f"{network.id} {len(bridges)}"
         name = self._name("b", key)
         index = self._make_bridge(network, name)
-        pair = netlink.new_veth(
-            self._name("x", key), bridges[0][0], self._name("y", key), mtu=network.settings.mtu
-        )
-        kernel = self._kernel()
-        kernel.run(pair, netlink.set_master(self._name("y", key), index))
+        near, far = self._name("x", key), self._name("y", key)
+        requests = [
+            netlink.new_veth(near, bridges[0][0], far, mtu=network.settings.mtu),
+            netlink.set_master(far, index),
+        ]
+        if not network.settings.icc:
+            # Those of the further bridge reach the first one's gateway, and nobody at its ports.
+            requests.append(netlink.set_port(near, isolated=True, hairpin=False))
+        self._kernel().run(*requests)
         write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
         bridge = (index, name, set[str]())
         bridges.append(bridge)
@@ -222,7 +226,8 @@ class Links:
                 self._plug_parent(network, endpoint, namespace)
             after = len(self._bridges.get(network.id, ()))
         with namespace.visit():
-            if not endpoint.ipv6:
+            further = [ipaddress.ip_interface(text) for text in endpoint.link_local]
+            if not endpoint.ipv6 and not any(one.version == 6 for one in further):
                 write_sysctls([(f"ipv6/conf/{endpoint.interface}/disable_ipv6", "1")])
             with netlink.Socket() as inside:
                 link = inside.link(endpoint.interface)
@@ -231,7 +236,10 @@ class Links:
                         f"interface {endpoint.interface} is not where it was made: try again"
                     )
                 inside.run(
-                    *(netlink.add_address(link.index, one) for one in endpoint.interfaces),
+                    *(
+                        netlink.add_address(link.index, one)
+                        for one in [*endpoint.interfaces, *further]
+                    ),
                     netlink.set_up(link.index),
                 )
         return after > before
@@ -443,36 +451,6 @@ def make_room_for_neighbours() -> None:
                 return
             if present < least:
                 write_sysctls([(f"{family}/neigh/default/{name}", str(least))])
-
-
-def allow_forwarding(*, ipv6: bool) -> None:
-    """Let the host pass packets on, as it must for containers to be reached.
-
-    With IPv6 the kernel stops to listen to routers where it forwards; interfaces that did are told
-    to go on.
-    """
-    with open("/proc/sys/net/ipv4/ip_forward") as file:
-        if file.read().strip() != "1":
-            write_sysctls([("ipv4/ip_forward", "1")])
-    if not ipv6:
-        return
-    try:
-        with open("/proc/sys/net/ipv6/conf/all/forwarding") as file:
-            if file.read().strip() == "1":
-                return
-    except FileNotFoundError as error:
-        raise Unsupported("this host has no IPv6: leave out --ipv6") from error
-    with netlink.Socket() as kernel:
-        names = [link.name for link in kernel.links()]
-    for name in names:
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/{name}/accept_ra") as file:
-                listens = file.read().strip() == "1"
-        except FileNotFoundError:
-            continue
-        if listens:
-            write_sysctls([(f"ipv6/conf/{name}/accept_ra", "2")])
-    write_sysctls([("ipv6/conf/all/forwarding", "1")])
 
 
 def _explained(error: OSError, kind: str) -> TiffinError:

@@ -17,12 +17,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiffin.errors import InvalidParameter, TiffinError
+from tiffin.errors import InvalidParameter, TiffinError, Unsupported
 from tiffin.network.settings import Port
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 _TRIES = 64
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,11 @@ def show(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def hold(one: Wanted, taken: set[tuple[str, str, int]]) -> list[tuple[Port, socket.socket | None]]:
+def hold(one: Wanted, taken: set[tuple[str, str, int]]) -> list[tuple[Port, socket.socket]]:
     """Bind a free port at all of its addresses.
 
-    ``taken`` are (protocol, address, port) of this engine, for protocols that the host can't bind.
-    Raises TiffinError in Docker's words if the port is in use.
+    ``taken`` are (protocol, address, port) of this engine. Raises TiffinError in Docker's words if
+    the port is in use, and Unsupported where the kernel has no such protocol.
     """
     if one.first:
         error: TiffinError | None = None
@@ -117,6 +121,8 @@ def hold(one: Wanted, taken: set[tuple[str, str, int]]) -> list[tuple[Port, sock
     for _ in range(_TRIES):
         try:
             return _hold_one(one, _free_port(one), taken)
+        except OSError as error:
+            raise _refusal(one, one.addresses[0], 0, error) from error
         except TiffinError:
             # Free at the first of the addresses, in use at another.
             continue
@@ -127,19 +133,16 @@ def _free_port(one: Wanted) -> int:
     address = one.addresses[0]
     with socket.socket(
         socket.AF_INET6 if ":" in address else socket.AF_INET,
-        _KINDS.get(one.protocol, socket.SOCK_STREAM),
+        *_KINDS[one.protocol],
     ) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError as error:
-            raise _refusal(one, address, 0, error) from error
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 def _hold_one(
     one: Wanted, number: int, taken: set[tuple[str, str, int]]
-) -> list[tuple[Port, socket.socket | None]]:
-    held: list[tuple[Port, socket.socket | None]] = []
+) -> list[tuple[Port, socket.socket]]:
+    held: list[tuple[Port, socket.socket]] = []
     try:
         for address in one.addresses:
             any_address = "::" if ":" in address else "0.0.0.0"
@@ -157,13 +160,17 @@ def _hold_one(
                 raise _refusal(one, address, number, error) from error
     except BaseException:
         for _, sock in held:
-            if sock is not None:
-                sock.close()
+            sock.close()
         raise
     return held
 
 
 def _refusal(one: Wanted, address: str, number: int, error: OSError) -> TiffinError:
+    if error.errno == errno.EPROTONOSUPPORT:
+        return Unsupported(
+            f"port {one.container_port}/{one.protocol} can't be published: this kernel has no "
+            f"{one.protocol.upper()} (CONFIG_IP_SCTP)"
+        )
     if error.errno == errno.EADDRINUSE:
         return TiffinError(
             f"failed to bind host port for {show(address, number)}:{one.container_port}"
@@ -175,16 +182,14 @@ def _refusal(one: Wanted, address: str, number: int, error: OSError) -> TiffinEr
     )
 
 
-def bind(port: Port) -> socket.socket | None:
-    """The socket that holds a port; None for a protocol that the host can't bind (SCTP).
+def bind(port: Port) -> socket.socket:
+    """The socket that holds a port.
 
-    Raises OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES.
+    Raises OSError: EADDRINUSE, EADDRNOTAVAIL, EACCES, EPROTONOSUPPORT.
     """
-    kind = _KINDS.get(port.protocol)
-    if kind is None:
-        return None
+    kind, protocol = _KINDS[port.protocol]
     family = socket.AF_INET6 if ":" in port.host_address else socket.AF_INET
-    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

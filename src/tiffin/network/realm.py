@@ -10,6 +10,7 @@ import threading
 
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.network import addresses, firewall, links
+from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network, pools_taken
 from tiffin.network.namespace import Namespace
 from tiffin.network.settings import BRIDGE_NAME, DEFAULT_BRIDGE, NetworkSettings
@@ -23,12 +24,18 @@ class Realm:
     """The networks of one root. Usable from any thread."""
 
     def __init__(
-        self, mark: str, ledger: Ledger, made: links.Links, wall: firewall.Firewall
+        self,
+        mark: str,
+        ledger: Ledger,
+        made: links.Links,
+        wall: firewall.Firewall,
+        forwarding: Forwarding,
     ) -> None:
         self._mark = mark
         self._ledger = ledger
         self._links = made
         self._firewall = wall
+        self._forwarding = forwarding
         self._up: set[str] = set()
         self._lock = threading.RLock()
 
@@ -99,11 +106,13 @@ class Realm:
                 return
             if network.settings.options.get(DEFAULT_BRIDGE):
                 self._claim_default(network)
-            links.allow_forwarding(ipv6=network.subnet(6) is not None)
+            ipv6 = network.subnet(6) is not None
+            guard = self._forwarding.plan(ipv6=ipv6)
             self._links.up(network)
             self._up.add(network.id)
             try:
-                self._firewall.change(self.elements_of(network))
+                self._firewall.change([*guard, *self.elements_of(network)])
+                self._forwarding.switch_on(ipv6=ipv6)
             except BaseException:
                 self._up.discard(network.id)
                 self._links.down(network)
@@ -162,7 +171,7 @@ class Realm:
 
     def elements(self) -> list[firewall.Element]:
         """What the firewall holds of all networks that are up."""
-        return [
+        return self._forwarding.elements() + [
             element
             for network in self._ledger.networks()
             if network.id in self._up

@@ -80,6 +80,7 @@ class Asked(msgspec.Struct):
     links: list[str] = []
     options: dict[str, str] = {}
     priority: int = 0
+    link_local: list[str] = []
 
     @classmethod
     def of_request(cls, body: dict[str, Any] | None) -> Asked:
@@ -94,7 +95,13 @@ class Asked(msgspec.Struct):
             list(body.get("Links") or []),
             dict(body.get("DriverOpts") or {}),
             int(body.get("GwPriority") or 0),
+            list(ipam.get("LinkLocalIPs") or []),
         )
+        for text in asked.link_local:
+            try:
+                ipaddress.ip_address(text)
+            except ValueError as error:
+                raise InvalidParameter(f"invalid link-local IP address: {text}") from error
         for text, version in ((asked.ipv4, 4), (asked.ipv6, 6)):
             if text:
                 try:
@@ -121,6 +128,8 @@ class Endpoint(msgspec.Struct):
     ipv6: str = ""
     names: list[str] = []
     """What it is called in the network."""
+    link_local: list[str] = []
+    """Further addresses, which nobody keeps account of; with the prefix length."""
 
     @property
     def interfaces(self) -> list[Interface]:
