@@ -91,10 +91,6 @@ class Materials:
         """A tar of one static busybox with links to it."""
         return self._made("busybox-2.tar", _busybox)
 
-    def tools(self, pack: Callable[[Path], None]) -> Path:
-        """A tar with iperf3 and Python, out of this machine's files; ``pack`` writes it."""
-        return self._made("tools.tar", pack)
-
     def debian(self) -> Path:
         """A tar of a small Debian with Python, make and gcc."""
 

@@ -11,6 +11,7 @@ import os
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,12 +32,12 @@ MANY = 1010
 """More than one bridge takes."""
 BYTES = 1 << 30
 ROUND_TRIPS = 10_000
-PORT = 5201
+PORT, TRIPS = 5201, 7000
 _HOST, _OUTSIDE = "198.51.100.1", "198.51.100.2"
 
-_ANSWER = """
+_ANSWER = f"""
 import socket
-s = socket.create_server(("0.0.0.0", 7000))
+s = socket.create_server(("0.0.0.0", {TRIPS}))
 while True:
     c, _ = s.accept()
     c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -45,7 +46,7 @@ while True:
 """
 _ASK = f"""
 import socket, sys, time
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s = socket.create_connection((sys.argv[1], {TRIPS}))
 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 for count in (500, {ROUND_TRIPS}):
     start = time.perf_counter()
@@ -238,16 +239,16 @@ def _output(words: list[str]) -> str:
     return done.stdout
 
 
-def _iperf(run: Callable[[list[str]], str], address: str, port: int) -> float:
+def _iperf(where: list[str], address: str) -> float:
     """Seconds for BYTES, from the client to the server; tried until the server listens."""
-    words = ["iperf3", "-c", address, "-p", str(port), "-n", str(BYTES), "-J"]
-    report = json.loads(_retry(lambda: run(words)))
+    words = [*where, "iperf3", "-c", address, "-p", str(PORT), "-n", str(BYTES), "-J"]
+    report = json.loads(_retry(lambda: _output(words)))
     return BYTES * 8 / float(report["end"]["sum_received"]["bits_per_second"])
 
 
-def _round_trip(run: Callable[[list[str]], str], address: str, port: int) -> float:
-    words = ["python3", "-c", _ASK, address, str(port)]
-    return float(_retry(lambda: run(words)))
+def _round_trip(where: list[str], address: str) -> float:
+    words = [*where, sys.executable, "-c", _ASK, address]
+    return float(_retry(lambda: _output(words)))
 
 
 def _retry(work: Callable[[], Output]) -> Output:
@@ -261,49 +262,52 @@ def _retry(work: Callable[[], Output]) -> Output:
             time.sleep(0.2)
 
 
+def _start(stack: ExitStack, words: list[str]) -> None:
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+
+
 @contextmanager
 def throughput(stage: Stage) -> Iterator[list[Comparison]]:
-    """iperf3 and round trips between two containers of a network, and through a published port."""
+    """iperf3 and round trips between two containers of a network, and through a published port.
 
-    def pack(target: Path) -> None:
-        words = ("image", "pack", "-o", str(target), "tools", "iperf3", "python3", "busybox")
-        stage.engines[0].clients[0](*words)
-
-    tools = stage.materials.tools(pack)
+    The programs run in the containers' networks, and else beside each other: in the engines' own
+    control groups their shares of the processors would depend on what else runs in those.
+    """
+    stage.ensure("busybox")
     sides = []
     with ExitStack() as stack:
         for engine in _with_api(stage):
             client = engine.clients[-1]
-            if not client("images", "-q", "tools").strip():
-                client("import", str(tools), "tools")
             client("network", "create", NETWORK)
             stack.callback(client, "network", "rm", NETWORK)
-            for name, words in (
-                ("streams", ["iperf3", "-s", "-p", str(PORT)]),
-                ("trips", ["python3", "-c", _ANSWER]),
-                ("asker", ["sleep", "100000"]),
+            inside = {}
+            for name, publish in (
+                ("server", ["-p", f"{PORT}:{PORT}", "-p", f"{TRIPS}:{TRIPS}"]),
+                ("asker", []),
             ):
-                port = {"streams": PORT, "trips": 7000}.get(name)
-                publish = ["-p", f"{port}:{port}"] if port else []
-                options = ["--name", name, "--network", NETWORK, "--init", *publish]
-                client("run", "-d", *options, "tools", *words)
+                options = ["--name", name, "--network", NETWORK, *publish]
+                client("run", "-d", *options, "busybox", "sleep", "100000")
                 stack.callback(client, "rm", "-f", name)
+                pid = client("inspect", "-f", "{{.State.Pid}}", name).strip()
+                inside[name] = ["nsenter", "-n", "-t", pid]
+            template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+            address = client("inspect", "-f", template, "server").strip()
+            _start(stack, [*inside["server"], "iperf3", "-s", "-p", str(PORT)])
+            _start(stack, [*inside["server"], sys.executable, "-c", _ANSWER])
             outside = stack.enter_context(_outside(engine))
 
             def measure(
-                inside: Callable[..., str] = client, outside: list[str] = outside
+                neighbour: list[str] = inside["asker"],
+                outside: list[str] = outside,
+                address: str = address,
             ) -> dict[str, float]:
-                def there(command: list[str]) -> str:
-                    return _output([*outside, *command])
-
-                def neighbour(command: list[str]) -> str:
-                    return inside("exec", "asker", *command)
-
                 return {
-                    "between": _iperf(neighbour, "streams", PORT),
-                    "trip": _round_trip(neighbour, "trips", 7000),
-                    "port": _iperf(there, _HOST, PORT),
-                    "port-trip": _round_trip(there, _HOST, 7000),
+                    "between": _iperf(neighbour, address),
+                    "trip": _round_trip(neighbour, address),
+                    "port": _iperf(outside, _HOST),
+                    "port-trip": _round_trip(outside, _HOST),
                 }
 
             sides.append(Side(engine.name, _api_role(engine), measure))

@@ -59,7 +59,7 @@ _RULES = """
   map published6_any {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
   chain guard {{
     type filter hook prerouting priority raw; policy accept;
-    iifname @bridges ip daddr 127.0.0.0/8 drop
+    ip daddr 127.0.0.0/8 iifname @bridges drop
   }}
   chain publish {{
     dnat ip to ip daddr . meta l4proto . th dport map @published4
