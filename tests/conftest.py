@@ -21,7 +21,7 @@ from tiffin.network import netlink
 APPLETS = (
     "sh ls cat echo sleep true false touch rm mkdir id pwd env hostname dd ps mount umount ln stat "
     "chmod chown mv cp head tail wc grep sed seq yes kill test tty stty printf find du df mknod "
-    "ping rmdir readlink od sort uniq tr cut date uname who whoami ip nc httpd wget nslookup ping"
+    "ping rmdir readlink od sort uniq tr cut date uname who whoami ip nc httpd wget nslookup"
 ).split()
 
 

@@ -21,6 +21,8 @@ from urllib.parse import quote
 from conftest import busybox_tar, kill_keeper
 
 SOURCE = Path(__file__).parents[2] / "src"
+OWN_NETWORK = ("unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
+"""What begins a command that is to be on a machine of its own, as far as networks go."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -151,7 +153,7 @@ def dockerd(*, own_network: bool = False) -> Iterator[Peer]:
     """
     home = _home()
     command = [
-        *("unshare", "-n", "dockerd", "--data-root", str(home / "data")),
+        *(*OWN_NETWORK, "dockerd", "--data-root", str(home / "data")),
         *("--exec-root", str(home / "exec"), "--pidfile", str(home / "pid")),
         *("-H", f"unix://{home}/docker.sock", "--iptables=false"),
     ]
@@ -164,7 +166,7 @@ def tiffin(*, own_network: bool = False) -> Iterator[Peer]:
     """A tiffin daemon with the image ``busybox``."""
     home = _home()
     command = [
-        *(["unshare", "-n"] if own_network else []),
+        *(OWN_NETWORK if own_network else []),
         *(sys.executable, "-m", "tiffin", "--root", str(home / "root")),
         *("serve", "-H", f"unix://{home}/docker.sock"),
     ]

@@ -9,10 +9,13 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from clients import peers
 
 pytestmark = [pytest.mark.peer, pytest.mark.root]
 
@@ -94,14 +97,69 @@ def compose() -> list[str]:
     return words
 
 
-def run(compose: list[str], peer: Any, folder: Path) -> list[str]:
-    (folder / "compose.yaml").write_text(PROJECT)
+NETWORKED = """
+services:
+  db:
+    image: busybox
+    command: sh -c "echo kept > /d/index.html; exec httpd -f -h /d"
+    healthcheck:
+      {test: ["CMD", "wget", "-q", "-O", "-", "http://localhost/"], interval: 1s, retries: 30}
+    volumes: ["data:/d"]
+    networks: {back: {aliases: [database]}}
+  web:
+    image: busybox
+    command: >-
+      sh -c "mkdir /w; wget -q -O /w/index.html http://database/; exec httpd -f -h /w"
+    depends_on: {db: {condition: service_healthy}}
+    ports: ["127.0.0.1:18093:80"]
+    healthcheck:
+      {test: ["CMD", "wget", "-q", "-O", "-", "http://localhost/"], interval: 1s, retries: 30}
+    networks: [front, back]
+  alone:
+    image: busybox
+    command: sleep 1000
+    networks: [front]
+volumes: {data: {}}
+networks:
+  front: {driver: bridge, ipam: {config: [{subnet: 10.231.7.0/24}]}}
+  back: {internal: true}
+"""
+NETWORK_COMMANDS = (
+    "up -d --wait",
+    "ps -a --format '{{.Service}} {{.State}} {{.Health}}' | sort",
+    "port web 80",
+    "exec -T web wget -q -O - http://db/",
+    "exec -T web wget -q -O - http://database/",
+    "exec -T web sh -c 'nslookup -type=a db | grep -c Name'",
+    "exec -T alone wget -q -O - http://web/",
+    "exec -T alone sh -c 'nslookup -type=a db > /dev/null || exit 3'",
+    "exec -T alone sh -c 'ip -o -4 addr show eth0 | grep -c 10.231.7.'",
+    "stop -t 0 db",
+    "up -d --wait",
+    "exec -T web wget -q -O - http://database/",
+    "up -d --wait --scale alone=3",
+    "exec -T web sh -c 'nslookup -type=a alone | grep -c 10.231.7.'",
+    "down -t 0",
+    "up -d --wait db",
+    "down -t 0 -v",
+    "ps -a -q",
+)
+
+
+def run(
+    compose: list[str],
+    peer: Any,
+    folder: Path,
+    project: str = PROJECT,
+    commands: Sequence[str] = COMMANDS,
+) -> list[str]:
+    (folder / "compose.yaml").write_text(project)
     (folder / "s").write_text("secret\n")
     (folder / "cfg").write_text("config\n")
     (folder / "Dockerfile").write_text("FROM busybox\nRUN echo built > /b\n")
     found = []
     try:
-        for command in COMMANDS:
+        for command in commands:
             done = subprocess.run(
                 f"{' '.join(compose)} -p project {command}",
                 shell=True,
@@ -129,4 +187,20 @@ def test_a_project_lives_its_life(
         folder = tmp_path / peer.name
         folder.mkdir()
         outcomes.append("\n".join(run(compose, peer, folder)))
+    assert outcomes[1] == outcomes[0]
+
+
+def test_services_find_each_other(compose: list[str], tmp_path: Path, busybox: Path) -> None:
+    """Networks, aliases, published ports, volumes and an order by health."""
+    outcomes = []
+    for start in (peers.dockerd, peers.tiffin):
+        with start(own_network=True) as peer:
+            folder = tmp_path / peer.name
+            folder.mkdir()
+            outcomes.append("\n".join(run(compose, peer, folder, NETWORKED, NETWORK_COMMANDS)))
+            assert {row["Name"] for row in peer.request("GET", "/networks")} == {
+                "bridge",
+                "host",
+                "none",
+            }
     assert outcomes[1] == outcomes[0]
