@@ -218,6 +218,18 @@ def counting(busybox: Path, tmp_path: Path) -> Iterator[Engine]:
 WRITE = "dd if=/dev/zero of=/big bs=1M count=20; wc -c < /big"
 
 
+def test_a_volume_takes_no_more_than_its_size(counting: Engine) -> None:
+    counting.volumes.create("small", options={"size": "12M"})
+    host = {**ALONE, "Binds": ["small:/v"]}
+    container = started(counting, "sh", "-c", WRITE.replace("/big", "/v/big"), host=host)
+    counting.containers.wait(container)
+    said = output(counting, container)
+    assert b"No space left on device" in said, said
+    assert 10 * MIB < int(said.split()[-1]) < 12 * MIB + 1
+    counting.containers.remove(container)
+    counting.volumes.remove("small")
+
+
 def test_a_container_takes_no_more_than_its_size(counting: Engine) -> None:
     host = {**ALONE, "StorageOpt": {"size": "12M"}}
     container = started(counting, "sh", "-c", WRITE, host=host)

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import busybox_tar, kill_keeper
 from tiffin.engine import Engine
-from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
+from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError
 
 
 def shell(
@@ -208,6 +208,26 @@ def test_an_image_is_mounted_and_kept(engine: Engine) -> None:
     assert (view["Type"], view["Source"], view["RW"]) == ("image", "second", False)
 
 
+def test_a_folder_of_an_image_is_mounted(engine: Engine) -> None:
+    engine.images.import_(io.BytesIO(busybox_tar()), "second")
+
+    def with_subpath(subpath: str, command: str) -> tuple[int, str]:
+        options = {"Subpath": subpath}
+        return shell(
+            engine, command, Mounts=[mount("image", "/etc2", "second", ImageOptions=options)]
+        )
+
+    assert with_subpath("etc", "ls /etc2; touch /etc2/x 2>/dev/null || echo no") == (
+        0,
+        "group\npasswd\nno\n",
+    )
+    for missing in ("nowhere", "etc/passwd"):
+        with pytest.raises(TiffinError, match=missing):
+            with_subpath(missing, "true")
+    with pytest.raises(InvalidParameter, match="must be relative"):
+        with_subpath("../etc", "true")
+
+
 def test_volumes_from_another_container(engine: Engine) -> None:
     first = engine.containers.create(
         {"Image": "busybox", "Volumes": {"/anon": {}}, "HostConfig": {"Binds": ["named:/n"]}},
@@ -277,7 +297,8 @@ def test_a_bind_volume_is_never_deleted_with_its_volume(engine: Engine, tmp_path
         ({"what": "x"}, InvalidParameter),
         ({"type": "tmpfs"}, InvalidParameter),
         ({"device": "/x"}, InvalidParameter),
-        ({"size": "1m", "type": "tmpfs", "device": "x"}, Unsupported),
+        ({"size": "much"}, InvalidParameter),
+        ({"size": "1m", "type": "tmpfs"}, InvalidParameter),
     ],
 )
 def test_options_that_make_no_sense(

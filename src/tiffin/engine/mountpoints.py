@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tiffin.engine.names import check_volume_name
-from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.errors import InvalidParameter
 
 JSON = dict[str, Any]
 
@@ -141,7 +141,7 @@ def parse_mount(mount: JSON) -> MountPoint:
         point.name = check_volume_name(source) if source else ""
         point.copy = not options.get("NoCopy")
         point.labels = options.get("Labels") or {}
-        point.subpath = _subpath(options.get("Subpath") or "")
+        point.subpath = _subpath(options.get("Subpath") or "", "volume")
         if point.subpath and not point.name:
             raise InvalidParameter(
                 'invalid mount config for type "volume": must not set Subpath when using '
@@ -167,8 +167,7 @@ def parse_mount(mount: JSON) -> MountPoint:
             raise InvalidParameter(
                 'invalid mount config for type "image": field Source must not be empty'
             )
-        if options.get("Subpath"):
-            raise Unsupported("image-subpath can't be used yet: mount the whole image")
+        point.subpath = _subpath(options.get("Subpath") or "", "image")
         # Nothing keeps what would be written to it.
         point.source, point.writable = source, False
     else:
@@ -179,14 +178,14 @@ def parse_mount(mount: JSON) -> MountPoint:
     return point
 
 
-def _subpath(text: str) -> str:
+def _subpath(text: str, kind: str) -> str:
     if not text:
         return ""
     normal = posixpath.normpath(text)
     if normal.startswith(("/", "../")) or normal == "..":
         raise InvalidParameter(
-            f'invalid mount config for type "volume": the subpath {text!r} must be relative, and '
-            "stay in the volume"
+            f'invalid mount config for type "{kind}": the subpath {text!r} must be relative, and '
+            f"stay in the {kind}"
         )
     return normal
 

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
+from tiffin.engine.logdrivers import parse_size
 from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.linux import mounts as mounting
-from tiffin.linux import syscalls
+from tiffin.linux import quota, syscalls
 from tiffin.store.database import Database, Row
 
 JSON = dict[str, Any]
@@ -96,6 +97,12 @@ class Volumes:
         if not self.exists(name):
             self.path(name).mkdir(parents=True, exist_ok=True)
             self.path(name).chmod(0o755)
+            if "size" in options:
+                try:
+                    _limit(self.path(name), parse_size(options["size"]) or 0)
+                except BaseException:
+                    self.discard(name)
+                    raise
             try:
                 self._database.execute(
                     "INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?)",
@@ -140,6 +147,7 @@ class Volumes:
     def _mount(self, name: str, user: str) -> None:
         """Mount a volume that has options, for one more user. Raises InvalidParameter."""
         options = json.loads(self._row(name)["options"])
+        options.pop("size", None)
         if not options:
             return
         with self._lock:
@@ -252,7 +260,14 @@ class Volumes:
             os.rename(self._root.volumes / name, trash)
         except FileNotFoundError:
             return
+        project = 0
+        with suppress(OSError):
+            # A file system without projects has none.
+            project = quota.project_of(trash / "_data")
         shutil.rmtree(trash)
+        if project >= quota.FIRST:
+            with suppress(OSError):
+                quota.limit(self._root.volumes, project, 0)
 
     def sweep(self) -> None:
         """At start-up: delete folders that a killed process left without a row."""
@@ -292,23 +307,33 @@ class Volumes:
         return {"VolumesDeleted": removed, "SpaceReclaimed": space}
 
 
-_OPTIONS = ("type", "device", "o")
+_OPTIONS = ("type", "device", "o", "size")
 _NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3")
 
 
 def _check_options(options: dict[str, str]) -> None:
     for option in options:
-        if option == "size":
-            raise Unsupported(
-                "the volume option 'size' can't be used yet: it needs quotas; type=tmpfs with "
-                "o=size=… has a size"
-            )
         if option not in _OPTIONS:
             raise InvalidParameter(f'invalid option: "{option}"')
-    if options:
+    if options.keys() - {"size"}:
         for option in ("type", "device"):
             if option not in options and not (option == "type" and _binds(options)):
                 raise InvalidParameter(f'missing required option: "{option}"')
+
+
+def _limit(directory: Path, size: int) -> None:
+    """Let a volume hold so many bytes; raises Unsupported, in Docker's words, without quotas."""
+    project = quota.any_project()
+    try:
+        quota.assign(directory, project)
+        quota.limit(directory, project, size)
+    except OSError as error:
+        if error.errno not in quota.NOT_THERE:
+            raise
+        raise Unsupported(
+            "quota size requested but no quota support: the engine's root must be on xfs with "
+            "'pquota', or ext4 with 'prjquota'; type=tmpfs with o=size=… has a size anywhere"
+        ) from error
 
 
 def _binds(options: dict[str, str]) -> bool:

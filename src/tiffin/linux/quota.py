@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import struct
 from pathlib import Path
 
@@ -33,6 +34,15 @@ _BLOCK = 512
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+FIRST, _PROJECTS = 1 << 24, 1 << 31
+"""The numbers of projects are taken at random, out of so many that nobody meets another, neither
+another root on the same file system, nor Docker, which counts from 1."""
+
+
+def any_project() -> int:
+    """A number that nobody has."""
+    return secrets.randbelow(_PROJECTS) + FIRST
 
 
 def project_of(directory: Path) -> int:

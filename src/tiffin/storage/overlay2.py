@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -52,9 +51,6 @@ from tiffin.storage.shelf import Shelf
 _EXPLICIT = ("index", "metacopy", "redirect_dir")
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_FIRST_PROJECT, _PROJECTS = 1 << 24, 1 << 31
-"""The numbers of projects for quotas are taken at random, out of so many that nobody meets another,
-neither another root on the same file system, nor Docker, which counts from 1."""
 
 
 class Overlay2(StorageDriver):
@@ -129,7 +125,7 @@ class Overlay2(StorageDriver):
         try:
             project = quota.project_of(folder)
             if not project:
-                project = secrets.randbelow(_PROJECTS) + _FIRST_PROJECT
+                project = quota.any_project()
                 # The folder last: who finds it in a project finds the others in it too.
                 for part in (folder / "work", folder / "fs", folder):
                     quota.assign(part, project)
@@ -149,7 +145,7 @@ class Overlay2(StorageDriver):
             # Only what has a limit has a project. A file system without any has none to give back.
             project = quota.project_of(self.home / self._shelf.find(key)[0])
         self._shelf.remove(key)
-        if project >= _FIRST_PROJECT:
+        if project >= quota.FIRST:
             with suppress(OSError):
                 quota.limit(self.home, project, 0)
 
