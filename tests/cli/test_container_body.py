@@ -34,7 +34,7 @@ CASES = [
     "-h host --domainname domain --label a=b --label c busybox",
     "--network none --init --read-only --tmpfs /run:size=4k --tmpfs /tmp busybox",
     "--network host busybox",
-    "--network mine --network-alias a --network-alias b --ip 1.2.3.4 --ip6 ::1 busybox",
+    "--network mine --network-alias a --network-alias b --ip 1.2.3.4 --ip6 ::1 --link-local-ip 169.254.1.1 busybox",
     "--network name=mine,alias=x,ip=1.2.3.4,driver-opt=a=b --network other busybox",
     "--network mine --mac-address 02:42:ac:11:00:02 --link x:y busybox",
     "-p 80:8080 -p 127.0.0.1:53:53/udp -p 8000-8001:9000-9001 -p 70 -P busybox",

@@ -271,7 +271,11 @@ def _network(options: Options, body: dict[str, Any], host: dict[str, Any]) -> No
     first = networks[0][1]
     addresses = {
         field: options[name]
-        for name, field in (("ip", "IPv4Address"), ("ip6", "IPv6Address"))
+        for name, field in (
+            ("ip", "IPv4Address"),
+            ("ip6", "IPv6Address"),
+            ("link-local-ip", "LinkLocalIPs"),
+        )
         if options[name]
     }
     if addresses:

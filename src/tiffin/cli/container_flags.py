@@ -54,6 +54,7 @@ NETWORK = (
     Flag("network-alias", LIST, "One more name of the container in its network"),
     Flag("ip", STRING, "IPv4 address"),
     Flag("ip6", STRING, "IPv6 address"),
+    Flag("link-local-ip", LIST, "Further address of the interface, link-local"),
     Flag("mac-address", STRING, "MAC address"),
     Flag("link", LIST, "Link to another container"),
     Flag("add-host", values.HOSTS, "Add a line to /etc/hosts (name:address)"),

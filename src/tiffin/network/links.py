@@ -321,6 +321,10 @@ class Links:
         """Make the parent if it is ours to make: a VLAN of an interface (``eth0.10``), or, where
         none was given, one that leads nowhere. Raises TiffinError."""
         name = self.parent(network)
+        if name == "lo":
+            raise InvalidParameter(
+                f"loopback interface is not a valid {network.settings.driver} parent link"
+            )
         with self._lock:
             kernel = self._kernel()
             if kernel.link(name) is not None:
