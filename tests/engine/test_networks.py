@@ -925,7 +925,8 @@ def test_networks_go_on_when_the_engine_is_killed(root: Path, busybox: Path) -> 
     assert fetch("127.0.0.1", 8110) == "web"
     assert fetch("::1", 8110) == "web"
     with Engine(root) as engine:
-        assert inside(engine, "box", "wget -q -O - http://web/") == "web\n"
+        # What the porter had not been told yet, the new engine tells it soon.
+        assert eventually(lambda: inside(engine, "box", "wget -q -O - http://web/")) == "web\n"
         eventually(lambda: not engine.containers.inspect("short")["State"]["Running"])
 
         def members() -> list[str]:

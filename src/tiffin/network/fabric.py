@@ -472,9 +472,10 @@ class Fabric:
         self._departures.close()
         self._porter.close(shutdown=idle)
         if idle:
-            self.realm.take_down()
+            # Whoever finds bridges next time looks for rules too, but not the other way round.
             if self._firewall.installed:
                 self._clear()
+            self.realm.take_down()
         self._links.close()
 
     def _clear(self) -> None:

@@ -62,11 +62,7 @@ class Forwarding:
             except FileNotFoundError as error:
                 raise Unsupported("this host has no IPv6: leave out --ipv6") from error
             if not on and version not in self._foreign:
-                with netlink.Socket() as kernel:
-                    names = [link.name for link in kernel.links() if not link.alias]
-                self._foreign[version] = [
-                    name for name in names if name != "lo" and not name.startswith("tf")
-                ]
+                self._foreign[version] = _strange()
         added = [element for element in self.elements() if element not in before]
         if added or self._foreign:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,14 +95,25 @@ class Forwarding:
         need it. Whether there is nothing to guard any more."""
         if not self._foreign:
             return True
-        with netlink.Socket() as kernel:
-            names = {link.name for link in kernel.links()} - {"lo"}
+        names = set(_strange())
         if any(names - set(foreign) for foreign in self._foreign.values()):
             return False
         write_sysctls([(_V4 if version == "4" else _V6, "0") for version in self._foreign])
         self._foreign = {}
         self._file.unlink(missing_ok=True)
         return True
+
+
+def _strange() -> list[str]:
+    """The interfaces that are not ours."""
+    with netlink.Socket() as kernel:
+        return [
+            link.name
+            for link in kernel.links()
+            if link.name != "lo"
+            and not link.alias.startswith("tiffin ")
+            and not (link.kind == "veth" and link.name.startswith("tf"))
+        ]
 
 
 def _text(name: str) -> str:

@@ -208,6 +208,20 @@ class Links:
             links = [self._name("x", f"{network.id} {number}") for number in range(1, len(names))]
             kernel.run(*(netlink.delete_link(name) for name in [*links, *names]))
 
+    def clear(self) -> None:
+        """Remove the bridges of all networks."""
+        with self._lock:
+            self._bridges.clear()
+            kernel = self._kernel()
+            doomed = [
+                link.name
+                for link in kernel.links()
+                if link.name.startswith(f"{self._prefix}x")
+                or (link.kind == "bridge" and link.alias.startswith(f"tiffin {self._mark} "))
+            ]
+            if doomed:
+                kernel.run(*(netlink.delete_link(name) for name in doomed))
+
     # -- endpoints --------------------------------------------------------------------------
 
     def plug(

@@ -187,9 +187,7 @@ class Realm:
                     self._up.add(network.id)
 
     def take_down(self) -> None:
-        """Remove every bridge; nothing runs any more."""
+        """Remove every bridge, also those of an engine that was killed; nothing runs any more."""
         with self._lock:
-            for network in self._ledger.networks():
-                if network.id in self._up and network.settings.driver == "bridge":
-                    self._links.down(network)
+            self._links.clear()
             self._up.clear()
