@@ -454,7 +454,10 @@ class Fabric:
         opening = self._namespaces.get(container)
         if opening is not None:
             return opening.copy()
-        return Namespace.of_process(self._pids[container])
+        pid = self._pids.get(container)
+        if pid is None:
+            raise ProcessLookupError("it has just ended")
+        return Namespace.of_process(pid)
 
     @staticmethod
     def _hold_again(published: list[Port]) -> Held:
