@@ -1,4 +1,4 @@
-"""Everyday commands by the same docker CLI, and a crowd of clients: cases beside ``cases``."""
+"""Everyday commands by the same docker CLI, and a crowd of clients (issue 8)."""
 
 from __future__ import annotations
 

@@ -12,12 +12,14 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from tiffin.engine.trees import open_in
-from tiffin.errors import CorruptArchive, InvalidParameter, NotFound
+from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.moment import format_moment
+from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.tarreader import Member, TarReader
 
 JSON = dict[str, Any]
 
@@ -260,39 +262,74 @@ def _extract(
     no_overwrite: bool,
     ids: tuple[int, int] | None,
 ) -> None:
-    late: list[tuple[str, tarfile.TarInfo]] = []
-    for info, content in _members(source):
-        name = posixpath.normpath("/" + info.name).lstrip("/")
+    late: list[tuple[str, int]] = []
+    reader = TarReader(_blocks(source))
+    while (member := reader.next()) is not None:
+        entry = member.entry
+        # Bytes that are not content are kept for those who give the tar back.
+        reader.raw.clear()
+        found = os.fsdecode(entry.path)
+        name = posixpath.normpath("/" + found).lstrip("/")
         if not name or name == ".":
+            _skip(reader, member)
             continue
         directory, last = posixpath.split(name)
         parent = _directory(root, f"{base}/{directory}")
         try:
-            _replace(parent, last, info, no_overwrite, name)
-            _create(root, base, parent, last, (info, content), ids)
-            if info.isdir():
-                late.append((f"{base}/{name}", info))
+            _replace(parent, last, entry, no_overwrite, name)
+            if entry.kind is Kind.FILE:
+                _write(parent, last, reader, member)
+            else:
+                _skip(reader, member)
+                _create(root, base, parent, last, entry)
+            if entry.kind is not Kind.HARDLINK:
+                _attributes(parent, last, entry, *(ids or (entry.uid, entry.gid)))
+            if entry.kind is Kind.DIRECTORY:
+                late.append((f"{base}/{name}", entry.mtime_ns))
         finally:
             os.close(parent)
     # Directories get their times when nothing more is put into them.
-    for place, info in reversed(late):
+    for place, moment in reversed(late):
         fd = open_in(root, os.fsencode(place), os.O_RDONLY | os.O_DIRECTORY)
-        os.utime(fd, ns=(_mtime(info), _mtime(info)))
+        os.utime(fd, ns=(moment, moment))
         os.close(fd)
 
 
-Member = tuple[tarfile.TarInfo, BinaryIO | None]
-"""A member of a tar, and its content; that must be read before the next member is asked for."""
+def _blocks(source: BinaryIO) -> Callable[[], memoryview]:
+    """The stream block by block, in one piece of memory: new memory for each costs more than what
+    is done with it."""
+    view = memoryview(bytearray(_BUFFER))
+    into: Callable[[memoryview], int] = source.readinto  # type: ignore[attr-defined]
+
+    def following() -> memoryview:
+        filled = 0
+        while filled < _BUFFER and (size := into(view[filled:])):
+            filled += size
+        return view[:filled]
+
+    return following
 
 
-def _members(source: BinaryIO) -> Iterator[Member]:
+def _skip(reader: TarReader, member: Member) -> None:
+    for _ in reader.content(member.length):
+        continue
+
+
+def _write(parent: int, name: str, reader: TarReader, member: Member) -> None:
+    """A file, with the content that the reader has next."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, member.entry.mode, dir_fd=parent)
     try:
-        with tarfile.open(fileobj=source, mode="r|", bufsize=_BUFFER) as tar:
-            for info in tar:
-                content = tar.extractfile(info) if info.isreg() else None
-                yield info, cast("BinaryIO | None", content)
-    except tarfile.TarError as error:
-        raise CorruptArchive(f"the archive to copy can't be read: {error}") from error
+        stretches = member.stretches
+        for offset, length in stretches if stretches is not None else [(0, member.length)]:
+            for part in reader.content(length):
+                while part:
+                    written = os.pwrite(fd, part, offset)
+                    part, offset = part[written:], offset + written
+        if stretches is not None:
+            os.truncate(fd, member.entry.size)
+    finally:
+        os.close(fd)
 
 
 def _directory(root: int, path: str) -> int:
@@ -311,17 +348,19 @@ def _directory(root: int, path: str) -> int:
         return open_in(root, os.fsencode(path), flags)
 
 
-def _replace(parent: int, name: str, info: tarfile.TarInfo, no_overwrite: bool, full: str) -> None:
+def _replace(parent: int, name: str, entry: Entry, no_overwrite: bool, full: str) -> None:
     try:
         there = os.lstat(name, dir_fd=parent)
     except FileNotFoundError:
         return
     is_directory = stat.S_ISDIR(there.st_mode)
-    if is_directory and info.isdir():
+    coming = entry.kind is Kind.DIRECTORY
+    if is_directory and coming:
         return
-    if no_overwrite and is_directory != info.isdir():
+    if no_overwrite and is_directory != coming:
         kind = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
-        raise InvalidParameter(f'cannot overwrite {kind[0]} "/{full}" with {kind[1]} "{info.name}"')
+        found = os.fsdecode(entry.path)
+        raise InvalidParameter(f'cannot overwrite {kind[0]} "/{full}" with {kind[1]} "{found}"')
     if is_directory:
         _remove_tree(parent, name)
     else:
@@ -341,53 +380,33 @@ def _remove_tree(parent: int, name: str) -> None:
     os.rmdir(name, dir_fd=parent)
 
 
-def _create(
-    root: int,
-    base: str,
-    parent: int,
-    name: str,
-    member: Member,
-    ids: tuple[int, int] | None,
-) -> None:
-    info, content = member
-    uid, gid = ids or (info.uid, info.gid)
-    mode = info.mode & 0o7777
-    if info.isdir():
+def _create(root: int, base: str, parent: int, name: str, entry: Entry) -> None:
+    """Anything but a file."""
+    kind, mode = entry.kind, entry.mode
+    if kind is Kind.DIRECTORY:
         try:
             os.mkdir(name, mode, dir_fd=parent)
         except FileExistsError:
             pass
-    elif info.isreg():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, mode, dir_fd=parent)
-        with open(fd, "wb", buffering=0) as file:
-            while content is not None and (data := content.read(_BUFFER)):
-                file.write(data)
-    elif info.issym():
-        os.symlink(info.linkname, name, dir_fd=parent)
-    elif info.islnk():
-        above, last = posixpath.split(posixpath.normpath(f"{base}/{info.linkname}"))
+    elif kind is Kind.SYMLINK:
+        os.symlink(os.fsdecode(entry.target), name, dir_fd=parent)
+    elif kind is Kind.HARDLINK:
+        above, last = posixpath.split(posixpath.normpath(f"{base}/{os.fsdecode(entry.target)}"))
         other = _directory(root, above)
         try:
             os.link(last, name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(other)
-        return
-    elif info.isfifo():
+    elif kind is Kind.FIFO:
         os.mkfifo(name, mode, dir_fd=parent)
-    elif info.ischr() or info.isblk():
-        kind = stat.S_IFCHR if info.ischr() else stat.S_IFBLK
-        os.mknod(name, mode | kind, os.makedev(info.devmajor, info.devminor), dir_fd=parent)
     else:
-        raise CorruptArchive(f"the archive holds {info.name} of an unknown type {info.type!r}")
-    _attributes(parent, name, info, mode, uid, gid)
+        type_bits = stat.S_IFCHR if kind is Kind.CHARACTER_DEVICE else stat.S_IFBLK
+        os.mknod(name, mode | type_bits, os.makedev(*entry.device), dir_fd=parent)
 
 
-def _attributes(
-    parent: int, name: str, info: tarfile.TarInfo, mode: int, uid: int, gid: int
-) -> None:
-    times = (_mtime(info), _mtime(info))
-    if info.issym():
+def _attributes(parent: int, name: str, entry: Entry, uid: int, gid: int) -> None:
+    times = (entry.mtime_ns, entry.mtime_ns)
+    if entry.kind is Kind.SYMLINK:
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
         return
@@ -395,22 +414,13 @@ def _attributes(
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if stat.S_ISLNK(os.fstat(fd).st_mode):
-            raise InvalidParameter(f"{info.name} was replaced by a symlink while it was copied")
+            found = os.fsdecode(entry.path)
+            raise InvalidParameter(f"{found} was replaced by a symlink while it was copied")
         place = f"/proc/self/fd/{fd}"
         os.chown(place, uid, gid)
-        os.chmod(place, mode)
-        for key, value in info.pax_headers.items():
-            if key.startswith("SCHILY.xattr."):
-                raw = value.encode("utf-8", "surrogateescape")
-                os.setxattr(place, key.removeprefix("SCHILY.xattr."), raw)
+        os.chmod(place, entry.mode)
+        for key, value in (entry.xattrs or {}).items():
+            os.setxattr(place, key, value)
         os.utime(place, ns=times)
     finally:
         os.close(fd)
-
-
-def _mtime(info: tarfile.TarInfo) -> int:
-    text = info.pax_headers.get("mtime")
-    if text:
-        seconds, _, fraction = text.partition(".")
-        return int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
-    return int(info.mtime) * 10**9
