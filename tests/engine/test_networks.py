@@ -917,6 +917,8 @@ def test_networks_go_on_when_the_engine_is_killed(root: Path, busybox: Path) -> 
 
     def work(engine: Engine) -> None:
         serve(engine, "web", "net", PortBindings={"80/tcp": [{"HostPort": "8110"}]})
+        # The porter starts with the first container; what follows it may not be told in time.
+        assert eventually(lambda: fetch_or_nothing("::1", 8110)) == "web"
         start(engine, "while ! nslookup -type=a web; do :; done; sleep 100", "net", name="box")
         start(engine, "sleep 0.1", "net", name="short", PortBindings={"1/tcp": [{}]})
 

@@ -378,14 +378,20 @@ class Fabric:
                 except Unsupported:
                     # Then there is no table either.
                     pass
+            self._meet_porter()
             return []
         for container, (plan, pid) in alive.items():
             self._plans[container], self._pids[container] = plan, pid
         self.realm.resume()
         self._firewall.install()
-        # Whatever is said first tells the porter all the rest too.
-        self._porter.say(briefing.leave(""))
+        self._meet_porter()
         return [key for key, (plan, _) in alive.items() if self._reconcile(key, plan)]
+
+    def _meet_porter(self) -> None:
+        self._porter.begin()
+        if self._plans:
+            # Whatever is said first tells the porter all the rest too.
+            self._porter.say(briefing.leave(""))
 
     def _reconcile(self, container: str, plan: SandboxPlan) -> bool:
         """Take a container out of what it was just being put into, or taken out of, when the

@@ -55,17 +55,23 @@ class PorterClient:
         self._lock = threading.Lock()
         self._synced = threading.Condition(self._lock)
         self._asked = self._done = 0
-        self._closing = False
+        self._begun = self._closing = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._connection: socket.socket | None = None
         self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """All sandboxes are known from now on. What is said before is not passed on: who is met
+        too early would let go of those that he is not told of."""
+        with self._lock:
+            self._begun = True
 
     def say(self, *messages: Message) -> None:
         """Say something, soon and in order."""
         if not messages:
             return
         with self._lock:
-            if self._closing:
+            if self._closing or not self._begun:
                 for _, fds in messages:
                     _close(fds)
                 return
@@ -83,6 +89,8 @@ class PorterClient:
     def sync(self) -> None:
         """Wait until the porter has done what it was told so far, or can't be reached."""
         with self._lock:
+            if not self._begun:
+                return
             self._asked += 1
             number = self._asked
         self.say(({"do": _SYNC}, ()))
