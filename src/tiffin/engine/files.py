@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import posixpath
+import queue
 import stat
 import tarfile
+import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -24,6 +26,7 @@ from tiffin.layer.tarreader import Member, TarReader
 JSON = dict[str, Any]
 
 _BUFFER = 1 << 20
+_RING = 4
 _GO_BITS = (
     (stat.S_ISDIR, 1 << 31),
     (stat.S_ISLNK, 1 << 27),
@@ -262,8 +265,14 @@ def _extract(
     no_overwrite: bool,
     ids: tuple[int, int] | None,
 ) -> None:
+    with _Ahead(source) as ahead:
+        _unpack(root, base, TarReader(ahead.next_block), no_overwrite, ids)
+
+
+def _unpack(
+    root: int, base: str, reader: TarReader, no_overwrite: bool, ids: tuple[int, int] | None
+) -> None:
     late: list[tuple[str, int]] = []
-    reader = TarReader(_blocks(source))
     while (member := reader.next()) is not None:
         entry = member.entry
         # Bytes that are not content are kept for those who give the tar back.
@@ -295,19 +304,67 @@ def _extract(
         os.close(fd)
 
 
-def _blocks(source: BinaryIO) -> Callable[[], memoryview]:
-    """The stream block by block, in one piece of memory: new memory for each costs more than what
-    is done with it."""
-    view = memoryview(bytearray(_BUFFER))
-    into: Callable[[memoryview], int] = source.readinto  # type: ignore[attr-defined]
+class _Ahead:
+    """A stream in blocks, of which the next ones are read while one is written; in a few pieces of
+    memory, since new memory for each costs more than what is done with it.
 
-    def following() -> memoryview:
+    A context manager: leaving it ends the reading. A stream of one block starts no thread.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._into: Callable[[memoryview], int] = source.readinto  # type: ignore[attr-defined]
+        self._view = memoryview(bytearray(_BUFFER))
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[memoryview | BaseException] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._used: memoryview | None = None
+        self._ended = False
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._free.put(None)
+            self._thread.join()
+
+    def _fill(self, view: memoryview) -> memoryview:
         filled = 0
-        while filled < _BUFFER and (size := into(view[filled:])):
+        while filled < _BUFFER and (size := self._into(view[filled:])):
             filled += size
         return view[:filled]
 
-    return following
+    def _run(self) -> None:
+        try:
+            while (view := self._free.get()) is not None:
+                block = self._fill(view)
+                self._full.put(block)
+                if len(block) < _BUFFER:
+                    return
+        except BaseException as error:
+            self._full.put(error)
+
+    def next_block(self) -> memoryview:
+        """The next block, empty at the end; it ends the use of the one before."""
+        if self._ended:
+            return self._view[:0]
+        if self._thread is None and self._used is None:
+            block = self._used = self._fill(self._view)
+        else:
+            if self._thread is None:
+                for _ in range(_RING - 1):
+                    self._free.put(memoryview(bytearray(_BUFFER)))
+                self._thread = threading.Thread(target=self._run, name="cp", daemon=True)
+                self._thread.start()
+            if self._used is not None:
+                self._free.put(self._used)
+            found = self._full.get()
+            if isinstance(found, BaseException):
+                self._ended = True
+                raise found
+            block = self._used = found
+        self._ended = len(block) < _BUFFER
+        return block
 
 
 def _skip(reader: TarReader, member: Member) -> None:
