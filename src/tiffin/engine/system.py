@@ -108,7 +108,11 @@ class System:
             "DriverStatus": [
                 *(list(row) for row in support.features),
                 ["Chosen because", driver.why],
-                *(["Also holds layers", other.name] for other in self._layers.drivers.all()[1:]),
+                *(
+                    ["Also holds layers", other.name]
+                    for other in self._layers.drivers.all()[1:]
+                    if next(iter(other.keys()), None) is not None
+                ),
             ],
             "Plugins": {
                 "Volume": ["local"],

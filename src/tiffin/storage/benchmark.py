@@ -234,7 +234,7 @@ class _Run:
 
     def _shared(self) -> float:
         with self._container("first") as tree, self._container("second") as other:
-            _drop_caches()
+            _forget(other / "large")
             (tree / "large").read_bytes()
             shared = _resident(other / "large")
         self._driver.remove("first")

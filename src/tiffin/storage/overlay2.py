@@ -79,6 +79,7 @@ class Overlay2(Shelved):
             ("Using metacopy", "false"),
             ("Native Overlay Diff", "true"),
             ("userxattr", "false"),
+            ("Quota", "true" if _counts(home.parent) else "false"),
             ("Reflinks", "true" if reflinks else "false"),
         )
         return Support(True, f"the kernel mounts overlayfs on {backing}", features)
@@ -170,6 +171,17 @@ class Overlay2(Shelved):
     def _settings(self) -> tuple[str, ...]:
         """``index=off`` and so on, as far as this kernel knows them."""
         return tuple(f"{name}=off" for name in _EXPLICIT if (_PARAMETERS / name).exists())
+
+
+def _counts(place: Path) -> bool:
+    """Whether the file system has quotas of projects."""
+    try:
+        quota.used(place, 0)
+    except OSError as error:
+        if error.errno not in (*quota.NOT_THERE, errno.ENOENT):
+            raise
+        return error.errno == errno.ENOENT
+    return True
 
 
 def copy_directory_attributes(source: Path, target: Path) -> None:
