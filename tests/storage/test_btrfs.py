@@ -31,21 +31,21 @@ def stack(btrfs_place: Path, tmp_path: Path) -> Iterator[Stack]:
 
 def test_a_size_bounds_what_a_container_writes_and_not_its_image(stack: Stack) -> None:
     driver = stack.driver
-    stack.layer(lambda tree: (tree / "large").write_bytes(os.urandom(40 << 20)))
+    stack.layer(lambda tree: (tree / "large").write_bytes(os.urandom(20 << 20)))
     driver.prepare("small", stack.parent)
     driver.limit("small", 16 << 20)
     driver.prepare("free", stack.parent)
     with stack.mounted("small") as tree:
         (tree / "some").write_bytes(os.urandom(4 << 20))
         with pytest.raises(OSError) as caught, (tree / "much").open("wb") as file:
-            for _ in range(64):
+            for _ in range(40):
                 file.write(os.urandom(1 << 20))
                 file.flush()
                 os.fsync(file.fileno())
         assert caught.value.errno == errno.EDQUOT
-        assert (tree / "large").stat().st_size == 40 << 20
+        assert (tree / "large").stat().st_size == 20 << 20
     with stack.mounted("free") as tree:
-        (tree / "much").write_bytes(os.urandom(32 << 20))
+        (tree / "much").write_bytes(os.urandom(18 << 20))
     assert list((driver.home / "qgroups").iterdir())
     driver.remove("small")
     os.sync()
@@ -53,16 +53,16 @@ def test_a_size_bounds_what_a_container_writes_and_not_its_image(stack: Stack) -
 
 
 def test_a_first_write_to_a_large_file_copies_a_block(stack: Stack) -> None:
-    stack.layer(lambda tree: (tree / "large").write_bytes(os.urandom(64 << 20)))
+    stack.layer(lambda tree: (tree / "large").write_bytes(os.urandom(16 << 20)))
     os.sync()
     before = os.statvfs(stack.driver.home).f_bfree
-    for number in range(20):
+    for number in range(8):
         stack.driver.prepare(f"c{number}", stack.parent)
         with stack.mounted(f"c{number}") as tree, (tree / "large").open("r+b") as file:
             file.write(b"changed")
     os.sync()
     after = os.statvfs(stack.driver.home)
-    assert (before - after.f_bfree) * after.f_frsize < 16 << 20
+    assert (before - after.f_bfree) * after.f_frsize < 8 << 20
 
 
 def test_subvolumes_that_a_container_has_made_go_with_it(stack: Stack) -> None:

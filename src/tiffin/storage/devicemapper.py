@@ -160,9 +160,14 @@ class Devicemapper(Shelved):
                 dm.load(name, "thin", wanted, f"{self._pool_node(pool)} {number}")
                 dm.suspend(name)
                 dm.resume(name)
-        with self._opened(number, wanted) as fd:
-            blocks = wanted * _SECTOR // os.fstatvfs(fd).f_bsize
-            fcntl.ioctl(fd, _RESIZE_EXT4, struct.pack("Q", blocks))
+        with self._opened(number, wanted) as mounted:
+            # What a mount is given as takes no ioctl.
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
+            try:
+                blocks = wanted * _SECTOR // os.fstatvfs(fd).f_bsize
+                fcntl.ioctl(fd, _RESIZE_EXT4, struct.pack("Q", blocks))
+            finally:
+                os.close(fd)
 
     def copy(self, source: str, key: str) -> None:
         origin, sectors = self._device(self._shelf.find(source)[0])
