@@ -13,7 +13,7 @@ import pytest
 
 from conftest import busybox_tar
 from storage.conftest import loop_mounted
-from tiffin import Engine
+from tiffin.engine import Engine
 from tiffin.errors import Conflict, InvalidParameter, Unsupported
 from tiffin.storage import drivers
 
