@@ -8,6 +8,8 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def stack(home: Path, tars: list[bytes]) -> tuple[list[Layer], StackLower]:
 
 def merged_view(layers: list[Layer]) -> StackLower:
     return StackLower(
-        [StackedLayer(layer.index, layer.directory, layer.whiteouts) for layer in layers]
+        [StackedLayer(layer.index, partial(nullcontext, layer.directory)) for layer in layers]
     )
 
 

@@ -596,14 +596,43 @@ def test_ingest_and_collection_at_once(store: LayerStore, tmp_path: Path) -> Non
     assert os.listdir(store.layers_folder) == []
 
 
-def test_a_root_of_another_driver_is_refused_by_name(tmp_path: Path) -> None:
+def test_drivers_live_side_by_side_in_one_root(tmp_path: Path) -> None:
     with Root(tmp_path, Vfs).open() as store:
-        ingest(store, _BASE)
-    with (
-        pytest.raises(InvalidParameter, match="--storage-driver vfs"),
-        Root(tmp_path, Overlay2).open(),
-    ):
-        pass
+        base = ingest(store, _BASE)
+        add_container(store, "old", base)
+        with store.own_directory("old") as directory:
+            (directory / "own").write_text("kept")
+    with Root(tmp_path, Overlay2).open() as store:
+        assert store.get(base.chain_id).driver == "vfs"
+        assert files_in(store, base, tmp_path) == _BASE
+        with tree_of(store, "old", tmp_path) as tree:
+            assert (tree / "own").read_text() == "kept"
+        # A stack stays where it lies; what lies on nothing goes to the driver that was chosen.
+        upper = ingest(store, {"more": "m"}, base)
+        add_container(store, "new", upper)
+        other = ingest(store, {"other": "o"})
+        assert (upper.driver, other.driver) == ("vfs", "overlay2")
+        assert store.holder("new").name == "vfs"
+        assert files_in(store, upper, tmp_path) == {**_BASE, "more": "m"}
+        # The same layer on stacks of both drivers, and one that was staged for the wrong one.
+        mine = ingest(store, {"more": "m"}, other)
+        assert (mine.driver, mine.diff_id) == ("overlay2", upper.diff_id)
+        tar = tar_of({"staged": "s"})
+        staged = store.stage(io.BytesIO(tar), _digest(tar))
+        assert staged is not None
+        placed = store.place(staged, upper.chain_id)
+        assert placed.driver == "vfs"
+        assert files_in(store, placed, tmp_path) == {**_BASE, "more": "m", "staged": "s"}
+        committed = store.commit("old", base.chain_id)
+        assert committed.driver == "vfs"
+    with Root(tmp_path, Overlay2).open() as store:
+        assert files_in(store, mine, tmp_path) == {"other": "o", "more": "m"}
+        assert store.holder("old").name == "vfs"
+        for key in ("old", "new"):
+            remove_container(store, key)
+        store.collect([])
+        assert [list(driver.keys()) for driver in store.drivers.all()] == [[], []]
+        assert os.listdir(store.layers_folder) == []
 
 
 def test_a_start_removes_what_nobody_owns(root: Root) -> None:

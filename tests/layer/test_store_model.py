@@ -83,7 +83,7 @@ class Life(RuleBasedStateMachine):
     def arrive(self, parent: str | None, files: dict[str, str | None], again: bool) -> object:
         if parent not in self.shown:
             with pytest.raises(NotFound):
-                ingest(self.store, files, Layer(parent or "", "", None, "", 0, 0))
+                ingest(self.store, files, Layer(parent or "", "", None, "", "", 0, 0))
             return multiple()
         below = self.layers[parent] if parent else None
         layer = ingest(self.store, files, below)

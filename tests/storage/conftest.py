@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,46 @@ from tiffin.storage.drivers import DRIVERS, home
 
 pytestmark = pytest.mark.root
 
+FILE_SYSTEMS = {"btrfs": "btrfs"}
+"""The drivers that need a file system of their own."""
+SETTINGS = {
+    "devicemapper": {
+        "dm.loopdatasize": "2g",
+        "dm.loopmetadatasize": "64m",
+        "dm.basesize": "192m",
+        "dm.fs": os.environ.get("TIFFIN_TEST_DM_FS", "ext4"),
+    },
+    "zfs": {"zfs.fsname": os.environ.get("TIFFIN_TEST_ZPOOL", "tiffin")},
+}
+OTHER_KERNELS = ("devicemapper", "zfs", "aufs")
 
-@pytest.fixture(params=[driver for driver, _ in DRIVERS], ids=lambda driver: driver.name)
-def driver(request: pytest.FixtureRequest, tmp_path: Path) -> StorageDriver:
-    """Each driver of the table in turn, on an empty root."""
+
+@pytest.fixture(params=[driver for driver, _, _ in DRIVERS], ids=lambda driver: driver.name)
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageDriver]:
+    """Each driver of the table in turn, on an empty root; one that wants a certain file system on
+    a loop-mounted one."""
     kind: type[StorageDriver] = request.param
-    place = home(tmp_path / "root", kind.name)
-    support = kind.probe(place)
+    if kind.name != os.environ.get("TIFFIN_TEST_ONLY", kind.name):
+        pytest.skip("another driver is asked for")
+    base = tmp_path
+    if kind.name in FILE_SYSTEMS:
+        base = request.getfixturevalue(f"{FILE_SYSTEMS[kind.name]}_place") / tmp_path.name
+        base.mkdir()
+    place = home(base / "root", kind.name)
+    settings = SETTINGS.get(kind.name)
+    support = kind.probe(place, settings)
     if not support.works:
-        assert os.environ.get("CI") != "true", support.reason
+        # Those with kernels of their own: tests/vm/run.
+        assert os.environ.get("CI") != "true" or kind.name in OTHER_KERNELS, support.reason
         pytest.skip(support.reason)
-    return kind(place)
+    opened = kind(place, settings)
+    yield opened
+    opened.close()
+    if base != tmp_path or kind.name in OTHER_KERNELS:
+        for key in list(opened.keys()):
+            opened.remove(key)
+        opened.sweep()
+        opened.close()
 
 
 @pytest.fixture
@@ -36,22 +66,41 @@ def stack(driver: StorageDriver, tmp_path: Path) -> Stack:
     return Stack(driver, tmp_path)
 
 
-@pytest.fixture(scope="session", params=["xfs", "btrfs"])
-def reflink_root(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A file system that can share contents between files, in a loop-mounted image."""
-    if shutil.which(f"mkfs.{request.param}") is None:
-        assert os.environ.get("CI") != "true", f"mkfs.{request.param} is missing"
-        pytest.skip(f"mkfs.{request.param} is missing")
-    base = tmp_path_factory.mktemp(request.param)
+@contextmanager
+def loop_mounted(kind: str, base: Path) -> Iterator[Path]:
+    """A file system of that kind in an image; skips where it can't be made."""
+    if shutil.which(f"mkfs.{kind}") is None:
+        assert os.environ.get("CI") != "true", f"mkfs.{kind} is missing"
+        pytest.skip(f"mkfs.{kind} is missing")
     image, point = base / "image", base / "mount"
     with image.open("wb") as file:
-        file.truncate(400 << 20)
+        file.truncate(800 << 20)
     point.mkdir()
-    subprocess.run([f"mkfs.{request.param}", "-q", image], check=True)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, point], check=True)
     try:
         yield point
     finally:
         syscalls.umount(str(point), syscalls.MNT_DETACH)
+
+
+@pytest.fixture(scope="session")
+def btrfs_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A btrfs."""
+    with loop_mounted("btrfs", tmp_path_factory.mktemp("btrfs")) as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def xfs_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An xfs."""
+    with loop_mounted("xfs", tmp_path_factory.mktemp("xfs")) as point:
+        yield point
+
+
+@pytest.fixture(params=["xfs", "btrfs"])
+def reflink_root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of a file system that can share contents between files."""
+    place: Path = request.getfixturevalue(f"{request.param}_place") / tmp_path.name
+    place.mkdir()
+    return place

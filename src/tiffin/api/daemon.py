@@ -125,6 +125,7 @@ def serve(
     *,
     on_demand: bool = False,
     storage_driver: str | None = None,
+    storage_options: Sequence[str] = (),
     ready_fd: int | None = None,
     access: Access | None = None,
 ) -> int:
@@ -141,7 +142,12 @@ def serve(
     announcement = _Announcement(ready_fd)
     try:
         return _serve(
-            root, hosts or (), on_demand, storage_driver, announcement, access or Access()
+            root,
+            hosts or (),
+            on_demand,
+            (storage_driver, storage_options),
+            announcement,
+            access or Access(),
         )
     except TiffinError as error:
         announcement.say(error.message)
@@ -160,12 +166,12 @@ def _serve(
     root: str | os.PathLike[str] | None,
     hosts: Sequence[str],
     on_demand: bool,
-    storage_driver: str | None,
+    storage: tuple[str | None, Sequence[str]],
     announcement: _Announcement,
     access: Access,
 ) -> int:
     seconds = _idle_seconds()
-    with _open(root, on_demand, storage_driver) as engine:
+    with _open(root, on_demand, storage) as engine:
 
         def shutdown(keeper: bool) -> None:
             if keeper:
@@ -203,7 +209,9 @@ def _listen(server: Server, host: str, access: Access) -> None:
 
 
 def _open(
-    root: str | os.PathLike[str] | None, on_demand: bool, storage_driver: str | None
+    root: str | os.PathLike[str] | None,
+    on_demand: bool,
+    storage: tuple[str | None, Sequence[str]],
 ) -> Engine:
     """The engine. A daemon that is just leaving has given up its socket already, and the root in a
     moment: a command that comes right then must not fail, so its daemon waits for that moment."""
@@ -216,7 +224,13 @@ def _open(
     deadline = time.monotonic() + _LEAVING_SECONDS
     while True:
         try:
-            return Engine(place, storage_driver=storage_driver, what=what, lasting=not on_demand)
+            return Engine(
+                place,
+                storage_driver=storage[0],
+                storage_options=storage[1],
+                what=what,
+                lasting=not on_demand,
+            )
         except RootInUse as error:
             leaving = on_demand and _ON_DEMAND in error.message and not answers(path)
             if not leaving or time.monotonic() > deadline:

@@ -104,6 +104,12 @@ REGISTRY: dict[str, Entry] = {
     "stats": ("registry", "REGISTRY_STATS", "Show what sharing layers saves in a registry"),
 }
 
+STORAGE: dict[str, Entry] = {
+    "benchmark": ("storage", "BENCHMARK", "Measure the storage drivers on this machine's disk"),
+    "check": ("storage", "CHECK", "Compare every file of every layer with what it should be"),
+    "migrate": ("storage", "MIGRATE", "Move everything to another storage driver"),
+}
+
 GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "builder": ("Manage builds", BUILDER),
     "container": ("Manage containers", CONTAINER),
@@ -111,6 +117,7 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "manifest": ("Manage lists of manifests in registries", MANIFEST),
     "network": ("Manage networks", NETWORK),
     "registry": ("Run a registry", REGISTRY),
+    "storage": ("Manage storage drivers", STORAGE),
     "system": ("Manage the engine", SYSTEM),
     "volume": ("Manage volumes", VOLUME),
 }

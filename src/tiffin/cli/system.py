@@ -266,6 +266,7 @@ def serve(call: Invocation) -> int:
         hosts,
         on_demand=options["on-demand"],
         storage_driver=options["storage-driver"] or None,
+        storage_options=options["storage-opt"],
         ready_fd=options["ready-fd"],
         access=Access(
             group=options["group"],
@@ -318,7 +319,8 @@ SERVE = Command(
         Flag("tlskey", STRING, "The key of the daemon's certificate"),
         Flag("insecure-tcp", BOOL, "Listen on tcp:// without TLS: who reaches it is root here"),
         Flag("on-demand", BOOL, "Leave when there is nothing to do"),
-        Flag("storage-driver", STRING, "How layers are kept (overlay2, vfs)", short="s"),
+        Flag("storage-driver", STRING, "How new layers are kept (overlay2, btrfs…)", short="s"),
+        Flag("storage-opt", LIST, "Option of the storage driver (btrfs.min_space=10g)"),
         Flag("ready-fd", INT, "Say in this descriptor when the daemon is ready"),
     ),
     maximum=0,

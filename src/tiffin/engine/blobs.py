@@ -72,6 +72,14 @@ class BlobMemory:
             )
         ]
 
+    def places(self, digest: str) -> list[tuple[str, str]]:
+        """The registries and repositories that had a blob, the one seen last first."""
+        rows = self._database.all(
+            "SELECT registry, repository FROM blob_places WHERE digest = ? ORDER BY seen DESC",
+            (digest,),
+        )
+        return [(row["registry"], row["repository"]) for row in rows]
+
     def repositories(self, digest: str, registry: str) -> list[str]:
         """The repositories of a registry that had a blob, the one seen last first."""
         rows = self._database.all(

@@ -107,7 +107,7 @@ class Containers:
         return inspection.inspect(
             container,
             self._root.container(container.id),
-            self._layers.driver.name,
+            self._layers.driver_of(container.base).name,
             self._listing.sizes(container) if size else None,
             self._lifecycle.sandboxes,
         )

@@ -33,6 +33,7 @@ from tiffin.store.database import Database
 if TYPE_CHECKING:
     from tiffin.engine.builds import Builds
     from tiffin.engine.registries import Registries
+    from tiffin.engine.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Engine:
     :meth:`close`. Containers go on running after that.
 
     ``root`` is the folder (``TIFFIN_ROOT``, else /var/lib/tiffin); ``storage_driver`` a name as in
-    ``--storage-driver``; ``what`` says who this is to a process that wants the same root.
+    ``--storage-driver``, ``storage_options`` as in ``--storage-opt``; ``what`` says who
+    this is to a process that wants the same root.
     ``lasting``: restart policies take this for the start of a daemon, as Docker's do; what was
     stopped by hand is started again if its policy is ``always``.
     Raises RootInUse, Forbidden, Unsupported (no such driver, or it does not work here).
@@ -62,12 +64,14 @@ class Engine:
         root: str | os.PathLike[str] | None = None,
         *,
         storage_driver: str | None = None,
+        storage_options: Sequence[str] = (),
         what: str | None = None,
         lasting: bool = False,
     ) -> None:
         self._root = Root(root, what or f"the library in {' '.join(sys.argv)[:200] or 'Python'}")
         try:
-            driver = drivers.choose(self._root.path, storage_driver)
+            settings = drivers.parse_settings(storage_options)
+            driver = drivers.choose(self._root.path, storage_driver, settings)
             self._database = Database(self._root.database)
             self._layers = LayerStore(self._database, driver, self._root.path)
             # Before anything reads the rows: it finishes commits that a kill has interrupted.
@@ -134,6 +138,13 @@ class Engine:
         except BaseException:
             self._root.release()
             raise
+
+    @property
+    def storage(self) -> Storage:
+        """The verbs on storage drivers; loaded when they are first used."""
+        from tiffin.engine.storage import Storage
+
+        return Storage(self._root, self._roster, self._layers, lambda: self.registries)
 
     @property
     def builds(self) -> Builds:
@@ -263,6 +274,7 @@ class Engine:
         self._fabric.shutdown(idle=not self.busy)
         if self._builds is not None:
             self._builds.close()
+        self._layers.drivers.close()
         self._database.close()
         self._root.release()
 

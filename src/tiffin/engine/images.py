@@ -321,7 +321,7 @@ class Images:
             "Architecture": config.architecture,
             "Os": config.os,
             "Size": image.size,
-            "GraphDriver": {"Name": self._layers.driver.name, "Data": {}},
+            "GraphDriver": {"Name": self._layers.driver_of(image.top).name, "Data": {}},
             "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
             "Metadata": {"LastTagTime": timestamps.rfc3339(image.tagged or 0)},
         }

@@ -366,6 +366,7 @@ class Lifecycle:
         with container.lock:
             if container.active or container.removed or container.removing:
                 return
+            self._layers.release(container.snapshot)
         if container.auto_remove and not container.spared:
             try:
                 self.remove(container, force=False, volumes=True)

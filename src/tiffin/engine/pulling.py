@@ -114,6 +114,8 @@ class Pull:
         self._mutex = threading.Lock()
         self._say = say
         self._stopped = threading.Event()
+        # What is here already of the stack: the rest goes to the driver that it lies in.
+        self._base: str | None = None
         self.reports: list[LayerReport] = []
 
     def say(self, status: str, task: _Task, **detail: Any) -> None:
@@ -184,6 +186,7 @@ class Pull:
             return self._chain(missing, chain) if missing else chain
 
     def _chain(self, tasks: list[_Task], chain: str | None) -> str:
+        self._base = chain
         pool = ThreadPoolExecutor(min(PARALLEL, len(tasks)), "pull")
         futures: list[Future[None]] = []
         try:
@@ -247,7 +250,7 @@ class Pull:
         with self._spools.filling.held(digest):
             if self._stopped.is_set():
                 return
-            if self._layers.shared(task.report.diff_id) is not None:
+            if self._layers.shared(task.report.diff_id, self._base) is not None:
                 task.report.origin = "shared"
                 self.say("Already exists", task)
                 return
@@ -294,10 +297,10 @@ class Pull:
     ) -> None:
         diff_id = task.report.diff_id
         try:
-            if base is not None and self._layers.driver.layered:
+            if base is not None and self._layers.driver_of(base[0]).layered:
                 task.layer = self._layers.ingest(stream, base[0], diff_id=diff_id)
             else:
-                task.staged = self._layers.stage(stream, diff_id)
+                task.staged = self._layers.stage(stream, diff_id, self._base)
             # What follows the tar is part of the blob, and of its digest.
             drain()
         except (CorruptArchive, DigestMismatch) as error:

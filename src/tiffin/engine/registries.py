@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
@@ -152,6 +152,23 @@ class Registries:
         """A client of a registry itself, for the time of the block."""
         with self._clients(domain, auth, cancelled) as clients:
             yield clients[-1]
+
+    @contextmanager
+    def packed_layer(self, diff_id: str) -> Iterator[BinaryIO | None]:
+        """A layer's packed bytes from a registry that it is known to be in; None for nowhere."""
+        for known in self.memory.forms(diff_id):
+            for registry, repository in self.memory.places(known.descriptor.digest):
+                with self._clients(registry, None) as clients:
+                    for client in clients:
+                        spool = self.spools.path(known.descriptor.digest)
+                        try:
+                            stream = client.blob(repository, known.descriptor, spool=spool)
+                        except TiffinError:
+                            continue
+                        with stream:
+                            yield cast(BinaryIO, stream)
+                        return
+        yield None
 
     # Pulling.
 

@@ -74,13 +74,14 @@ class Steps:
                 code = self._execute(container, output, cancelled)
                 if code and step.keep is not None and not cancelled():
                     with self._layers.own_directory(container.snapshot) as directory:
-                        places.take_out(directory, layered=self._layers.driver.layered)
+                        layered = self._layers.holder(container.snapshot).layered
+                        places.take_out(directory, layered=layered)
                     self._keep_failed(container, step, folder)
                     kept = True
             if code:
                 return RunResult(code, None, container.id if kept else "")
             with self._layers.own_directory(container.snapshot) as directory:
-                layered = self._layers.driver.layered
+                layered = self._layers.holder(container.snapshot).layered
                 places.take_out(directory, layered=layered)
                 if step.latest is not None and layered:
                     clamp(directory, step.latest, None)

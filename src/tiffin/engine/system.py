@@ -96,7 +96,7 @@ class System:
         hierarchy = Hierarchy.detect()
         controllers = hierarchy.available
         driver = self._layers.driver
-        support = drivers.probe(type(driver), driver.home)
+        support = drivers.probe(type(driver), driver.home, driver.options)
         return {
             "ID": f"tiffin-{self._identity}",
             "Containers": len(states),
@@ -105,7 +105,15 @@ class System:
             "ContainersStopped": len(states) - states.count("running") - states.count("paused"),
             "Images": count["images"] if count else 0,
             "Driver": self._layers.driver.name,
-            "DriverStatus": [list(row) for row in support.features],
+            "DriverStatus": [
+                *(list(row) for row in support.features),
+                ["Chosen because", driver.why],
+                *(
+                    ["Also holds layers", other.name]
+                    for other in self._layers.drivers.all()[1:]
+                    if next(iter(other.keys()), None) is not None
+                ),
+            ],
             "Plugins": {
                 "Volume": ["local"],
                 "Network": ["host", "null"],

@@ -11,8 +11,8 @@ import os
 import stat
 
 from tiffin.layer.entry import Entry
+from tiffin.storage.tree import OVERLAY_XATTRS as OVERLAY_XATTRS
 
-OVERLAY_XATTRS = "trusted.overlay."
 OPAQUE_XATTR = "trusted.overlay.opaque"
 DEFAULT_ACL = "system.posix_acl_default"
 ACLS = ("system.posix_acl_access", DEFAULT_ACL)

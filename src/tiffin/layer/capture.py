@@ -32,7 +32,8 @@ from tiffin.layer.pipeline import Outgoing
 from tiffin.layer.tree import explain
 from tiffin.storage.driver import Whiteouts
 
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_DIRECTORY = _OPEN_ANCHOR | os.O_NOFOLLOW
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _REFUSED_XATTRS = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _WHITEOUT_XATTR = "trusted.overlay.whiteout"
@@ -133,11 +134,11 @@ def _walk(directory: Path, whiteouts: Whiteouts, lower_tree: Path | None) -> Ite
     levels: list[_Level] = []
     links: dict[tuple[int, int], bytes] = {}
     try:
-        fd = os.open(directory, _OPEN_DIRECTORY)
+        fd = os.open(directory, _OPEN_ANCHOR)
         old = None
         if lower_tree is not None and whiteouts is Whiteouts.NONE:
             try:
-                old = os.open(lower_tree, _OPEN_DIRECTORY)
+                old = os.open(lower_tree, _OPEN_ANCHOR)
             except BaseException:
                 os.close(fd)
                 raise

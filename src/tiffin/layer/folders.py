@@ -20,7 +20,8 @@ from tiffin.layer.attributes import inherits
 from tiffin.layer.entry import Entry, Kind
 from tiffin.linux import syscalls
 
-OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OPEN_DIRECTORY = OPEN_ANCHOR | os.O_NOFOLLOW
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _FOLDERS = 64
 """So many directories are kept open."""
@@ -74,7 +75,7 @@ class Folders(ABC):
         # Symlinks that a walk went through: what is made in their place changes where paths lead.
         self._links: set[bytes] = set()
         self._folders: dict[bytes, Folder] = {}
-        self._root = self._folder(os.open(directory, OPEN_DIRECTORY), b"")
+        self._root = self._folder(os.open(directory, OPEN_ANCHOR), b"")
         self._folders[b""] = self._root
 
     def __exit__(self, *exc: object) -> None:

@@ -16,7 +16,9 @@ class Layer:
     parent: str | None
     """The chain ID of what it lies on, None at the bottom."""
     snapshot: str
-    """The storage driver's key; other layers may share it."""
+    """The storage driver's key; other layers of the same driver may share it."""
+    driver: str
+    """The name of the storage driver that holds it."""
     tar_size: int
     """Bytes of the uncompressed tar."""
     size: int
@@ -30,6 +32,7 @@ class Layer:
             row["diff_id"],
             row["parent"],
             row["snapshot"],
+            row["driver"],
             row["tar_size"],
             row["size"],
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,6 @@ from tiffin.errors import InvalidParameter, NotFound
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.linux import syscalls
-from tiffin.storage.driver import Whiteouts
 
 _MAX_LINKS = 40
 
@@ -36,8 +36,8 @@ class StackedLayer:
     """One layer of a stack."""
 
     index: Index
-    directory: Path
-    whiteouts: Whiteouts
+    own_directory: Callable[[], AbstractContextManager[Path]]
+    """As the storage driver's, of its snapshot."""
 
 
 class StackLower:
@@ -95,21 +95,22 @@ class StackLower:
         entry, layer = self._find(path)
         if entry is None or layer is None or entry.kind is not Kind.FILE:
             raise NotFound(f"there is no file {os.fsdecode(path)!r} in the image")
-        directory = os.open(layer.directory, os.O_PATH | os.O_DIRECTORY)
-        try:
-            return syscalls.openat2(
-                directory,
-                path,
-                os.O_RDONLY | os.O_NOFOLLOW,
-                resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
-            )
-        except FileNotFoundError:
-            raise NotFound(
-                f"the file {os.fsdecode(path)!r} of layer {layer.index.diff_id} is missing "
-                f"under {layer.directory}"
-            ) from None
-        finally:
-            os.close(directory)
+        with layer.own_directory() as own:
+            directory = os.open(own, os.O_PATH | os.O_DIRECTORY)
+            try:
+                return syscalls.openat2(
+                    directory,
+                    path,
+                    os.O_RDONLY | os.O_NOFOLLOW,
+                    resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+                )
+            except FileNotFoundError:
+                raise NotFound(
+                    f"the file {os.fsdecode(path)!r} of layer {layer.index.diff_id} is missing "
+                    f"under {own}"
+                ) from None
+            finally:
+                os.close(directory)
 
     def resolve(self, path: bytes, *, follow: bool = True) -> Entry | None:
         """What ``path`` leads to when symlinks on the way (and at the end, with ``follow``) are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from tiffin.errors import NotFound
@@ -13,15 +14,16 @@ from tiffin.layer.locks import Pins
 from tiffin.layer.lower import StackedLayer, StackLower
 from tiffin.layer.recent import Recent
 from tiffin.storage.driver import StorageDriver
+from tiffin.storage.drivers import Drivers
 from tiffin.store.database import Database
 
 _STACK = """
-    WITH RECURSIVE stack (chain_id, diff_id, parent, snapshot, tar_size, size, depth) AS (
-        SELECT chain_id, diff_id, parent, snapshot, tar_size, size, 0
+    WITH RECURSIVE stack (chain_id, diff_id, parent, snapshot, driver, tar_size, size, depth) AS (
+        SELECT chain_id, diff_id, parent, snapshot, driver, tar_size, size, 0
             FROM layers WHERE chain_id = ?
         UNION ALL
-        SELECT below.chain_id, below.diff_id, below.parent, below.snapshot, below.tar_size,
-               below.size, stack.depth + 1
+        SELECT below.chain_id, below.diff_id, below.parent, below.snapshot, below.driver,
+               below.tar_size, below.size, stack.depth + 1
             FROM layers AS below JOIN stack ON below.chain_id = stack.parent
     )
 """
@@ -34,13 +36,24 @@ class Stacks:
 
     def __init__(self, database: Database, driver: StorageDriver, root: Path) -> None:
         self.database = database
-        self.driver = driver
+        self.drivers = Drivers(root, driver)
         self.layers_folder = root / "layers"
         self.pins = Pins()
         self._indexes: Recent[str, Index] = Recent(
             _INDEX_ENTRIES, lambda index: len(index.entries) + 100
         )
         self._lowers: Recent[str, StackLower] = Recent(16, lambda lower: 1)
+
+    @property
+    def driver(self) -> StorageDriver:
+        """The storage driver that takes what lies on nothing yet."""
+        return self.drivers.chosen
+
+    def driver_of(self, chain: str | None) -> StorageDriver:
+        """The storage driver that a stack lies in, and what is put on it; raises NotFound."""
+        if chain is None:
+            return self.drivers.chosen
+        return self.drivers.get(self.get(chain).driver)
 
     def get(self, chain: str) -> Layer:
         """The layer of that chain ID; raises NotFound."""
@@ -66,7 +79,7 @@ class Stacks:
     def total_size(self) -> int:
         """Bytes of the files of all layers, each that several stacks share counted once."""
         row = self.database.one(
-            "SELECT sum(size) AS size FROM (SELECT DISTINCT snapshot, size FROM layers)"
+            "SELECT sum(size) AS size FROM (SELECT DISTINCT snapshot, driver, size FROM layers)"
         )
         return int(row["size"] or 0) if row is not None else 0
 
@@ -89,9 +102,9 @@ class Stacks:
         with self.pins.held(chain):
             layers = []
             for layer in self.chain(chain):
-                # The path outlives the block: no driver here mounts anything for it.
-                with self.driver.own_directory(layer.snapshot) as directory:
-                    layers.append(StackedLayer(self.index(layer), directory, self.driver.whiteouts))
+                driver = self.drivers.get(layer.driver)
+                own = partial(driver.own_directory, layer.snapshot)
+                layers.append(StackedLayer(self.index(layer), own))
             found = StackLower(layers)
             self._lowers.put(chain, found)
             return found

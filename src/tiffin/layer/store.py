@@ -36,13 +36,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tiffin.errors import Conflict, InvalidParameter, NotFound
+from tiffin.errors import Conflict, NotFound
 from tiffin.layer import collection
 from tiffin.layer.assemble import write_tar
 from tiffin.layer.capture import capture
@@ -69,15 +70,9 @@ class LayerStore(Snapshots):
     def __init__(self, database: Database, driver: StorageDriver, root: Path) -> None:
         """Open the store of an engine root; call :meth:`sweep` before the first use.
 
-        Raises InvalidParameter if the root's layers were made with another driver.
+        ``driver`` takes what is new; stacks that lie in others stay there.
         """
         super().__init__(database, driver, root)
-        other = database.one("SELECT driver FROM layers WHERE driver != ?", (driver.name,))
-        if other is not None:
-            raise InvalidParameter(
-                f"the layers under {root} were made with the storage driver {other['driver']}: "
-                f"use --storage-driver {other['driver']}, or another --root for {driver.name}"
-            )
         # By diff ID: held by who makes a layer's snapshot, or removes it.
         self.making = KeyedLocks()
 
@@ -96,35 +91,40 @@ class LayerStore(Snapshots):
             with self.making.held(diff_id):
                 return self._known(parent, diff_id) or self._ingest(tar, parent, diff_id)
 
-    def shared(self, diff_id: str) -> Layer | None:
-        """A layer whose files can be used on any stack, kept by the leases; else None."""
-        if not self.driver.layered:
+    def shared(self, diff_id: str, base: str | None = None) -> Layer | None:
+        """A layer whose files can be used on any stack of the driver that ``base`` lies in, kept
+        by the leases; else None."""
+        driver = self.driver_of(base)
+        if not driver.layered:
             return None
         with self.making.held(diff_id), self.database.transaction():
             row = self.database.one(
-                "SELECT * FROM layers WHERE snapshot = ?", (_shared_key(diff_id),)
+                "SELECT * FROM layers WHERE snapshot = ? AND driver = ?",
+                (_shared_key(diff_id), driver.name),
             )
             if row is None:
                 return None
             self.pins.made(row["chain_id"])
             return Layer.of(row)
 
-    def stage(self, tar: BinaryIO, diff_id: str) -> Staged | None:
+    def stage(self, tar: BinaryIO, diff_id: str, base: str | None = None) -> Staged | None:
         """Unpack a layer before what lies below it is there; :meth:`place` or close it.
 
-        None where that can't be, since its files depend on the layers below, or since the driver
-        keeps whole trees; ``tar`` may then have been read in part. Raises as :meth:`ingest`.
+        ``base`` is a stack that it will lie on somewhere above. None where that can't be, since its
+        files depend on the layers below, or since the driver keeps whole trees; ``tar`` may then
+        have been read in part. Raises as :meth:`ingest`.
         """
-        if not self.driver.layered:
+        driver = self.driver_of(base)
+        if not driver.layered:
             return None
         with ExitStack() as stack:
-            draft = stack.enter_context(self._draft(None))
+            draft = stack.enter_context(self.draft_on(driver, ()))
             try:
-                with self.driver.own_directory(draft.key) as directory:
+                with driver.own_directory(draft.key) as directory:
                     unpacked = unpack(
                         decompressed(tar),
                         directory,
-                        self.driver.whiteouts,
+                        driver.whiteouts,
                         lower=_Unknown(),
                         expect_diff_id=diff_id,
                         stash=draft.folder / "stash",
@@ -142,7 +142,19 @@ class LayerStore(Snapshots):
         Raises NotFound for ``parent``, StorageFull.
         """
         with staged, self._pinned(parent):
+            if staged.draft.driver is not self.driver_of(parent):
+                return self._carry_over(staged, parent)
             return self._settle(staged.draft, parent, staged.index, False)
+
+    def _carry_over(self, staged: Staged, parent: str | None) -> Layer:
+        """Place what was staged in another driver than that of its stack."""
+        draft = staged.draft
+        with tempfile.TemporaryFile(dir=self.work_folder) as spool:
+            with draft.driver.own_directory(draft.key) as directory:
+                stash = draft.folder / "stash"
+                write_tar(staged.index, directory, draft.driver.whiteouts, stash, spool)
+            spool.seek(0)
+            return self.ingest(spool, parent, diff_id=staged.index.diff_id)
 
     def keep(self, chain_id: str) -> None:
         """Tell the leases of a layer that was found, so that they keep it too."""
@@ -155,11 +167,11 @@ class LayerStore(Snapshots):
 
     def _ingest(self, tar: BinaryIO, parent: str | None, diff_id: str | None) -> Layer:
         with self._draft(parent) as draft:
-            with self.driver.own_directory(draft.key) as directory:
+            with draft.driver.own_directory(draft.key) as directory:
                 unpacked = unpack(
                     decompressed(tar),
                     directory,
-                    self.driver.whiteouts,
+                    draft.driver.whiteouts,
                     lower=self.lower(parent) if parent else None,
                     expect_diff_id=diff_id,
                     stash=draft.folder / "stash",
@@ -178,9 +190,9 @@ class LayerStore(Snapshots):
             stack.enter_context(self._pinned(parent))
             found = self._model(model, stack) if model is not None else None
             draft = stack.enter_context(self._draft(parent))
-            with self.driver.own_directory(draft.key) as directory:
+            with draft.driver.own_directory(draft.key) as directory:
                 lower = self.lower(parent) if parent else None
-                writer = LayerWriter(directory, self.driver.whiteouts, lower, found)
+                writer = LayerWriter(directory, draft.driver.whiteouts, lower, found)
                 try:
                     fill(writer)
                     index = writer.finish()
@@ -190,14 +202,15 @@ class LayerStore(Snapshots):
 
     def _model(self, chain: str, stack: ExitStack) -> Model | None:
         """A layer that files may be linked from, kept until ``stack`` is left."""
-        if not self.driver.layered:
-            return None  # what is there is a whole tree, which is copied for each container
         stack.enter_context(self.pins.held(chain))
         try:
             layer = self.get(chain)
         except NotFound:
             return None  # it has been collected
-        directory = stack.enter_context(self.driver.own_directory(layer.snapshot))
+        driver = self.drivers.get(layer.driver)
+        if not driver.layered:
+            return None  # what is there is a whole tree, which is copied for each container
+        directory = stack.enter_context(driver.own_directory(layer.snapshot))
         return Model(self.index(layer), directory)
 
     def commit(self, snapshot_key: str, parent: str | None) -> Layer:
@@ -216,7 +229,8 @@ class LayerStore(Snapshots):
                 folder.mkdir(mode=0o700, parents=True)
                 index = self._capture(snapshot_key, snapshot_key)
                 with self.making.held(index.diff_id):
-                    return self._move(Draft(snapshot_key, folder), parent, index)
+                    draft = Draft(snapshot_key, folder, self.holder(snapshot_key))
+                    return self._move(draft, parent, index)
         finally:
             tree.delete(folder)
 
@@ -226,16 +240,19 @@ class LayerStore(Snapshots):
         Raises as :meth:`commit`.
         """
         self._check_parent(snapshot_key, parent)
-        below = parent if self.driver.layered else None
-        with self._pinned(parent), self._draft(below) as draft:
-            with (
-                self.driver.own_directory(snapshot_key) as source,
-                self.driver.own_directory(draft.key) as target,
-            ):
-                tree.copy(source, target)
-            index = self._capture(draft.key, snapshot_key)
-            self.take_mountpoints_out(draft.key, snapshot_key, index)
-            return self._settle(draft, parent, index, False)
+        driver = self.holder(snapshot_key)
+        folder = self.work_folder / f"w{secrets.token_hex(8)}"
+        draft = Draft(folder.name, folder, driver)
+        try:
+            with self._pinned(parent), space_needed(self.root, "the layer"):
+                folder.mkdir(mode=0o700, parents=True)
+                driver.copy(snapshot_key, draft.key)
+                index = self._capture(draft.key, snapshot_key)
+                self.take_mountpoints_out(draft.key, snapshot_key, index)
+                return self._settle(draft, parent, index, False)
+        finally:
+            driver.remove(draft.key)
+            tree.delete(folder)
 
     def _check_parent(self, key: str, parent: str | None) -> None:
         """What a snapshot changes means nothing on another stack."""
@@ -247,11 +264,12 @@ class LayerStore(Snapshots):
 
     def _capture(self, key: str, original: str) -> Index:
         """The index of what ``key`` holds: ``original``, or a copy of it."""
-        with self.driver.own_directory(key) as directory:
-            if self.driver.layered:
-                return capture(directory, self.driver.whiteouts)
+        driver = self.holder(original)
+        with driver.own_directory(key) as directory:
+            if driver.layered:
+                return capture(directory, driver.whiteouts)
             with self.base_tree(original) as base:
-                return capture(directory, self.driver.whiteouts, lower_tree=base)
+                return capture(directory, driver.whiteouts, lower_tree=base)
 
     # The steps of a layer's making.
 
@@ -260,9 +278,10 @@ class LayerStore(Snapshots):
         chain = chain_id(parent, diff_id)
         with self.database.transaction():
             row = self.database.one("SELECT * FROM layers WHERE chain_id = ?", (chain,))
-            if row is None and self.driver.layered:
+            if row is None and (driver := self.driver_of(parent)).layered:
                 shared = self.database.one(
-                    "SELECT * FROM layers WHERE snapshot = ?", (_shared_key(diff_id),)
+                    "SELECT * FROM layers WHERE snapshot = ? AND driver = ?",
+                    (_shared_key(diff_id), driver.name),
                 )
                 if shared is not None:
                     layer = Layer(
@@ -270,6 +289,7 @@ class LayerStore(Snapshots):
                         diff_id,
                         parent,
                         shared["snapshot"],
+                        driver.name,
                         shared["tar_size"],
                         shared["size"],
                     )
@@ -285,15 +305,15 @@ class LayerStore(Snapshots):
         with self.making.held(index.diff_id):
             if (known := self._known(parent, index.diff_id)) is not None:
                 return known
-            layer = self._planned(parent, index, needs_lower)
-            self._place_index(draft, layer, index)
+            layer = planned(draft.driver, parent, index, needs_lower)
+            self.place_index(draft, layer, index)
             try:
-                self.driver.commit(draft.key, layer.snapshot)
+                draft.driver.commit(draft.key, layer.snapshot)
                 with self.database.transaction():
                     self._insert(layer)
             except BaseException:
-                self.driver.remove(layer.snapshot)
-                tree.delete(self.layers_folder / layer.snapshot)
+                draft.driver.remove(layer.snapshot)
+                self.drop_index(layer.snapshot)
                 raise
             return layer
 
@@ -305,43 +325,56 @@ class LayerStore(Snapshots):
                 self._insert_move(key, known)
             collection.finish_move(self, key, known)
             return known
-        layer = self._planned(parent, index, False)
-        self._place_index(draft, layer, index)
+        layer = planned(draft.driver, parent, index, False)
+        self.place_index(draft, layer, index)
         try:
             with self.database.transaction():
                 self._insert(layer)
                 self._insert_move(key, layer)
         except BaseException:
-            tree.delete(self.layers_folder / layer.snapshot)
+            self.drop_index(layer.snapshot)
             raise
         try:
-            self.driver.commit(key, layer.snapshot)
+            self.take_mountpoints_out(key, key, index)
+            draft.driver.commit(key, layer.snapshot)
         except BaseException:
             with self.database.transaction():
                 self.database.execute("DELETE FROM moves WHERE key = ?", (key,))
                 self._delete_rows(layer)
-            tree.delete(self.layers_folder / layer.snapshot)
+            self.drop_index(layer.snapshot)
             raise
         collection.finish_move(self, key, layer)
         return layer
 
-    def _planned(self, parent: str | None, index: Index, needs_lower: bool) -> Layer:
-        chain = chain_id(parent, index.diff_id)
-        shared = self.driver.layered and not needs_lower
-        snapshot = _shared_key(index.diff_id) if shared else f"c{chain[7:39]}"
-        return Layer(chain, index.diff_id, parent, snapshot, index.tar_size, index.size)
-
-    def _place_index(self, draft: Draft, layer: Layer, index: Index) -> None:
+    def place_index(self, draft: Draft, layer: Layer, index: Index) -> None:
+        """Give the index, and what else lies in the draft's folder, the layer's name."""
         # No row names this snapshot: what there is under its name was left by a kill.
-        self.driver.remove(layer.snapshot)
+        draft.driver.remove(layer.snapshot)
+        if self._indexed(layer.snapshot):
+            # Another driver has the same layer, and with it the same index.
+            return
         place = self.layers_folder / layer.snapshot
         tree.delete(place)
         index.save(draft.folder / "index")
         os.rename(draft.folder, place)
         self.remember(layer.snapshot, index)
 
+    def drop_index(self, snapshot: str) -> None:
+        """Remove the index of a snapshot, unless another driver has a layer of that name."""
+        if not self._indexed(snapshot):
+            tree.delete(self.layers_folder / snapshot)
+
+    def _indexed(self, snapshot: str) -> bool:
+        named = "SELECT key FROM snapshots WHERE key = ? AND purpose = 'layer'"
+        return self.database.one(named, (snapshot,)) is not None
+
     def _insert(self, layer: Layer) -> None:
-        """Inside a transaction: the layer's rows."""
+        """Inside a transaction: the layer's rows. Raises Conflict if what it lies on has been moved
+        to another driver meanwhile."""
+        if layer.parent is not None and self.get(layer.parent).driver != layer.driver:
+            raise Conflict(
+                f"layer {layer.parent} has been moved to another storage driver: try again"
+            )
         self.pins.made(layer.chain_id)
         self.database.execute(
             "INSERT INTO layers (chain_id, diff_id, parent, snapshot, driver, tar_size, size,"
@@ -351,7 +384,7 @@ class LayerStore(Snapshots):
                 layer.diff_id,
                 layer.parent,
                 layer.snapshot,
-                self.driver.name,
+                layer.driver,
                 layer.tar_size,
                 layer.size,
                 time.time_ns(),
@@ -359,26 +392,29 @@ class LayerStore(Snapshots):
         )
         self.database.execute(
             "INSERT OR IGNORE INTO snapshots (key, driver, purpose) VALUES (?, ?, 'layer')",
-            (layer.snapshot, self.driver.name),
+            (layer.snapshot, layer.driver),
         )
 
     def _insert_move(self, key: str, layer: Layer) -> None:
         self.database.execute(
             "INSERT INTO moves (driver, key, name, chain) VALUES (?, ?, ?, ?)",
-            (self.driver.name, key, layer.snapshot, layer.chain_id),
+            (layer.driver, key, layer.snapshot, layer.chain_id),
         )
 
     def _delete_rows(self, layer: Layer) -> None:
         self.database.execute("DELETE FROM layers WHERE chain_id = ?", (layer.chain_id,))
-        self.database.execute("DELETE FROM snapshots WHERE key = ?", (layer.snapshot,))
+        self.database.execute(
+            "DELETE FROM snapshots WHERE driver = ? AND key = ?", (layer.driver, layer.snapshot)
+        )
 
     # Layers go.
 
     def write_tar(self, layer: Layer, output: int | BinaryIO) -> None:
         """Write the layer's tar, byte for byte as it came."""
         stash = self.layers_folder / layer.snapshot / "stash"
-        with self._pinned(layer.chain_id), self.driver.own_directory(layer.snapshot) as directory:
-            write_tar(self.index(layer), directory, self.driver.whiteouts, stash, output)
+        driver = self.drivers.get(layer.driver)
+        with self._pinned(layer.chain_id), driver.own_directory(layer.snapshot) as directory:
+            write_tar(self.index(layer), directory, driver.whiteouts, stash, output)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -431,6 +467,14 @@ class _Unknown:
 
     def open(self, path: bytes) -> int:
         raise _LowerNeededError
+
+
+def planned(driver: StorageDriver, parent: str | None, index: Index, needs_lower: bool) -> Layer:
+    """The layer that an index will be on a stack, in a driver."""
+    chain = chain_id(parent, index.diff_id)
+    shared = driver.layered and not needs_lower
+    snapshot = _shared_key(index.diff_id) if shared else f"c{chain[7:39]}"
+    return Layer(chain, index.diff_id, parent, snapshot, driver.name, index.tar_size, index.size)
 
 
 def _shared_key(diff_id: str) -> str:

@@ -20,8 +20,17 @@ Three uses:
 3. *A container's layer becomes an image's*: ``commit(key, name)`` moves it; nothing is copied.
 
 A driver mounts nothing on the host for longer than a ``with own_directory(...)``; ``mounts``
-returns data. A driver knows nothing of the database, of digests or of images. It holds no state in
-memory that is not also on disk, and any number of threads may use it at once on different keys.
+returns data. What such a mount needs that is no data (a block device that must be there, a file
+system's process) the driver sets up in ``mounts`` and ``view`` and ends in ``release``, ``remove``,
+``close`` or the next start's ``sweep``; a container that runs on keeps it alive by itself.
+
+The path of an own directory is good inside its block only, and may lead through a descriptor: it
+is opened with its last symlink followed.
+
+A driver knows nothing of the database, of digests or of images. It holds no state in memory that
+is not also on disk, and any number of threads may use it at once on different keys. Making a driver
+object asks nothing of the kernel: what a root holds can be listed, and with most drivers read and
+removed, where it can't be mounted.
 
 Durability: each method leaves the disk so that a process killed at any line loses at most the
 snapshot it was working on, and ``keys()`` lists that snapshot or doesn't; the layer store removes
@@ -36,13 +45,17 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from tiffin.errors import Unsupported
+from tiffin.storage import tree
+from tiffin.storage.usage import Usage
+
+__all__ = ["Mount", "StorageDriver", "Support", "Usage", "Whiteouts"]
 
 
 class Whiteouts(enum.Enum):
@@ -72,20 +85,12 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What a snapshot's own files take: ``size`` in bytes (apparent sizes of everything but
-    directories and whiteouts, a hard-linked file once), ``inodes`` in files and directories."""
-
-    size: int
-    inodes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Support:
     """Whether a driver works under a root, and if not, exactly what is missing."""
 
     works: bool
     reason: str
+    """Why it works, or what is missing (kernel, module, package, file system) and how to get it."""
     features: tuple[tuple[str, str], ...] = ()
     """Rows for ``tiffin info``: ("Backing Filesystem", "extfs"), …"""
 
@@ -99,14 +104,19 @@ class StorageDriver(ABC):
     """Whether the own directory of a snapshot holds its changes alone and may be used under any
     parent."""
     whiteouts: ClassVar[Whiteouts]
+    settings: ClassVar[Mapping[str, str]] = {}
+    """The names that ``serve --storage-opt`` takes for this driver, and what they say."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
         """Take ``home`` (made if missing, ``ROOT/storage/NAME``) as the driver's own folder."""
         self.home = home
+        self.options: Mapping[str, str] = settings or {}
+        self.why = ""
+        """Why it is the one that takes what is new, where it is."""
 
     @classmethod
     @abstractmethod
-    def probe(cls, home: Path) -> Support:
+    def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
         """Whether the driver works for ``home`` on this kernel; leaves nothing behind."""
 
     @abstractmethod
@@ -117,6 +127,21 @@ class StorageDriver(ABC):
         do not know what they lie on; the others take a single key. Raises Conflict if the key
         exists, NotFound if a parent does not.
         """
+
+    def copy(self, source: str, key: str) -> None:
+        """Make a writable snapshot ``key`` with all that ``source`` holds, which may be in use.
+
+        Of a layered driver it lies on nothing: only its own directory means something.
+        """
+        self.prepare(key, None)
+        with self.own_directory(source) as own, self.own_directory(key) as target:
+            tree.copy(own, target)
+
+    def release(self, key: str) -> None:  # noqa: B027 (most drivers have nothing to do)
+        """Nobody will use what ``mounts(key)`` has given any more, but those who mounted it."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what the driver has set up for mounts; those in use stay."""
 
     @abstractmethod
     def commit(self, key: str, name: str) -> None:
@@ -157,6 +182,10 @@ class StorageDriver(ABC):
     @abstractmethod
     def remove(self, key: str) -> None:
         """Remove the snapshot; no error if it does not exist. Its children must be gone."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is a whole snapshot of that key."""
 
     @abstractmethod
     def keys(self) -> Iterator[str]:

@@ -34,8 +34,8 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -44,33 +44,33 @@ from tiffin.errors import InvalidParameter, NotFound, Unsupported
 from tiffin.linux import quota, syscalls
 from tiffin.linux.detached import mount_detached
 from tiffin.storage import tree
-from tiffin.storage.driver import Mount, StorageDriver, Support, Usage, Whiteouts
+from tiffin.storage.driver import Mount, Support, Whiteouts
 from tiffin.storage.filesystem import file_system_name
-from tiffin.storage.shelf import Shelf
+from tiffin.storage.shelved import Shelved
 
 _EXPLICIT = ("index", "metacopy", "redirect_dir")
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Overlay2(StorageDriver):
+class Overlay2(Shelved):
     """See the module's text."""
 
     name: ClassVar[str] = "overlay2"
     layered: ClassVar[bool] = True
     whiteouts: ClassVar[Whiteouts] = Whiteouts.OVERLAY
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home)
-        self._shelf = Shelf(home)
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, settings)
         (home / "empty").mkdir(exist_ok=True)
 
     @classmethod
-    def probe(cls, home: Path) -> Support:
+    def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
         backing = file_system_name(home.parent)
         home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="probe", dir=home.parent) as name:
-            reason = _trial(Path(name))
+            reason = trial(Path(name))
+            reflinks = tree.can_reflink(Path(name)) if not reason else False
         if reason:
             return Support(False, f"{reason} (the file system under {home} is {backing})")
         features = (
@@ -79,6 +79,8 @@ class Overlay2(StorageDriver):
             ("Using metacopy", "false"),
             ("Native Overlay Diff", "true"),
             ("userxattr", "false"),
+            ("Quota", "true" if _counts(home.parent) else "false"),
+            ("Reflinks", "true" if reflinks else "false"),
         )
         return Support(True, f"the kernel mounts overlayfs on {backing}", features)
 
@@ -95,7 +97,7 @@ class Overlay2(StorageDriver):
             (folder_path / "lower").write_text(":".join(lower))
             if lower:
                 # The uppermost root directory is the one that is seen.
-                _copy_directory_attributes(self.home / lower[0], own)
+                copy_directory_attributes(self.home / lower[0], own)
 
     def commit(self, key: str, name: str) -> None:
         self._shelf.commit(key, name)
@@ -111,14 +113,6 @@ class Overlay2(StorageDriver):
 
     def view(self, stack: tuple[str, ...]) -> list[Mount]:
         return self._mount(self._stack(stack), ("ro",))
-
-    @contextmanager
-    def own_directory(self, key: str) -> Iterator[Path]:
-        yield self.home / self._shelf.find(key)[0] / "fs"
-
-    def usage(self, key: str) -> Usage:
-        with self.own_directory(key) as directory:
-            return tree.measure(directory)
 
     def limit(self, key: str, size: int) -> None:
         folder = self.home / self._shelf.find(key)[0]
@@ -144,16 +138,10 @@ class Overlay2(StorageDriver):
         with suppress(NotFound, OSError):
             # Only what has a limit has a project. A file system without any has none to give back.
             project = quota.project_of(self.home / self._shelf.find(key)[0])
-        self._shelf.remove(key)
+        super().remove(key)
         if project >= quota.FIRST:
             with suppress(OSError):
                 quota.limit(self.home, project, 0)
-
-    def keys(self) -> Iterator[str]:
-        return self._shelf.keys()
-
-    def sweep(self) -> None:
-        self._shelf.sweep()
 
     def _stack(self, keys: tuple[str, ...]) -> list[str]:
         """The own directories of committed snapshots, the uppermost first.
@@ -185,7 +173,19 @@ class Overlay2(StorageDriver):
         return tuple(f"{name}=off" for name in _EXPLICIT if (_PARAMETERS / name).exists())
 
 
-def _copy_directory_attributes(source: Path, target: Path) -> None:
+def _counts(place: Path) -> bool:
+    """Whether the file system has quotas of projects."""
+    try:
+        quota.used(place, 0)
+    except OSError as error:
+        if error.errno not in (*quota.NOT_THERE, errno.ENOENT):
+            raise
+        return error.errno == errno.ENOENT
+    return True
+
+
+def copy_directory_attributes(source: Path, target: Path) -> None:
+    """Give one directory the owner, mode, xattrs and times of another."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     source_fd = os.open(source, flags)
     try:
@@ -198,8 +198,8 @@ def _copy_directory_attributes(source: Path, target: Path) -> None:
         os.close(source_fd)
 
 
-def _trial(place: Path) -> str:
-    """Mount a small overlay out of ``place``; what is missing, or nothing."""
+def trial(place: Path) -> str:
+    """Mount a small overlay out of ``place``; what is missing and how to get it, or nothing."""
     lower, upper, work = place / "lower", place / "upper", place / "work"
     for directory in (lower, upper, work):
         directory.mkdir()
@@ -223,7 +223,10 @@ def _trial(place: Path) -> str:
         fd = _mount_trial(directories, place)
     except OSError as error:
         if error.errno == errno.ENODEV:
-            return "the kernel has no overlayfs (try: modprobe overlay)"
+            return (
+                "the kernel has no overlayfs: load its module (modprobe overlay; it comes with the "
+                "distribution's kernel package), or take a kernel with CONFIG_OVERLAY_FS"
+            )
         return f"the kernel refuses to mount overlayfs here: {error.strerror}"
     try:
         os.unlink("file", dir_fd=fd)

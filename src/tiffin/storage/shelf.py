@@ -24,7 +24,7 @@ import base64
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,9 +41,14 @@ def _identifier() -> str:
 class Shelf:
     """The snapshot folders of one driver; any number of threads may use it."""
 
-    def __init__(self, home: Path) -> None:
-        """Take ``home``, making it if missing, closed to others than root."""
+    def __init__(self, home: Path, discard: Callable[[Path], None] = tree.delete) -> None:
+        """Take ``home``, making it if missing, closed to others than root.
+
+        ``discard`` deletes a folder that is in the trash, and all that belongs to it; where it
+        can't yet, it leaves the folder there.
+        """
         self.home = home
+        self._discard = discard
         for name in ("writable", "committed", "d", "trash"):
             (home / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
@@ -89,6 +94,14 @@ class Shelf:
                 return folder, state == "committed"
         raise NotFound(f"no such snapshot: {key}")
 
+    def has(self, key: str) -> bool:
+        """Whether there is a whole snapshot of that key."""
+        try:
+            self.find(key)
+        except NotFound:
+            return False
+        return True
+
     def find_committed(self, key: str) -> str:
         """The folder of a committed snapshot, relative to ``home``; raises NotFound."""
         folder, committed = self.find(key)
@@ -128,7 +141,7 @@ class Shelf:
                 doomed.append(trashed)
             link.unlink(missing_ok=True)
             for trashed in doomed:
-                tree.delete(trashed)
+                self._discard(trashed)
 
     def keys(self) -> Iterator[str]:
         """Every key, of half-made snapshots too."""
@@ -138,4 +151,4 @@ class Shelf:
     def sweep(self) -> None:
         """Empty the trash."""
         for name in os.listdir(self.home / "trash"):
-            tree.delete(self.home / "trash" / name)
+            self._discard(self.home / "trash" / name)

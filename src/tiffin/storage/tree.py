@@ -1,6 +1,7 @@
 """Trees of files on the disk: copied, measured, deleted.
 
-Rules: nothing follows a symlink, and a tree may be deeper than a path may be long (a container can
+Rules: nothing follows a symlink (but the one that the path of a driver's own directory may be, when
+it leads through a descriptor), and a tree may be deeper than a path may be long (a container can
 make such a tree). So paths are relative to an *anchor*, an open directory, and a directory whose
 path from its anchor grows long becomes an anchor itself.
 
@@ -16,9 +17,10 @@ import os
 import stat
 from pathlib import Path
 
-from tiffin.storage.driver import Usage
+from tiffin.storage.usage import Usage
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY = _ANCHOR | os.O_NOFOLLOW
 _FICLONE = 0x40049409
 # A path from its anchor: this long, plus one name, plus a slash, is well below PATH_MAX.
 _LONG = 2000
@@ -28,9 +30,10 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 _INCAPABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EBADF}
 )
-OVERLAY_XATTRS = "trusted.overlay."
-"""What overlayfs notes on the files of its own directories begins with this."""
-_OPAQUE = "trusted.overlay.opaque"
+OVERLAY_XATTRS = ("trusted.overlay.", "user.fuseoverlayfs.")
+"""What overlayfs and fuse-overlayfs note on the files of own directories begins with these."""
+OPAQUE = "trusted.overlay.opaque"
+"""``y`` on a directory that hides all that lies below it."""
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -40,7 +43,7 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 def measure(directory: Path) -> Usage:
     """Count what lies below ``directory``, as :class:`Usage` says."""
-    fd = os.open(directory, _DIRECTORY)
+    fd = os.open(directory, _ANCHOR)
     try:
         return Usage(*_measure(fd, set()))
     finally:
@@ -171,7 +174,7 @@ def _copy_xattrs(source: int | str, target: int | str) -> None:
         raise
     for name in names:
         # All but the opaque mark ties a copied-up file to the very layers that it came from.
-        if name.startswith(OVERLAY_XATTRS) and name != _OPAQUE:
+        if name.startswith(OVERLAY_XATTRS) and name != OPAQUE:
             continue
         try:
             value = os.getxattr(source, name, follow_symlinks=follow)
@@ -188,9 +191,9 @@ def copy(source: Path, target: Path) -> None:
     Owners, modes, times, xattrs, hard links, devices and holes are kept; contents are shared
     (reflinks) where the file system can do that. ``source``'s own attributes go to ``target``.
     """
-    source_fd = os.open(source, _DIRECTORY)
+    source_fd = os.open(source, _ANCHOR)
     try:
-        target_fd = os.open(target, _DIRECTORY)
+        target_fd = os.open(target, _ANCHOR)
         try:
             copy_open(source_fd, target_fd)
         finally:
@@ -202,6 +205,12 @@ def copy(source: Path, target: Path) -> None:
 def copy_open(source: int, target: int) -> None:
     """As :func:`copy`, of open directories."""
     _Copier(target).directory(source, target, "")
+
+
+def copy_entry(source: int, target: int, name: str) -> None:
+    """Copy one thing that is no directory from an open directory into another."""
+    status = os.stat(name, dir_fd=source, follow_symlinks=False)
+    _Copier(target).entry(source, target, name, status, "")
 
 
 class _Copier:
@@ -259,12 +268,12 @@ class _Copier:
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
-                    self._entry(source, target, entry.name, status, prefix)
+                    self.entry(source, target, entry.name, status, prefix)
                 except FileNotFoundError:
                     continue
         return directories
 
-    def _entry(
+    def entry(
         self, source: int, target: int, name: str, status: os.stat_result, prefix: str
     ) -> None:
         identity = (status.st_dev, status.st_ino)

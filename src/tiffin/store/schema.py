@@ -155,4 +155,17 @@ MIGRATIONS: tuple[str, ...] = (
         given      TEXT NOT NULL           -- JSON: kind:name to value
     ) STRICT;
     """,
+    # storage drivers side by side
+    """
+    -- its files have become a layer: it is to be made anew
+    ALTER TABLE snapshots ADD COLUMN moved INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX snapshots_by_key ON snapshots (key);
+
+    CREATE TABLE migrated (                -- layers that a migration has copied to another driver
+        chain     TEXT NOT NULL,           -- chain ID
+        driver    TEXT NOT NULL,           -- where the copy is
+        snapshot  TEXT NOT NULL,           -- its key there
+        PRIMARY KEY (driver, chain)
+    ) STRICT;
+    """,
 )

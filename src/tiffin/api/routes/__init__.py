@@ -12,6 +12,7 @@ from tiffin.api.routes.execs import ExecRoutes
 from tiffin.api.routes.images import ImageRoutes
 from tiffin.api.routes.networks import NetworkRoutes
 from tiffin.api.routes.registries import RegistryRoutes
+from tiffin.api.routes.storage import StorageRoutes
 from tiffin.api.routes.streams import Crossing, StreamRoutes
 from tiffin.api.routes.system import SystemRoutes
 from tiffin.api.routes.volumes import VolumeRoutes
@@ -36,6 +37,7 @@ def all_routes(engine: Engine, shutdown: Callable[[bool], None]) -> Router:
     images = ImageRoutes(engine)
     images.register(router)
     RegistryRoutes(engine, images).register(router)
+    StorageRoutes(engine).register(router)
     BuildRoutes(engine).register(router)
     VolumeRoutes(engine).register(router)
     NetworkRoutes(engine).register(router)

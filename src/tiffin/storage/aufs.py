@@ -1,0 +1,172 @@
+"""aufs: each snapshot holds its changes alone, and a kernel with AUFS stacks them as branches.
+
+On disk (the folders' own rules are :mod:`tiffin.storage.shelf`'s)::
+
+    ROOT/storage/aufs/
+        writable/KEY   → ../d/ID
+        committed/KEY  → ../d/ID
+        empty/             what a stack without layers shows
+        d/ID/fs/           the snapshot's own files: a branch ``rw``, later ``ro+wh``
+        d/ID/lower         what it was prepared on, the uppermost first: d/ID/fs:d/ID/fs…
+        trash/
+
+AUFS marks deletions as layer tars do: ``.wh.NAME``, and ``.wh..wh..opq`` in an opaque directory; a
+read-only branch that holds such marks is ``ro+wh``, else they would be files. What AUFS keeps for
+itself in the branch that it writes to (``.wh..wh.aufs``, ``.wh..wh.plnk`` for hard links whose
+other names lie below, ``.wh..wh.orph`` for files that are open and deleted) is no part of a layer
+and is taken out before a commit: a file that was written to by one of its names is then another
+than that of the names below, as on overlayfs.
+
+A mount takes a page of options, so further branches are appended by remounts: each ``mounts`` is
+one mount and as many remounts as it takes. ``xino`` (inode numbers) lies on a tmpfs, since AUFS
+writes it all the time; ``dio`` passes direct I/O on to the branch.
+
+No kernel of a distribution's package has AUFS: options, marks and the order of calls are tested,
+mounting is not.
+
+Source: aufs(5) of aufs-util; the AUFS documentation's ``design`` folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from tiffin.errors import InvalidParameter
+from tiffin.storage import tree
+from tiffin.storage.driver import Mount, Support, Usage, Whiteouts
+from tiffin.storage.filesystem import file_system_name
+from tiffin.storage.overlay2 import copy_directory_attributes
+from tiffin.storage.shelved import Shelved
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SETTINGS = ("xino=/dev/shm/aufs.xino", "dio")
+_OWN = (".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.orph")
+_BRANCHES = 1023
+
+
+class Aufs(Shelved):
+    """See the module's text."""
+
+    name: ClassVar[str] = "aufs"
+    layered: ClassVar[bool] = True
+    whiteouts: ClassVar[Whiteouts] = Whiteouts.AUFS
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, settings)
+        (home / "empty").mkdir(exist_ok=True)
+
+    @classmethod
+    def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
+        home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        backing = file_system_name(home.parent)
+        if not _known():
+            with suppress(FileNotFoundError):
+                subprocess.run(["modprobe", "aufs"], capture_output=True)
+        if not _known():
+            return Support(
+                False,
+                "the kernel has no AUFS (modprobe aufs): it is no part of Linux; take a kernel "
+                "that was patched with it (aufs-standalone)",
+            )
+        if backing in ("btrfs", "aufs", "ecryptfs"):
+            return Support(False, f"AUFS can't write to {backing}: use another file system")
+        features = (
+            ("Backing Filesystem", backing),
+            ("Native Diff", "true"),
+            ("Quota", "false"),
+            ("Dirperm1 Supported", "true" if _dirperm1() else "false"),
+        )
+        return Support(True, f"the kernel mounts AUFS on {backing}", features)
+
+    def prepare(self, key: str, parent: str | tuple[str, ...] | None) -> None:
+        if isinstance(parent, str):
+            folder = self._shelf.find_committed(parent)
+            lower = [f"{folder}/fs", *self._lower(folder)]
+        else:
+            lower = self._stack(parent or ())
+        if len(lower) >= _BRANCHES:
+            raise InvalidParameter(f"max depth exceeded: AUFS takes {_BRANCHES} branches")
+        with self._shelf.making(key) as folder_path:
+            own = folder_path / "fs"
+            own.mkdir(0o755)
+            (folder_path / "lower").write_text(":".join(lower))
+            if lower:
+                # The uppermost root directory is the one that is seen.
+                copy_directory_attributes(self.home / lower[0], own)
+
+    def commit(self, key: str, name: str) -> None:
+        folder, _ = self._shelf.find(key)
+        _tidy(self.home / folder / "fs")
+        super().commit(key, name)
+
+    def usage(self, key: str) -> Usage:
+        with self.own_directory(key) as directory:
+            found = tree.measure(directory)
+            # Marks are hard links of each other, and counted as one.
+            marks = {
+                os.lstat(os.path.join(place, name)).st_ino
+                for place, directories, files in os.walk(directory)
+                for name in [*directories, *files]
+                if name.startswith(".wh.")
+            }
+        return Usage(found.size, found.inodes - len(marks))
+
+    def mounts(self, key: str) -> list[Mount]:
+        folder, committed = self._shelf.find(key)
+        lower = self._lower(folder)
+        if committed:
+            return self._mount(None, [f"{folder}/fs", *lower])
+        return self._mount(f"{folder}/fs", lower)
+
+    def view(self, stack: tuple[str, ...]) -> list[Mount]:
+        return self._mount(None, self._stack(stack) or ["empty"])
+
+    def _stack(self, keys: tuple[str, ...]) -> list[str]:
+        """The own directories of committed snapshots, the uppermost first; AUFS refuses a branch
+        twice, and of two equal layers the lower adds nothing."""
+        return list(dict.fromkeys(f"{self._shelf.find_committed(key)}/fs" for key in keys[::-1]))
+
+    def _lower(self, folder: str) -> list[str]:
+        recorded = (self.home / folder / "lower").read_text()
+        return recorded.split(":") if recorded else []
+
+    def _mount(self, writable: str | None, lower: list[str]) -> list[Mount]:
+        """One mount with as many branches as fit, and remounts that append the others."""
+        flags = () if writable else ("ro",)
+        settings = (*_SETTINGS, *(("dirperm1",) if _dirperm1() else ()))
+        rest = [f"{one}=ro+wh" for one in lower]
+        branches = f"br:{writable}=rw" if writable else f"br:{rest.pop(0)}"
+        room = _PAGE - 1 - sum(len(option) + 1 for option in (*flags, *settings))
+        while rest and len(branches) + len(rest[0]) + 1 <= room:
+            branches += f":{rest.pop(0)}"
+        home = str(self.home)
+        mounts = [Mount("aufs", "none", (*flags, branches, *settings), home)]
+        mounts += [
+            Mount("aufs", "none", (*flags, "remount", f"append:{branch}"), home) for branch in rest
+        ]
+        return mounts
+
+
+def _known() -> bool:
+    return "\taufs\n" in Path("/proc/filesystems").read_text()
+
+
+def _dirperm1() -> bool:
+    """Whether AUFS can leave the permissions of lower directories to the uppermost."""
+    try:
+        return "dirperm1" in Path("/sys/fs/aufs/config").read_text()
+    except OSError:
+        return False
+
+
+def _tidy(own: Path) -> None:
+    """Take out what AUFS keeps for itself; its pseudo links are names of files that have others."""
+    status = os.stat(own)
+    for name in _OWN:
+        tree.delete(own / name)
+    os.utime(own, ns=(status.st_atime_ns, status.st_mtime_ns))
