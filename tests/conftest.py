@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -17,6 +18,8 @@ from tiffin.engine import Engine
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.network import netlink
+from tiffin.network.firewall import Firewall
+from tiffin.network.links import Links
 
 APPLETS = (
     "sh ls cat echo sleep true false touch rm mkdir id pwd env hostname dd ps mount umount ln stat "
@@ -106,7 +109,13 @@ def root(tmp_path: Path) -> Iterator[Path]:
     kill_keeper(path)
     shutil.rmtree(path, ignore_errors=True)
     mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    Hierarchy.detect().delete(f"tiffin/{mark}")
+    groups = Hierarchy.detect()
+    groups.kill(f"tiffin/{mark}")
+    groups.delete(f"tiffin/{mark}")
+    # The bridges of a killed engine take subnets that the next test's would have.
+    with contextlib.closing(Links(mark)) as links:
+        links.clear()
+    Firewall(mark, tuple).remove()
 
 
 @pytest.fixture
