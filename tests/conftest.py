@@ -70,6 +70,13 @@ def leave_host_network() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell's job in the background ignores SIGINT, and so would every program started here."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_network() -> None:
     """Every test is on a machine of its own, as far as networks go."""
     if os.geteuid() == 0:
