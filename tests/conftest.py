@@ -18,7 +18,6 @@ from tiffin.engine import Engine
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.network import netlink
-from tiffin.network.firewall import Firewall
 from tiffin.network.links import Links
 
 APPLETS = (
@@ -122,7 +121,6 @@ def root(tmp_path: Path) -> Iterator[Path]:
     # The bridges of a killed engine take subnets that the next test's would have.
     with contextlib.closing(Links(mark)) as links:
         links.clear()
-    Firewall(mark, tuple).remove()
 
 
 @pytest.fixture
