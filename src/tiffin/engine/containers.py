@@ -76,7 +76,7 @@ class Containers:
         self._lifecycle = lifecycle
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
-        lifecycle.dropped = self._execs.forget
+        lifecycle.removal.dropped = self._execs.forget
         self._health = HealthChecks(database, lifecycle, self._execs, events)
         self.close = self._health.close
         making = Creation(root, roster, images, layers, lifecycle, volumes, trees, events)
@@ -237,7 +237,7 @@ class Containers:
             container.save_spec(self._database)
             return
         container = self._roster.get(reference)
-        self._lifecycle.remove(container, force=force, volumes=volumes)
+        self._lifecycle.removal.remove(container, force=force, volumes=volumes)
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""

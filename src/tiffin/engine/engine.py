@@ -102,7 +102,7 @@ class Engine:
                 self.events,
                 f"tiffin/{self._root.mark}",
             )
-            self._lifecycle.collect = self.images.collect
+            self._lifecycle.removal.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,

@@ -1,4 +1,4 @@
-"""The life of a container after its creation: start, signals, its end, removal.
+"""The life of a container after its creation: start, signals, its end.
 
 The keeper tells ends through :meth:`Lifecycle.keeper_event`, in order, on a thread of its own.
 After an end the container's restart policy is asked (:mod:`tiffin.engine.restarts`).
@@ -11,9 +11,7 @@ asks the keeper what became of each such container.
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
 import signal
 import threading
 import time
@@ -25,6 +23,7 @@ from typing import Any
 from tiffin.engine import configuration, health, isolation, limits, logdrivers, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
+from tiffin.engine.removal import Removal
 from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -48,7 +47,7 @@ UNKNOWN_EXIT = 255
 
 
 class Lifecycle:
-    """Starts, stops and removes the containers of a root."""
+    """Starts and stops the containers of a root."""
 
     def __init__(
         self,
@@ -76,15 +75,23 @@ class Lifecycle:
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
-        self.collect: Callable[[], object] = lambda: None
-        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self._restarts = Restarts(self._start_again)
+        self.removal = Removal(
+            database,
+            root,
+            roster,
+            layers,
+            volumes,
+            events,
+            self.keeper,
+            self._restarts,
+            self._kill_and_wait,
+        )
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.look: Callable[[Container], None] = lambda container: None
         """Called after each change between running and not running, the container's lock held."""
         self.exec_ended: Callable[[JSON], None] = lambda event: None
-        self.dropped: Callable[[Container], None] = lambda container: None
 
     def close(self) -> None:
         """Finish the work that ends have left, and let go of the keeper."""
@@ -369,7 +376,7 @@ class Lifecycle:
             self._layers.release(container.snapshot)
         if container.auto_remove and not container.spared:
             try:
-                self.remove(container, force=False, volumes=True)
+                self.removal.remove(container, force=False, volumes=True)
             except (NotFound, Conflict):
                 # Somebody else is removing it.
                 return
@@ -511,66 +518,8 @@ class Lifecycle:
                         # What was killed has ended, frozen or not: its end is about to be told.
                         pass
 
-    # -- removal ----------------------------------------------------------------------------
-
-    def remove(self, container: Container, *, force: bool, volumes: bool) -> None:
-        """Remove a container with its layer, its files and, if asked, its anonymous volumes."""
-        with container.lock:
-            if container.removed:
-                raise NotFound(f"No such container: {container.id}")
-            if container.removing:
-                raise Conflict(f"removal of container {container.id} is already in progress")
-            if container.active and not force:
-                raise Conflict(
-                    f'cannot remove container "{container.name}": container is '
-                    f"{container.state.status}: stop the container before removing or force remove"
-                )
-            container.removing = True
-            self._restarts.cancel(container)
-            if container.state.status == "restarting":
-                container.state.status = "exited"
-                container.save_state(self._database)
-        try:
-            if container.running:
-                self._kill_and_wait(container)
-            self.keeper.forget(container.id)
-            self._roster.drop(container)
-            self.discard(container)
-            if container.frozen or not self._database.one(
-                "SELECT 1 FROM images WHERE id = ?", (container.image,)
-            ):
-                # It may have been the last to rest on some layers.
-                self.collect()
-        except BaseException:
-            with container.lock:
-                container.removing = False
-            raise
-        with container.changed:
-            container.removed = True
-            container.changed.notify_all()
-        self.dropped(container)
-        self._events.publish("container", "destroy", container.id, **container.attributes())
-        if volumes:
-            for point in container.spec.mounts:
-                if point.kind == "volume" and point.mode == ANONYMOUS:
-                    try:
-                        self._volumes.remove(point.name, force=True)
-                    except Conflict:
-                        # Another container uses it by --volumes-from: it goes with the last one.
-                        continue
-
-    def discard(self, container: Container) -> None:
-        """Remove what a container without a row has left on the disk."""
-        self._layers.remove_snapshot(container.snapshot)
-        # Moved first: an old log may just be being compressed, and must find no folder to write to.
-        doomed = self._root.work / f"removed-{container.id}"
-        try:
-            os.rename(self._root.container(container.id), doomed)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(doomed, ignore_errors=False, onerror=_gone)
-
     def _kill_and_wait(self, container: Container) -> None:
+        """End it, whatever it does with signals."""
         waiter = Waiter(container, "not-running")
         self._unpause_if_paused(container)
         try:
@@ -654,12 +603,3 @@ _ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal
 
 def _stop_signal(container: Container) -> int:
     return parse_signal(container.spec.config.get("StopSignal") or "SIGTERM")
-
-
-ANONYMOUS = "anonymous"
-"""The mode of a mount point whose volume was made for its container alone."""
-
-
-def _gone(function: Any, path: str, info: Any) -> None:
-    if not isinstance(info[1], FileNotFoundError):
-        raise info[1]
