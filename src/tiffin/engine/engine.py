@@ -17,6 +17,7 @@ from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.networks import Networks
+from tiffin.engine.reconciliation import Reconciliation
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.sandboxes import Sandboxes
@@ -132,7 +133,7 @@ class Engine:
             self._builds: Builds | None = None
             self._builds_lock = threading.Lock()
             self._sweep()
-            self._lifecycle.reconcile(lasting)
+            Reconciliation(self._database, self._root, roster, self._lifecycle).run(lasting)
             self._sandboxes.resume()
             self.volumes.resume()
         except BaseException:

@@ -5,8 +5,8 @@ After an end the container's restart policy is asked (:mod:`tiffin.engine.restar
 Whoever changes a container's state holds ``container.lock``. What takes long after an end
 (measuring the layer, ``--rm``) is done by a worker thread, so that ends are noticed at once.
 
-If the daemon dies here: the row says "running", and at the next start :meth:`Lifecycle.reconcile`
-asks the keeper what became of each such container.
+If the daemon dies here: the row says "running", and at the next start
+:mod:`tiffin.engine.reconciliation` asks the keeper what became of each such container.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,7 +87,8 @@ class Lifecycle:
             self._restarts,
             self._kill_and_wait,
         )
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        """The boot of the machine that this is."""
         self.look: Callable[[Container], None] = lambda container: None
         """Called after each change between running and not running, the container's lock held."""
         self.exec_ended: Callable[[JSON], None] = lambda event: None
@@ -135,7 +135,7 @@ class Lifecycle:
                 # Nobody is there to be told but who looks at the state.
                 container.state.status, container.state.error = "exited", str(error)
                 container.save_state(self._database)
-                self._jobs.put(container)
+                self.finish(container)
 
     def _start_locked(self, container: Container) -> None:
         try:
@@ -145,14 +145,14 @@ class Lifecycle:
             container.state.error = error.message
             container.save_state(self._database)
             if container.auto_remove:
-                self._jobs.put(container)
+                self.finish(container)
             raise
         state = container.state
         state.status, state.pid, state.started = "running", answer["pid"], answer["started"]
         state.exit_code, state.error, state.oom_killed = 0, "", False
         state.finished = 0
         state.runs += 1
-        state.stopped_by_hand, state.boot = False, self._boot
+        state.stopped_by_hand, state.boot = False, self.boot
         health.at_start(container)
         container.size = None
         container.save_state(self._database)
@@ -303,12 +303,14 @@ class Lifecycle:
                 # An earlier run's end, told once more.
                 return
             if container.running:
-                self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+                self.ended(container, event["code"], event["at"], bool(event.get("oom")))
             else:
                 # The keeper that was told to forget it has died.
                 self.keeper.forget(container.id)
 
-    def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
+    def ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
+        """Write an end down, at a time in nanoseconds, unless that was done; None: a code that
+        nobody knows."""
         with container.lock:
             if not container.running:
                 return
@@ -344,9 +346,16 @@ class Lifecycle:
             )
             self._tell_volumes(container, "unmount")
             if again:
-                ran = max(0, at - state.started)
-                self._restarts.plan(container, restarts.delay(container, ran))
+                self.plan_restart(container, max(0, at - state.started))
                 return
+        self.finish(container)
+
+    def plan_restart(self, container: Container, ran: int) -> None:
+        """Start it again after a while, in view of a run of ``ran`` nanoseconds."""
+        self._restarts.plan(container, restarts.delay(container, ran))
+
+    def finish(self, container: Container) -> None:
+        """Have done what an end leaves to do, by the worker."""
         self._jobs.put(container)
 
     def _tell_volumes(self, container: Container, action: str) -> None:
@@ -429,7 +438,7 @@ class Lifecycle:
         if state.status == "restarting":
             self._restarts.cancel(container)
             state.status = "exited"
-            self._jobs.put(container)
+            self.finish(container)
         state.stopped_by_hand = True
         container.save_state(self._database)
 
@@ -518,6 +527,11 @@ class Lifecycle:
                         # What was killed has ended, frozen or not: its end is about to be told.
                         pass
 
+    def let_go(self, container: Container) -> None:
+        """Thaw what a daemon has left frozen that died in :meth:`frozen`."""
+        if container.state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
+            self._cgroups.thaw(self.cgroup(container))
+
     def _kill_and_wait(self, container: Container) -> None:
         """End it, whatever it does with signals."""
         waiter = Waiter(container, "not-running")
@@ -527,74 +541,6 @@ class Lifecycle:
         except NotFound:
             pass
         waiter.result()
-
-    # -- start-up ---------------------------------------------------------------------------
-
-    def reconcile(self, lasting: bool) -> None:
-        """At start-up: learn from the keeper what became of the containers that were running, and
-        start again what policies want with the start of a daemon (see :mod:`restarts`)."""
-        # The keeper's events are heard meanwhile: what is listed may have ended, been removed, or
-        # been restarted by the time that it is looked at.
-        running = {
-            container.id: (container, container.state.runs)
-            for container in self._roster.all()
-            if container.running
-        }
-        if running or (self._root.keeper / "keeper.sock").exists():
-            self.keeper.ensure()
-            for entry in self.keeper.list():
-                if not entry["exec"]:
-                    running.pop(entry["id"], None)
-                    self._reconcile_one(entry)
-            for container, runs in running.values():
-                with container.lock:
-                    if container.state.runs == runs:
-                        self._ended(container, None, time.time_ns(), False)
-        for container in self._roster.all():
-            with container.lock:
-                if restarts.wanted_anew(container, self._boot, lasting):
-                    container.state.status = "restarting"
-                    container.save_state(self._database)
-                if container.state.status == "restarting":
-                    self._restarts.plan(container, restarts.delay(container, 0))
-                elif container.running:
-                    self.look(container)
-                elif container.auto_remove and container.state.runs:
-                    self._jobs.put(container)
-
-    def _reconcile_one(self, entry: JSON) -> None:
-        container = self._roster.find(entry["id"])
-        if container is None:
-            # Its row is gone, or was never written: nobody can reach it any more.
-            if entry["status"] == "running":
-                with suppress(NotFound):
-                    self.keeper.signal(entry["id"], signal.SIGKILL)
-            else:
-                self.keeper.forget(entry["id"])
-            return
-        with container.lock:
-            state = container.state
-            over = state.started == entry["started"] and not container.running
-            if over and entry["status"] == "exited":
-                # The daemon died between writing the end down and telling the keeper so.
-                self.keeper.forget(container.id)
-            if over or state.started > entry["started"] or container.removed:
-                return
-            if not container.running or state.started != entry["started"]:
-                # The daemon died between the start and writing it down.
-                state.status, state.started, state.finished = "running", entry["started"], 0
-                state.exit_code, state.error = 0, ""
-                state.runs += 1
-                state.boot = self._boot
-                health.at_start(container)
-                container.size = None
-            state.pid = entry["pid"]
-            container.save_state(self._database)
-            if state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
-                # See `frozen`.
-                self._cgroups.thaw(self.cgroup(container))
-        if entry["status"] == "exited":
-            self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
 
 
 _ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT)
