@@ -1,5 +1,8 @@
 """The life of a container after its creation: start, signals, its end.
 
+How its first process is launched and how it is removed, :mod:`tiffin.engine.launches` and
+:mod:`tiffin.engine.removal` say.
+
 The keeper tells ends through :meth:`Lifecycle.keeper_event`, in order, on a thread of its own.
 After an end the container's restart policy is asked (:mod:`tiffin.engine.restarts`).
 Whoever changes a container's state holds ``container.lock``. What takes long after an end
@@ -19,9 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, health, isolation, limits, logdrivers, restarts
+from tiffin.engine import health, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
+from tiffin.engine.launches import Launches
 from tiffin.engine.removal import Removal
 from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
@@ -32,11 +36,8 @@ from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, NotFound, NotModified, TiffinError, Unreachable
 from tiffin.keeper.client import KeeperClient
-from tiffin.keeper.connection import NotAnswered
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.runtime import foreign, native, oci
-from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -60,17 +61,16 @@ class Lifecycle:
         cgroup_prefix: str,
     ) -> None:
         self._database = database
-        self._root = root
         self._roster = roster
         self._layers = layers
-        self._volumes = volumes
         self.sandboxes = sandboxes
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
-        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
-        self._mountpoint = str(root.keeper / "rootfs")
+        self.launches = Launches(
+            root, roster, layers, volumes, sandboxes, self.keeper, self._cgroups, cgroup_prefix
+        )
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
@@ -105,11 +105,6 @@ class Lifecycle:
 
     # -- starting ---------------------------------------------------------------------------
 
-    def cgroup(self, container: Container) -> str:
-        """The container's cgroup, below the root of each hierarchy."""
-        parent = (container.spec.host.get("CgroupParent") or "").strip("/")
-        return f"{parent or self._prefix}/{container.id}"
-
     def start(self, container: Container) -> None:
         """Start a container; raises NotModified if it runs, StartFailure if its program can't."""
         with container.lock:
@@ -139,7 +134,7 @@ class Lifecycle:
 
     def _start_locked(self, container: Container) -> None:
         try:
-            answer = self.launch(container)
+            answer = self.launches.launch(container)
         except TiffinError as error:
             container.state.exit_code = error.exit_code
             container.state.error = error.message
@@ -160,99 +155,6 @@ class Lifecycle:
         # With the lock still held, as at the end: nobody hears of an end before the start.
         self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
-
-    def launch(self, container: Container) -> JSON:
-        """Have the keeper start a container's first process: ``{"pid", "started"}``.
-
-        Its sandbox is made before; whoever learns of the end closes that.
-        """
-        path, namespace = self.sandboxes.open(container)
-        try:
-            self._volumes.use(container)
-            if size := limits.storage_size(container.spec.host):
-                # Again: a commit may have given it a new layer since.
-                self._layers.limit(container.snapshot, size)
-            answer = self._launch(container, path)
-            self.sandboxes.started(container, answer["pid"])
-            return answer
-        except BaseException:
-            self.release(container)
-            raise
-        finally:
-            # From here on the container's processes hold it.
-            if namespace is not None:
-                namespace.close()
-
-    def release(self, container: Container) -> None:
-        """A container has ended, or did not start: give back what it had of networks and mounts."""
-        self.sandboxes.close(container)
-        self._volumes.release(container)
-
-    def _launch(self, container: Container, network: str | None) -> JSON:
-        folder = self._root.container(container.id)
-        host, config = container.spec.host, container.spec.config
-        container.state.id_base = 0
-        if host.get("UsernsMode") in configuration.REMAPPED:
-            taken = {other.state.id_base for other in self._roster.all()}
-            container.state.id_base = isolation.free_id_base(container.id, taken)
-        settings = isolation.container_settings(
-            container,
-            self.sandboxes.files.folder(container),
-            self._layers.mounts(container.snapshot),
-            self.cgroup(container),
-            self.filters,
-            self._peer,
-            network,
-            self.sandboxes.links.environment(container, starting=True),
-            {
-                point.target: (
-                    self._layers.mounts(point.snapshot)
-                    if point.snapshot
-                    else self._layers.view(point.chain)
-                )[-1]
-                for point in container.spec.mounts
-                if point.kind == "image"
-            },
-        )
-        plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
-        if host["Runtime"] != configuration.NATIVE:
-            foreign.check(host["Runtime"], settings)
-            plan["runtime"] = {
-                "name": host["Runtime"],
-                "path": foreign.find(host["Runtime"]),
-                "config": oci.oci_config(settings),
-                "mountpoint": self._mountpoint,
-            }
-        log = logdrivers.keeper_options(container, folder)
-        size = host.get("ConsoleSize") or None
-
-        def start() -> JSON:
-            return self.keeper.start(
-                container.id,
-                plan,
-                log=log,
-                terminal=container.tty,
-                open_stdin=bool(config.get("OpenStdin")),
-                stdin_once=bool(config.get("StdinOnce")),
-                size=(size[0], size[1]) if size and any(size) else None,
-            )
-
-        try:
-            return start()
-        except NotAnswered:
-            # The keeper died with the request. The next one knows whether the container had
-            # started by then; what was only half started, it has removed.
-            for entry in self.keeper.list():
-                if entry["id"] == container.id and entry["started"] != container.state.started:
-                    return entry
-            return start()
-
-    def _peer(self, reference: str) -> Container:
-        """A running container that another one joins. Raises NotFound, Conflict."""
-        other = self._roster.get(reference)
-        if not other.running:
-            raise Conflict(f"cannot join a namespace of container {reference}: it is not running")
-        return other
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
@@ -316,7 +218,7 @@ class Lifecycle:
                 return
             state = container.state
             try:
-                self.release(container)
+                self.launches.release(container)
             except (OSError, TiffinError) as error:
                 # It has ended all the same.
                 state.error = str(error)
@@ -471,7 +373,7 @@ class Lifecycle:
             if not container.running:
                 raise Conflict(f"Container {container.id} is not running")
             try:
-                self._cgroups.freeze(self.cgroup(container))
+                self._cgroups.freeze(self.launches.cgroup(container))
             except FileNotFoundError as error:
                 # It has ended, and its end is about to be told.
                 raise Conflict(f"Container {container.id} is not running") from error
@@ -486,7 +388,7 @@ class Lifecycle:
             if container.state.status != "paused":
                 raise Conflict(f"Container {container.id} is not paused")
             try:
-                self._cgroups.thaw(self.cgroup(container))
+                self._cgroups.thaw(self.launches.cgroup(container))
             except FileNotFoundError:
                 raise Conflict(f"Container {container.id} is not running") from None
             container.state.status = "running"
@@ -509,7 +411,7 @@ class Lifecycle:
             ours = container.state.status == "running"
             if ours:
                 try:
-                    self._cgroups.freeze(self.cgroup(container))
+                    self._cgroups.freeze(self.launches.cgroup(container))
                     container.state.status = "paused"
                 except FileNotFoundError:
                     # It has ended, and its end is about to be told: nothing of it moves.
@@ -522,15 +424,16 @@ class Lifecycle:
                 if ours and container.state.status == "paused":
                     container.state.status = "running"
                     try:
-                        self._cgroups.thaw(self.cgroup(container))
+                        self._cgroups.thaw(self.launches.cgroup(container))
                     except FileNotFoundError:
                         # What was killed has ended, frozen or not: its end is about to be told.
                         pass
 
     def let_go(self, container: Container) -> None:
         """Thaw what a daemon has left frozen that died in :meth:`frozen`."""
-        if container.state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
-            self._cgroups.thaw(self.cgroup(container))
+        group = self.launches.cgroup(container)
+        if container.state.status == "running" and self._cgroups.frozen(group):
+            self._cgroups.thaw(group)
 
     def _kill_and_wait(self, container: Container) -> None:
         """End it, whatever it does with signals."""
