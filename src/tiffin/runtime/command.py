@@ -35,7 +35,9 @@ from tiffin.linux.kernel import Kernel
 from tiffin.runtime import bundle as bundles
 from tiffin.runtime import hooks
 from tiffin.runtime.arguments import Arguments
-from tiffin.runtime.launch import Halts, Launched, Stdio, enter, launch
+from tiffin.runtime.child import Halts
+from tiffin.runtime.launch import enter, launch
+from tiffin.runtime.launching import Launched, Stdio
 from tiffin.runtime.record import SPECIFICATION, Record, started
 from tiffin.version import __version__
 
