@@ -126,7 +126,7 @@ class Engine:
                 lambda: self.builds,
                 self.events,
             )
-            self.images.mounted = lambda: {
+            self.images.removal.mounted = lambda: {
                 point.chain for one in roster.all() for point in one.spec.mounts if point.chain
             }
             self._roster = roster
