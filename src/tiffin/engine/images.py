@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import isolation, timestamps
+from tiffin.engine import timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.platforms import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
@@ -142,7 +143,7 @@ class Images:
         config = image.config
         if config.os and config.os != "linux":
             raise InvalidParameter(f"image {image.id} is for {config.os}, this machine runs linux")
-        here = isolation.architecture()
+        here = Platform.of_host().architecture
         if config.architecture and config.architecture != here:
             if config.architecture == "386" and here == "amd64":
                 return
