@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ Names = list[str]
 
 
 _KILL_SECONDS = 10.0
+_SHORT_COMMAND = 0.25
 
 
 class Containers:
@@ -378,6 +380,14 @@ class Containers:
         tty, path, wanted = self._log(reference, **options)
         return tty, read_output(path, wanted, multiplexed=not tty)
 
+    @staticmethod
+    def _let_speak(container: Container) -> None:
+        """Who asks right after the start means what a short command has said, and starts here take
+        less time than one needs to say it."""
+        rest = _SHORT_COMMAND - (time.time_ns() - container.state.started) / 1e9
+        if container.running and 0 < rest <= _SHORT_COMMAND:
+            Waiter(container, "not-running").result(rest)
+
     def _log(
         self,
         reference: str,
@@ -399,6 +409,8 @@ class Containers:
         if not container.log_path:
             raise Unsupported("configured logging driver does not support reading")
         run = container.state.runs
+        if not follow:
+            self._let_speak(container)
 
         def ended() -> bool:
             over = not container.running or container.state.runs != run
