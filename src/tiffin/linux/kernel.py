@@ -34,6 +34,7 @@ class Kernel:
         self._user_namespace = user_namespace
         self._inside = Inside()
         self._null = -1
+        self._empty = -1
         self._trees: dict[str, int] = {}
         self.terminal: tuple[int, int] | None = None
         """Master and slave, once :meth:`open_terminal` has made them."""
@@ -358,29 +359,30 @@ class Kernel:
             os.close(fd)
 
     def mask(self, path: str, label: str = "") -> None:
-        """Hide an inside path: a directory under an empty read-only tmpfs, a file under the
-        container's /dev/null; nothing happens if it isn't there."""
+        """Hide an inside path: a directory under an empty read-only tmpfs, one for all of them; a
+        file under the container's /dev/null; nothing happens if it isn't there.
+
+        Each file system costs memory in every memory cgroup of the machine, for its shrinker.
+        """
         fd = self._inside.find(path)
         if fd is None:
             return
         try:
-            directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-            null = -1 if directory else self._open_null()
-        except OSError:
-            os.close(fd)
-            raise
-        try:
-            if directory:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                self._cover(path, fd, self._open_null())
+            elif self._empty >= 0:
+                self._cover(path, fd, self._empty)
+            else:
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 if label:
                     data += f',context="{label}"'
-                syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
-            else:
-                self._cover(path, fd, null)
-        except OSError as error:
-            raise named(error, f"mask({path})") from None
+                try:
+                    syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
+                except OSError as error:
+                    raise named(error, f"mask({path})") from None
+                self._empty = self._inside.open(path)
         finally:
             os.close(fd)
 
