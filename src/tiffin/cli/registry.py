@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.units import human_size
 from tiffin.cli.values import DURATION
+from tiffin.units import human_size
 
 if TYPE_CHECKING:
     from tiffin.registry.storage import Storage
