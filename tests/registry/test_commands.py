@@ -19,6 +19,7 @@ from registry.test_client import htpasswd
 from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import Registry
 from tiffin.registry.protocol import Policy
+from tiffin.registry.server import RegistryServer
 
 pytestmark = pytest.mark.root
 
@@ -256,3 +257,15 @@ def test_a_registry_is_served(tiffin: Command, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert tiffin.result("registry", "serve", "s3://bucket").returncode == 1
+
+
+def test_what_is_younger_than_the_grace_period_stays(
+    tiffin: Command, registry: Registry, server: RegistryServer
+) -> None:
+    registry.put_blob("app", b"about to be named")
+    folder = str(server.storage.root)
+    assert "Removed 0 blobs" in tiffin("registry", "gc", "--grace", "1h", folder)
+    assert "Removed 1 blobs" in tiffin("registry", "gc", "--grace", "0s", folder)
+    refused = tiffin.result("registry", "gc", "--grace", "soon", folder)
+    assert refused.returncode == 125
+    assert b"invalid duration" in refused.stderr

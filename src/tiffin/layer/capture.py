@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
 from tiffin.layer.attributes import OPAQUE_XATTR, OVERLAY_XATTRS
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
 from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing
@@ -38,14 +38,6 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _REFUSED_XATTRS = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _WHITEOUT_XATTR = "trusted.overlay.whiteout"
 _PREFIX = tarwriter.WHITEOUT_PREFIX
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class _Found(NamedTuple):
@@ -314,7 +306,7 @@ def _entry(path: bytes, status: os.stat_result) -> Entry:
     form = mode & 0o170000
     entry = Entry(
         path,
-        _KINDS[form],
+        KINDS[form],
         mode & 0o7777,
         status.st_uid,
         status.st_gid,
