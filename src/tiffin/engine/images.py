@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import isolation, timestamps
+from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import Conflict, InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.manifest import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
@@ -91,12 +93,24 @@ class Images:
         row = self._database.one("SELECT * FROM images WHERE id = ?", (image_id,))
         return self._image(row) if row else None
 
-    def find(self, reference: str) -> Image:
-        """The image that a name, an ID or a prefix of an ID names.
+    def find(self, reference: str, platform: str = "") -> Image:
+        """The image that a name, an ID or a prefix of an ID names, if it is for ``platform``
+        (``os/architecture[/variant]``; empty: whatever it is for).
 
         Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
         """
-        return self.named(reference)[0]
+        image = self.named(reference)[0]
+        if platform:
+            from tiffin.engine.registries import parse_platform
+
+            config = image.config
+            own = Platform(config.os or "linux", config.architecture, config.variant)
+            if not parse_platform(platform).runs(own):
+                raise NotFound(
+                    f"image with reference {reference} was found but its platform ({own}) does "
+                    f"not match the specified platform ({platform})"
+                )
+        return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:
         """As :meth:`find`: the image, and the tag that named it, if a tag did."""
@@ -235,6 +249,7 @@ class Images:
         all: bool = False,
         filters: filtering.Filters | None = None,
         shared_size: bool = False,
+        manifests: bool = False,
     ) -> Rows:
         """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
         intermediate images here, the build cache keeps layers without them."""
@@ -277,6 +292,7 @@ class Images:
                 continue
             rows.append(
                 {
+                    **({"Manifests": self._manifests(image)} if manifests else {}),
                     "Id": image.id,
                     "ParentId": "",
                     "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
@@ -303,7 +319,7 @@ class Images:
             for image, stack in stacks.items()
         }
 
-    def inspect(self, reference: str) -> JSON:
+    def inspect(self, reference: str, *, manifests: bool = False) -> JSON:
         """Docker's whole view of an image."""
         image = self.find(reference)
         config = image.config
@@ -327,7 +343,41 @@ class Images:
         }
         if config.variant:
             view["Variant"] = config.variant
+        if manifests:
+            view["Manifests"] = self._manifests(image)
         return view
+
+    def _manifests(self, image: Image) -> Rows:
+        """The manifests that an image was pulled or pushed as; layers are kept unpacked alone."""
+        config = image.config
+        users = self._database.all("SELECT id FROM containers WHERE image = ?", (image.id,))
+        data = {
+            "Platform": {
+                "architecture": config.architecture,
+                "os": config.os,
+                **({"variant": config.variant} if config.variant else {}),
+            },
+            "Containers": [row["id"] for row in users],
+            "Size": {"Unpacked": image.size},
+        }
+        found = []
+        for manifest in BlobMemory(self._database).manifests(image.id):
+            content = len(manifest.raw) + manifest.config.size
+            found.append(
+                {
+                    "ID": manifest.digest,
+                    "Descriptor": {
+                        "mediaType": manifest.media_type,
+                        "digest": manifest.digest,
+                        "size": len(manifest.raw),
+                    },
+                    "Available": True,
+                    "Size": {"Content": content, "Total": content + image.size},
+                    "Kind": "image",
+                    "ImageData": data,
+                }
+            )
+        return found
 
     def _parent(self, image: Image) -> str:
         """The ID of the image that a commit made this one from, if it is there: it has all the
