@@ -20,7 +20,8 @@ from tiffin.errors import InvalidParameter, StartFailure
 from tiffin.linux import pidfd as pidfds
 from tiffin.linux import syscalls
 from tiffin.linux.mounts import mountinfo
-from tiffin.runtime.launch import Stdio, enter, launch
+from tiffin.runtime.launch import enter, launch
+from tiffin.runtime.launching import Stdio
 from tiffin.runtime.native import plan, process_plan
 from tiffin.runtime.settings import (
     NAMESPACES,

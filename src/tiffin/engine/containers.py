@@ -79,7 +79,7 @@ class Containers:
         self._lifecycle = lifecycle
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
-        lifecycle.dropped = self._execs.forget
+        lifecycle.removal.dropped = self._execs.forget
         self._health = HealthChecks(database, lifecycle, self._execs, events)
         self.close = self._health.close
         making = Creation(root, roster, images, layers, lifecycle, volumes, trees, events)
@@ -128,7 +128,7 @@ class Containers:
     def top(self, reference: str, arguments: str = "") -> JSON:
         """The processes of a running container, as ``ps`` of the host shows them."""
         container = self._running(reference)
-        pids = Hierarchy.detect().processes(self._lifecycle.cgroup(container))
+        pids = Hierarchy.detect().processes(self._lifecycle.launches.cgroup(container))
         output = subprocess.run(
             ["ps", *(arguments or "-ef").split()], capture_output=True, text=True, check=False
         )
@@ -168,7 +168,7 @@ class Containers:
     def stats(self, reference: str, earlier: JSON | None = None) -> JSON:
         """A reading of what a container uses of the machine, after an ``earlier`` one if given."""
         container = self._roster.get(reference)
-        group = self._lifecycle.cgroup(container)
+        group = self._lifecycle.launches.cgroup(container)
         now = statistics.reading(container, Hierarchy.detect(), group)
         if container.running and (networks := self._lifecycle.sandboxes.statistics(container)):
             now["networks"] = networks
@@ -250,7 +250,7 @@ class Containers:
             container.save_spec(self._database)
             return
         container = self._roster.get(reference)
-        self._lifecycle.remove(container, force=force, volumes=volumes)
+        self._lifecycle.removal.remove(container, force=force, volumes=volumes)
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""
@@ -295,7 +295,7 @@ class Containers:
                         )
                     after["RestartPolicy"] = policy
                 if container.running:
-                    group = self._lifecycle.cgroup(container)
+                    group = self._lifecycle.launches.cgroup(container)
                     limits.apply(Hierarchy.detect(), group, before, after)
             except (InvalidParameter, Conflict) as error:
                 raise type(error)(
