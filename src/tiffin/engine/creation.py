@@ -58,8 +58,16 @@ class Creation:
         self._trees = trees
         self._events = events
 
-    def create(self, body: JSON, name: str | None = None) -> JSON:
-        """Make a container out of the body of ``POST /containers/create``.
+    def create(
+        self,
+        body: JSON,
+        name: str | None = None,
+        *,
+        platform: str = "",
+        readonly_recursive: bool = True,
+    ) -> JSON:
+        """Make a container out of the body of ``POST /containers/create``, of an image that is for
+        ``platform``; read-only binds are ``readonly_recursive`` unless they say otherwise.
 
         Gives ``{"Id", "Warnings"}``. Raises NotFound (no such image), Conflict (name taken),
         InvalidParameter, Unsupported.
@@ -72,11 +80,13 @@ class Creation:
         if config.get("StopSignal"):
             parse_signal(config["StopSignal"])
         with self._layers.lease():
-            image = self._images.find(config.get("Image") or "")
+            image = self._images.find(config.get("Image") or "", platform)
             self._images.check_platform(image)
             merged = configuration.merge(config, image.config.config)
             inherited = self._inherited(host.get("VolumesFrom") or [])
             points = mountpoints.mount_points(merged, host, inherited)
+            if not readonly_recursive:
+                mountpoints.leave_inner_writable(points)
             mountpoints.check_sources(points)
             container_id = secrets.token_hex(32)
             if not merged["Hostname"]:

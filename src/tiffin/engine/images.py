@@ -14,6 +14,7 @@ from typing import Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
+from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
@@ -95,12 +96,24 @@ class Images:
         )
         return [self._image(row) for row in rows]
 
-    def find(self, reference: str) -> Image:
-        """The image that a name, an ID or a prefix of an ID names.
+    def find(self, reference: str, platform: str = "") -> Image:
+        """The image that a name, an ID or a prefix of an ID names, if it is for ``platform``
+        (``os/architecture[/variant]``; empty: whatever it is for).
 
         Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
         """
-        return self.named(reference)[0]
+        image = self.named(reference)[0]
+        if platform:
+            from tiffin.engine.registries import parse_platform
+
+            config = image.config
+            own = Platform(config.os or "linux", config.architecture, config.variant)
+            if not parse_platform(platform).runs(own):
+                raise NotFound(
+                    f"image with reference {reference} was found but its platform ({own}) does "
+                    f"not match the specified platform ({platform})"
+                )
+        return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:
         """As :meth:`find`: the image, and the tag that named it, if a tag did."""
@@ -244,6 +257,7 @@ class Images:
         all: bool = False,
         filters: filtering.Filters | None = None,
         shared_size: bool = False,
+        manifests: bool = False,
     ) -> Rows:
         """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
         intermediate images here, the build cache keeps layers without them."""
@@ -286,6 +300,7 @@ class Images:
                 continue
             rows.append(
                 {
+                    **({"Manifests": self._manifests(image)} if manifests else {}),
                     "Id": image.id,
                     "ParentId": "",
                     "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
@@ -312,7 +327,7 @@ class Images:
             for image, stack in stacks.items()
         }
 
-    def inspect(self, reference: str) -> JSON:
+    def inspect(self, reference: str, *, manifests: bool = False) -> JSON:
         """Docker's whole view of an image."""
         image = self.find(reference)
         config = image.config
@@ -336,7 +351,41 @@ class Images:
         }
         if config.variant:
             view["Variant"] = config.variant
+        if manifests:
+            view["Manifests"] = self._manifests(image)
         return view
+
+    def _manifests(self, image: Image) -> Rows:
+        """The manifests that an image was pulled or pushed as; layers are kept unpacked alone."""
+        config = image.config
+        users = self._database.all("SELECT id FROM containers WHERE image = ?", (image.id,))
+        data = {
+            "Platform": {
+                "architecture": config.architecture,
+                "os": config.os,
+                **({"variant": config.variant} if config.variant else {}),
+            },
+            "Containers": [row["id"] for row in users],
+            "Size": {"Unpacked": image.size},
+        }
+        found = []
+        for manifest in BlobMemory(self._database).manifests(image.id):
+            content = len(manifest.raw) + manifest.config.size
+            found.append(
+                {
+                    "ID": manifest.digest,
+                    "Descriptor": {
+                        "mediaType": manifest.media_type,
+                        "digest": manifest.digest,
+                        "size": len(manifest.raw),
+                    },
+                    "Available": True,
+                    "Size": {"Content": content, "Total": content + image.size},
+                    "Kind": "image",
+                    "ImageData": data,
+                }
+            )
+        return found
 
     def _parent(self, image: Image) -> str:
         """The ID of the image that a commit made this one from, if it is there: it has all the
