@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tiffin.engine import configuration, limits, mountpoints, security
+from tiffin.engine import configuration, limits, mountpoints, platforms, security
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
@@ -58,9 +58,10 @@ class Creation:
         self._trees = trees
         self._events = events
 
-    def create(self, body: JSON, name: str | None = None) -> JSON:
+    def create(self, body: JSON, name: str | None = None, platform: str = "") -> JSON:
         """Make a container out of the body of ``POST /containers/create``.
 
+        ``platform`` is what the image has to be for, if it was asked for.
         Gives ``{"Id", "Warnings"}``. Raises NotFound (no such image), Conflict (name taken),
         InvalidParameter, Unsupported.
         """
@@ -71,9 +72,14 @@ class Creation:
             name = check_name(name)
         if config.get("StopSignal"):
             parse_signal(config["StopSignal"])
+        reference = config.get("Image") or ""
         with self._layers.lease():
-            image = self._images.find(config.get("Image") or "")
-            self._images.check_platform(image)
+            image = self._images.find(reference)
+            if platform:
+                platforms.match(image.config, platforms.parse(platform), reference)
+            foreign = self._images.check_platform(image)
+            if foreign and not platform:
+                warnings = [*warnings, foreign]
             merged = configuration.merge(config, image.config.config)
             inherited = self._inherited(host.get("VolumesFrom") or [])
             points = mountpoints.mount_points(merged, host, inherited)
@@ -83,7 +89,7 @@ class Creation:
                 merged["Hostname"] = (
                     os.uname().nodename if host["NetworkMode"] == "host" else container_id[:12]
                 )
-            spec = Spec(merged, host, networks, points, config.get("Image") or "")
+            spec = Spec(merged, host, networks, points, reference)
             self._lifecycle.sandboxes.settle(spec)
             container = Container(
                 container_id,

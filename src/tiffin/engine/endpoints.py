@@ -88,23 +88,3 @@ class Endpoints:
 
 def _manifest_of(repository: str, entry: Descriptor, client: Registry) -> Manifest | Index:
     return client.manifest(repository, entry.digest, entry)
-
-
-def parse_platform(text: str) -> Platform:
-    """``os/architecture[/variant]``, or an architecture alone; this machine's if empty.
-
-    Raises InvalidParameter.
-    """
-    if not text:
-        return Platform.of_host()
-    parts = text.lower().split("/")
-    if len(parts) > 3 or not all(parts):
-        raise InvalidParameter(f"invalid platform {text!r}: expected os/architecture[/variant]")
-    if len(parts) == 1:
-        parts = ["linux", parts[0]]
-    names = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
-    architecture = names.get(parts[1], parts[1])
-    variant = parts[2] if len(parts) == 3 else ""
-    if architecture == "arm64" and not variant:
-        variant = "v8"
-    return Platform(parts[0], architecture, variant)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import isolation, timestamps
+from tiffin.engine import platforms, timestamps
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
@@ -133,20 +133,13 @@ class Images:
                 raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
         raise NotFound(f"No such image: {name.familiar if name else reference}")
 
-    @staticmethod
-    def check_platform(image: Image) -> None:
-        """Raise InvalidParameter where the image is for another machine."""
-        config = image.config
-        if config.os and config.os != "linux":
-            raise InvalidParameter(f"image {image.id} is for {config.os}, this machine runs linux")
-        here = isolation.architecture()
-        if config.architecture and config.architecture != here:
-            if config.architecture == "386" and here == "amd64":
-                return
-            raise InvalidParameter(
-                f"image {image.id} is for {config.platform}, this machine is linux/{here}: build "
-                "or load it for this platform"
-            )
+    def check_platform(self, image: Image) -> str:
+        """Raise InvalidParameter where the image does not run here; else "", or a warning."""
+
+        def has(path: bytes) -> bool:
+            return self._layers.lookup(image.top, path, follow=True) is not None
+
+        return platforms.check(image.config, image.id, has)
 
     def tags(self, image_id: str) -> list[str]:
         """The canonical names of an image, sorted."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from tiffin.engine import platforms
 from tiffin.engine.blobs import BlobMemory
-from tiffin.engine.endpoints import Endpoints, parse_platform
+from tiffin.engine.endpoints import Endpoints
 from tiffin.engine.events import Events
 from tiffin.engine.images import Image, Images
 from tiffin.engine.pulled import Pulled
@@ -140,7 +141,7 @@ class Registries:
         Unsupported; complete layers stay for the next attempt then.
         """
         reference = Reference.parse(name)
-        wanted = parse_platform(platform)
+        wanted = platforms.parse(platform)
         say = progress or (lambda message: None)
         if all_tags and not reference.is_name_only:
             raise InvalidParameter("tag can't be used with --all-tags/-a")
@@ -182,7 +183,8 @@ class Registries:
         work = Pull(self._layers, self.spools, endpoints, repository, say)
         with self._layers.lease():
             config = work.config(manifest)
-            self._check(reference, config, wanted, strict and top is manifest)
+            if strict and top is manifest:
+                platforms.match(config, wanted, reference.familiar)
             chain = work.run(manifest, config)
             image = self._record(config, chain, names, manifest, reference, endpoints)
         pulled = Pulled(image, reference, top.digest, previous, work.reports)
@@ -215,15 +217,6 @@ class Registries:
             return self._images.find(name.canonical)
         except NotFound:
             return None
-
-    @staticmethod
-    def _check(reference: Reference, config: ImageConfig, wanted: Platform, strict: bool) -> None:
-        actual = Platform(config.os, config.architecture, config.variant)
-        if strict and not wanted.runs(actual):
-            raise NotFound(
-                f"image with reference {reference.familiar} was found but does not match the"
-                f" specified platform: wanted {wanted}, actual: {actual}"
-            )
 
     # Pushing.
 

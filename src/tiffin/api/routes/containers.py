@@ -51,9 +51,9 @@ class ContainerRoutes:
 
     def create(self, request: Request, response: Response) -> None:
         name = query.text(request, "name") or None
-        response.json(
-            self._engine.containers.create(request.json_object(shapes.CONTAINER), name), 201
-        )
+        platform = query.text(request, "platform")
+        body = request.json_object(shapes.CONTAINER)
+        response.json(self._engine.containers.create(body, name, platform), 201)
 
     def prune(self, request: Request, response: Response) -> None:
         response.json(self._engine.containers.prune(query.filters(request)))
