@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.exceptions import SSLError
 
 from registry.conftest import HASTY, MadeImage, layer_tar
 from registry.faulty import FaultyProxy
 from tiffin.errors import Forbidden, InvalidParameter, Unreachable
 from tiffin.registry.client import Registry
 from tiffin.registry.endpoints import Configuration
+from tiffin.registry.transport import Answer, Transport
 
 IMAGE = MadeImage([layer_tar({"etc/a": b"a" * 50_000})])
 
@@ -131,6 +133,7 @@ def test_a_registry_that_wants_a_certificate(
             pull(client)
         assert set(server.subjects) == {"somebody"}
         without = trusting(tmp_path / "without", host, authority)
+        # The server hangs up right after it has said why, which may get lost on the way.
         with client_of(without, host) as client, pytest.raises(Unreachable):
             client.manifest("app", "v1")
         # Somebody whom another authority has signed.
@@ -143,6 +146,26 @@ def test_a_registry_that_wants_a_certificate(
         with client_of(tmp_path / "wrong", host) as client, pytest.raises(Unreachable):
             client.manifest("app", "v1")
         assert set(server.subjects) == {"somebody"}
+
+
+def test_tls_that_is_refused_is_no_reason_for_plain_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (endpoint,) = Configuration([tmp_path]).endpoints("localhost:5000", mirrors=False)
+    assert endpoint.schemes == ("https", "http")
+    asked: list[str] = []
+
+    def refuse(self: Transport, method: str, url: str, *rest: object) -> Answer:
+        asked.append(url)
+        raise SSLError("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+
+    monkeypatch.setattr(Transport, "_open", refuse)
+    with (
+        Registry(endpoint, patience=HASTY) as client,
+        pytest.raises(Unreachable, match=r"wants a client certificate: .*client\.cert"),
+    ):
+        client.ping()
+    assert asked == ["https://localhost:5000/v2/"]
 
 
 def test_a_registry_without_a_certificate_that_is_trusted(

@@ -325,6 +325,8 @@ class Transport:
             try:
                 answer = self._open(method, url, headers, body, authorization)
             except BROKEN as error:
+                if _speaks_tls(error):
+                    raise
                 failure = error
             else:
                 self._scheme = scheme
@@ -387,6 +389,11 @@ class Transport:
                 f"tls: failed to verify the certificate of registry {host}: {_reason(error)}: put"
                 f" its CA into certs.d/{host}/ca.crt"
             )
+        if isinstance(error, SSLError) and "CERTIFICATE_REQUIRED" in str(error):
+            return Unreachable(
+                f"tls: registry {host} wants a client certificate: put it and its key into"
+                f" certs.d/{host}/client.cert and client.key"
+            )
         return Unreachable(f"registry {host} can't be reached: {_reason(error)}")
 
 
@@ -437,7 +444,14 @@ def _bypassed(host: str) -> bool:
 
 
 def _hopeless(error: Exception) -> bool:
-    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    return _speaks_tls(error) or (
+        isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    )
+
+
+def _speaks_tls(error: Exception) -> bool:
+    """Whether TLS is refused in its own words: plain HTTP is then no answer to that."""
+    return isinstance(error, SSLError) and "_ALERT_" in str(error)
 
 
 def _reason(error: Exception) -> str:
