@@ -11,6 +11,7 @@ import pytest
 
 from storage import actions as act
 from storage.actions import Stack
+from storage.conftest import DM_BASESIZE, DM_FS
 from tiffin.errors import StorageFull, Unsupported
 from tiffin.linux import devicemapper as dm
 from tiffin.storage.devicemapper import Devicemapper
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.root
 _SETTINGS = {
     "dm.loopdatasize": "400m",
     "dm.loopmetadatasize": "32m",
-    "dm.basesize": "192m",
-    "dm.fs": os.environ.get("TIFFIN_TEST_DM_FS", "ext4"),
+    "dm.basesize": DM_BASESIZE,
+    "dm.fs": DM_FS,
 }
 
 

@@ -18,7 +18,7 @@ import socket
 import stat
 import struct
 
-from tiffin.linux import syscalls
+from tiffin.linux import overlayfs, syscalls
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
@@ -71,6 +71,13 @@ def _refuse_proc(fd: int, path: str) -> None:
     written to in there must be what it seems."""
     if not may_cover(path) and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
         raise OSError(errno.EPERM, f"{path} is inside /proc, where nothing can be mounted")
+
+
+def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    if fstype == "overlay":
+        overlayfs.mount(source, target, flags, data)
+    else:
+        syscalls.mount(source, target, fstype, flags, data or None)
 
 
 class Kernel:
@@ -200,7 +207,7 @@ class Kernel:
                 os.chdir(directory)
             except OSError as error:
                 raise _named(error, f"chdir({directory})") from None
-        syscalls.mount(source, target, fstype, flags, data or None)
+        _mount(source, target, fstype, flags, data)
         # Of a bind mount, mount(2) takes the other flags in a second step only.
         extra = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         if flags & syscalls.MS_BIND and flags & extra:
@@ -308,7 +315,7 @@ class Kernel:
         try:
             _refuse_proc(fd, target)
             try:
-                syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+                _mount(source, f"/proc/self/fd/{fd}", fstype, flags, data)
             except OSError as error:
                 raise _named(error, f"mount({fstype} on {target})") from None
         finally:

@@ -40,8 +40,7 @@ from tiffin.errors import InvalidParameter
 from tiffin.storage import tree
 from tiffin.storage.driver import Mount, Support, Usage, Whiteouts
 from tiffin.storage.filesystem import file_system_name
-from tiffin.storage.overlay2 import copy_directory_attributes
-from tiffin.storage.shelved import Shelved
+from tiffin.storage.shelved import Stacked
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SETTINGS = ("xino=/dev/shm/aufs.xino", "dio")
@@ -49,16 +48,11 @@ _OWN = (".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.orph")
 _BRANCHES = 1023
 
 
-class Aufs(Shelved):
+class Aufs(Stacked):
     """See the module's text."""
 
     name: ClassVar[str] = "aufs"
-    layered: ClassVar[bool] = True
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.AUFS
-
-    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__(home, settings)
-        (home / "empty").mkdir(exist_ok=True)
+    whiteouts: Whiteouts = Whiteouts.AUFS
 
     @classmethod
     def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
@@ -83,21 +77,9 @@ class Aufs(Shelved):
         )
         return Support(True, f"the kernel mounts AUFS on {backing}", features)
 
-    def prepare(self, key: str, parent: str | tuple[str, ...] | None) -> None:
-        if isinstance(parent, str):
-            folder = self._shelf.find_committed(parent)
-            lower = [f"{folder}/fs", *self._lower(folder)]
-        else:
-            lower = self._stack(parent or ())
+    def _check_depth(self, lower: list[str]) -> None:
         if len(lower) >= _BRANCHES:
             raise InvalidParameter(f"max depth exceeded: AUFS takes {_BRANCHES} branches")
-        with self._shelf.making(key) as folder_path:
-            own = folder_path / "fs"
-            own.mkdir(0o755)
-            (folder_path / "lower").write_text(":".join(lower))
-            if lower:
-                # The uppermost root directory is the one that is seen.
-                copy_directory_attributes(self.home / lower[0], own)
 
     def commit(self, key: str, name: str) -> None:
         folder, _ = self._shelf.find(key)
@@ -125,15 +107,6 @@ class Aufs(Shelved):
 
     def view(self, stack: tuple[str, ...]) -> list[Mount]:
         return self._mount(None, self._stack(stack) or ["empty"])
-
-    def _stack(self, keys: tuple[str, ...]) -> list[str]:
-        """The own directories of committed snapshots, the uppermost first; AUFS refuses a branch
-        twice, and of two equal layers the lower adds nothing."""
-        return list(dict.fromkeys(f"{self._shelf.find_committed(key)}/fs" for key in keys[::-1]))
-
-    def _lower(self, folder: str) -> list[str]:
-        recorded = (self.home / folder / "lower").read_text()
-        return recorded.split(":") if recorded else []
 
     def _mount(self, writable: str | None, lower: list[str]) -> list[Mount]:
         """One mount with as many branches as fit, and remounts that append the others."""

@@ -77,7 +77,7 @@ class Devicemapper(Shelved):
 
     name: ClassVar[str] = "devicemapper"
     layered: ClassVar[bool] = False
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.NONE
+    whiteouts: Whiteouts = Whiteouts.NONE
     settings: ClassVar[Mapping[str, str]] = {
         "dm.thinpooldev": "a thin pool that is there (its name), instead of one of files",
         "dm.basesize": "the size of each file system (10g)",

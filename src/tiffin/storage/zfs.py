@@ -27,6 +27,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,10 +52,14 @@ class Zfs(Shelved):
 
     name: ClassVar[str] = "zfs"
     layered: ClassVar[bool] = False
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.NONE
+    whiteouts: Whiteouts = Whiteouts.NONE
     settings: ClassVar[Mapping[str, str]] = {
         "zfs.fsname": "the pool or dataset that all lie in (tank/tiffin)",
     }
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, settings)
+        self._recording = threading.Lock()
 
     @classmethod
     def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
@@ -123,9 +128,10 @@ class Zfs(Shelved):
         parent = _parent(self.home, self.options)
         if not parent:
             raise TiffinError("the zfs driver was given no dataset: --storage-opt zfs.fsname=tank")
-        fresh = place.with_name("parent~")
-        fresh.write_text(parent)
-        os.rename(fresh, place)
+        with self._recording:
+            fresh = place.with_name("parent~")
+            fresh.write_text(parent)
+            os.rename(fresh, place)
         return parent
 
     def _dataset(self, folder: str) -> str:
