@@ -19,6 +19,10 @@ from tiffin.storage.overlay2 import Overlay2
 pytestmark = pytest.mark.root
 
 TESTS = Path(__file__).parents[1]
+_on_the_host = pytest.mark.skipif(
+    Path("/proc/self/uid_map").read_text().split()[2] != "4294967295",
+    reason="the tests run in a user namespace themselves",
+)
 
 
 @pytest.fixture
@@ -148,8 +152,6 @@ assert found == [
 
 def _in_a_user_namespace(place: Path, program: str) -> None:
     """Run Python with ``place`` as its argument, which belongs to the namespace's root."""
-    if Path("/proc/self/uid_map").read_text().split()[2] != "4294967295":
-        pytest.skip("the tests run in a user namespace themselves")
     for part in (place, *place.parents):
         # pytest closes its folders to others.
         if part.stat().st_mode & 0o5 != 0o5:
@@ -166,6 +168,7 @@ def _in_a_user_namespace(place: Path, program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@_on_the_host
 def test_in_a_user_namespace_the_attributes_are_the_users(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -195,6 +198,7 @@ assert "have trusted attributes" in support.reason, support.reason
 """
 
 
+@_on_the_host
 def test_in_a_user_namespace_layers_of_the_hosts_root_are_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     driver = Overlay2(mine / "root" / "overlay2")
