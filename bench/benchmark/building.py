@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from benchmark.engines import Client, Tiffin
 from benchmark.materials import SMALL_FILES, Materials
 from benchmark.measurement import Comparison, Measure, Role, Side, seconds
-from benchmark.stage import Case, Stage, ratio_of, role
+from benchmark.stage import Case, Stage, ratio_of, role, with_cpu
 
 RESULT = "benchmark-result"
 _THIRD, _HALF = "≤ 1/3", "≤ 1/2"
@@ -75,7 +74,7 @@ def _case(
             if not cold:
                 client(*words)
             kind = Role.PEER if not client.engine.tiffin else role(client)
-            once = _with_cpu(client, words) if runs_nothing else seconds(partial(client, *words))
+            once = with_cpu(client, *words) if runs_nothing else seconds(partial(client, *words))
             sides.append(Side(client.label, kind, once, before))
         # The docker command sends what tiffin's reads in place: no target for that.
         kinds = (Role.TIFFIN, *(() if ratio == 1 / 3 else (Role.DOCKER_TO_TIFFIN,)))
@@ -88,21 +87,6 @@ def _case(
             _forget_all(client)
 
     return case
-
-
-def _with_cpu(client: Client, words: Sequence[str]) -> Callable[[], dict[str, float]]:
-    """How long a command takes, on the clock and of the processors."""
-
-    def taken() -> float:
-        own = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own.ru_utime + own.ru_stime + client.engine.cpu_seconds()
-
-    def measure() -> dict[str, float]:
-        before = taken()
-        numbers = seconds(partial(client, *words))()
-        return {**numbers, "cpu": taken() - before}
-
-    return measure
 
 
 def _renew(context: Path) -> None:

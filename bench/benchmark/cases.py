@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmark import building, everyday, networking
+from benchmark import building, everyday, networking, registries
 from benchmark.building import RESULT
 from benchmark.engines import Client, Engine, EngineFailure, Podman, Tiffin
 from benchmark.machine import available_memory
@@ -398,6 +398,12 @@ CASES: dict[str, Entry] = {
     "network-remove": Entry(networking.remove, 0.3, "rm -f of 100 containers on a network"),
     "throughput": Entry(networking.throughput, 0.5, "iperf3 and round trips, also by a port"),
     "network-1000": Entry(networking.thousand, 0.1, "1,010 containers that fetch from neighbours"),
+    "push": Entry(registries.push, 0.5, "push of the Debian image to an empty docker-registry"),
+    "pull": Entry(registries.pull, 0.5, "pull of it, in one layer"),
+    "pull-eight": Entry(registries.pull_eight, 0.5, "pull of the same in eight layers, beside one"),
+    "image-copy": Entry(registries.copy, 0.5, "image copy to an OCI layout, beside skopeo"),
+    "pull-large": Entry(registries.pull_large, 0.1, "pull of a layer of 4 GiB: time and memory"),
+    "disk": Entry(registries.disk, 0.1, "what pulled images take on the disk"),
     "logs": Entry(everyday.logs, 0.3, "docker logs of 1 GiB"),
     "cp": Entry(everyday.copy, 0.5, "docker cp of 1 GiB, in and out"),
     "crowd": Entry(everyday.crowd, 0.1, "64 clients for a minute"),

@@ -16,6 +16,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmark import packed
+
 BUSYBOX = Path("/bin/busybox")
 APPLETS = "cat cp dd echo httpd ls mkdir nslookup rm sh sleep tar touch true wget".split()
 SMALL_FILES = 20_000
@@ -111,6 +113,19 @@ class Materials:
         Written here and not by an engine, so that it is nobody's own.
         """
         return self._made("archive.tar", lambda target: _archive(self.debian(), target))
+
+    def packed(self, layers: int) -> Path:
+        """An OCI layout of an image of the Debian root, in so many layers."""
+        return self._made(
+            f"packed-{layers}",
+            lambda target: packed.layout(target, packed.parts_of(self.debian(), layers)),
+        )
+
+    def packed_large(self) -> Path:
+        """An OCI layout of an image with a layer of 4 GiB, which packs to about an eighth."""
+        return self._made(
+            "packed-large", lambda target: packed.layout(target, [packed.large], level=1)
+        )
 
     def files(self) -> Path:
         """A folder to mount into containers: one large file, and a tar of many small ones."""

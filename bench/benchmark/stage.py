@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmark.engines import Client, Engine, Podman, Tiffin
 from benchmark.materials import Materials
-from benchmark.measurement import Comparison, Role, Target
+from benchmark.measurement import Comparison, Role, Target, seconds
 
 BIG_ROOT = "ubuntu:18.04"
 
@@ -70,3 +72,18 @@ Case = Callable[[Stage], AbstractContextManager[list[Comparison]]]
 
 def ratio_of(role: Role, ratio: float, text: str) -> Target:
     return Target(role, ratio=ratio, text=text)
+
+
+def with_cpu(client: Client, *words: str) -> Callable[[], dict[str, float]]:
+    """How long a command takes, on the clock and of the processors."""
+
+    def taken() -> float:
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return own.ru_utime + own.ru_stime + client.engine.cpu_seconds()
+
+    def measure() -> dict[str, float]:
+        before = taken()
+        numbers = seconds(partial(client, *words))()
+        return {**numbers, "cpu": taken() - before}
+
+    return measure

@@ -16,8 +16,8 @@ from tiffin.engine import configuration, limits, mountpoints, security
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
-from tiffin.engine.lifecycle import ANONYMOUS, Lifecycle
-from tiffin.engine.mountpoints import MountPoint
+from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.mountpoints import ANONYMOUS, MountPoint
 from tiffin.engine.names import check_name, numbered_name, random_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -154,7 +154,7 @@ class Creation:
         except BaseException:
             self._layers.remove_snapshot(container.snapshot)
             if folder.exists():
-                self._lifecycle.discard(container)
+                self._lifecycle.removal.discard(container)
             for name in made:
                 self._volumes.remove(name, force=True)
             raise

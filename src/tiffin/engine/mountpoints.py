@@ -23,6 +23,9 @@ _BIND_MODES = frozenset(
 )
 _PROPAGATION = frozenset("private rprivate shared rshared slave rslave".split())
 
+ANONYMOUS = "anonymous"
+"""The mode of a mount point whose volume was made for its container alone."""
+
 
 class MountPoint(msgspec.Struct):
     """One mount of a container; kept with the container."""

@@ -26,7 +26,8 @@ import stat
 from tiffin.errors import StartFailure, Unsupported
 from tiffin.linux import accounts, syscalls
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.linux.kernel import Kernel, set_size
+from tiffin.linux.kernel import Kernel
+from tiffin.linux.terminals import set_size
 from tiffin.runtime.launching import Begun, Ended, Launched, kill
 from tiffin.runtime.operations import Isolate, MountRoot, load
 

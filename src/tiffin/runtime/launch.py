@@ -19,7 +19,8 @@ import stat
 from tiffin.errors import StartFailure
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.linux.kernel import Kernel, set_size, unlock_terminal
+from tiffin.linux.kernel import Kernel
+from tiffin.linux.terminals import set_size, unlock_terminal
 from tiffin.runtime import process as program
 from tiffin.runtime.child import UNIFIED, begin
 from tiffin.runtime.launching import Ended, finish

@@ -27,7 +27,8 @@ import struct
 
 from tiffin.errors import StartFailure, TiffinError
 from tiffin.linux import syscalls
-from tiffin.linux.kernel import Kernel, set_size
+from tiffin.linux.kernel import Kernel
+from tiffin.linux.terminals import set_size
 from tiffin.runtime import process as program
 from tiffin.runtime import starter
 from tiffin.runtime.foreign import STATE, nothing, remove
