@@ -25,10 +25,10 @@ from typing import NamedTuple
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.failure import explain
 from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing
-from tiffin.layer.tree import explain
 from tiffin.storage.driver import Whiteouts
 
 _OPEN_ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tiffin.errors import CorruptArchive, StorageFull, TiffinError
+from tiffin.errors import CorruptArchive
 from tiffin.layer.attributes import (
     ACLS,
     inherits,
@@ -34,20 +34,10 @@ from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.folders import DIRECTORY, OPEN_DIRECTORY, OTHER, WHITEOUT, Folder, Folders
 from tiffin.layer.lower import Lower
 from tiffin.layer.tarwriter import OPAQUE_NAME, WHITEOUT_PREFIX
+from tiffin.storage import tree
 from tiffin.storage.driver import Whiteouts
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def explain(error: OSError, path: bytes) -> TiffinError:
-    """What a failed system call means for the one who brought the layer."""
-    name = os.fsdecode(path) or "/"
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(f"no space left on device while writing {name!r} of a layer")
-    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ERANGE, errno.EFBIG):
-        return CorruptArchive(f"the entry {name!r} can't be stored: {reason}")
-    return TiffinError(f"the entry {name!r} of a layer can't be written: {reason}")
 
 
 def current_umask() -> int:
@@ -461,7 +451,7 @@ class OwnDirectory(Folders):
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):
                 raise
-            _remove_tree(folder.fd, name)
+            tree.delete(Path(f"/proc/self/fd/{folder.fd}", os.fsdecode(name)))
             # Folders below are gone; the one given stays open for its user.
             self._forget(keep=None if folder is self._root else folder)
 
@@ -486,19 +476,3 @@ class OwnDirectory(Folders):
         self._opaque.discard(b"")
         for below in self._lower.children(b""):
             self.whiteout(below.path)
-
-
-def _remove_tree(parent: int, name: bytes) -> None:
-    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-    try:
-        for child in os.listdir(fd):
-            raw = os.fsencode(child)
-            try:
-                os.unlink(raw, dir_fd=fd)
-            except OSError as error:
-                if error.errno not in (errno.EISDIR, errno.EPERM):
-                    raise
-                _remove_tree(fd, raw)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)

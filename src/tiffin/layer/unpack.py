@@ -19,12 +19,13 @@ import zstandard
 from tiffin.errors import CorruptArchive, DigestMismatch, TiffinError
 from tiffin.layer import tarwriter
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.failure import explain
 from tiffin.layer.folders import clean_path
 from tiffin.layer.index import Index, Piece
 from tiffin.layer.lower import Lower
 from tiffin.layer.pipeline import INLINE, Incoming, write_all
 from tiffin.layer.tarreader import Member, TarReader
-from tiffin.layer.tree import OwnDirectory, explain
+from tiffin.layer.tree import OwnDirectory
 from tiffin.storage.driver import Whiteouts
 
 _RAW_LEVEL = 1
