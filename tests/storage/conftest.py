@@ -61,7 +61,8 @@ def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageDr
     yield opened
     opened.close()
     if base != tmp_path or kind.name in OTHER_KERNELS:
-        for key in list(opened.keys()):
+        # The uppermost first: layer126, layer125…
+        for key in sorted(opened.keys(), key=lambda key: (len(key), key), reverse=True):
             opened.remove(key)
         opened.sweep()
         opened.close()

@@ -210,19 +210,15 @@ class _Run:
     def _fifty(self) -> float:
         count = 50 if self._part == 1 else 5
         os.sync()
-        before = self._used()
+        before = self._driver.taken()
         for number in range(count):
             with self._container(f"many{number}") as tree:
                 (tree / "own").write_bytes(b"x" * 4096)
         os.sync()
-        taken = self._used() - before
+        taken = self._driver.taken() - before
         for number in range(count):
             self._driver.remove(f"many{number}")
         return max(taken, 0) / 1e6 * 50 / count
-
-    def _used(self) -> int:
-        status = os.statvfs(self._driver.home)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     def _shared(self) -> float:
         with self._container("first") as tree, self._container("second") as other:

@@ -44,6 +44,7 @@ and apply services.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -203,6 +204,11 @@ class StorageDriver(ABC):
         """
         del key, size
         raise Unsupported(f"--storage-opt is not supported for {self.name}")
+
+    def taken(self) -> int:
+        """How many bytes are in use where the driver keeps everything, by others too."""
+        status = os.statvfs(self.home)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     @abstractmethod
     def remove(self, key: str) -> None:

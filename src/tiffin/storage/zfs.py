@@ -120,6 +120,9 @@ class Zfs(Shelved):
         finally:
             os.close(fd)
 
+    def taken(self) -> int:
+        return int(_run("get", "-Hp", "-o", "value", "used", self._root()) or 0)
+
     def _root(self) -> str:
         """The dataset that all lie in; written down by the first who asks."""
         place = self.home / "parent"
@@ -164,11 +167,14 @@ class Zfs(Shelved):
             return
         deadline = time.monotonic() + _BUSY_SECONDS
         while _run("list", "-H", record["name"], check=False) is not None:
-            if _run("destroy", "-r", record["name"], check=False) is not None:
+            try:
+                _run("destroy", "-r", record["name"])
                 break
-            if time.monotonic() > deadline:
-                # Somebody has it mounted still: it stays in the trash until the next sweep.
-                return
+            except TiffinError as error:
+                # Somebody has it mounted still, or there are clones of it, which does not end by
+                # itself: it stays in the trash until a later sweep.
+                if "dependent clones" in str(error) or time.monotonic() > deadline:
+                    return
             time.sleep(0.05)
         if record["origin"] and _run("list", "-H", record["origin"], check=False) is not None:
             _run("destroy", "-d", record["origin"])
