@@ -80,6 +80,7 @@ class Aufs(Stacked):
             return Support(False, f"AUFS can't write to {backing}: use another file system")
         with tempfile.TemporaryDirectory(prefix="probe", dir=home.parent) as name:
             refused = _refused(Path(name))
+            reflinks = not refused and tree.can_reflink(Path(name))
             dirperm1 = not refused and not _refused(Path(name), "dirperm1")
         if refused:
             return Support(False, f"the kernel refuses to mount AUFS on {backing}: {refused}")
@@ -87,6 +88,8 @@ class Aufs(Stacked):
             ("Backing Filesystem", backing),
             ("Native Diff", "true"),
             ("Quota", "false"),
+            ("Reflinks", "true" if reflinks else "false"),
+            ("Using metacopy", "false"),
             ("Dirperm1 Supported", "true" if dirperm1 else "false"),
         )
         return Support(True, f"the kernel mounts AUFS on {backing}", features)

@@ -128,6 +128,8 @@ class Devicemapper(Shelved):
             ("Pool", pool or f"files on {file_system_name(home.parent)}"),
             ("Native Diff", "false"),
             ("Quota", "true" if options["dm.fs"] == "ext4" else "false"),
+            ("Reflinks", "true" if options["dm.fs"] == "xfs" else "false"),
+            ("Using metacopy", "false"),
         )
         return Support(True, "each snapshot is a thin device, which shares blocks", features)
 

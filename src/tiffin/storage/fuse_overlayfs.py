@@ -29,6 +29,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,10 +38,11 @@ from typing import ClassVar
 
 from tiffin.errors import NotFound, TiffinError
 from tiffin.linux import syscalls
+from tiffin.storage import tree
 from tiffin.storage.driver import Mount, Support
 from tiffin.storage.filesystem import file_system_name
 from tiffin.storage.joining import is_opaque
-from tiffin.storage.overlay2 import Overlay2
+from tiffin.storage.overlay2 import Overlay2, counts
 
 _PROGRAM = "fuse-overlayfs"
 _MARKS = (".wh..wh..opq", ".wh..opq")
@@ -75,10 +77,13 @@ class FuseOverlayfs(Overlay2):
                 f"/dev/fuse can't be opened ({error.strerror}): load the kernel's module "
                 "(modprobe fuse), and give a container --device /dev/fuse",
             )
+        with tempfile.TemporaryDirectory(prefix="probe", dir=home.parent) as name:
+            reflinks = tree.can_reflink(Path(name))
         features = (
             ("Backing Filesystem", backing),
             ("Native Diff", "true"),
-            ("Quota", "false"),
+            ("Quota", "true" if counts(home.parent) else "false"),
+            ("Reflinks", "true" if reflinks else "false"),
             ("Using metacopy", "false"),
         )
         return Support(True, f"{_PROGRAM} mounts overlays on {backing} by itself", features)

@@ -99,7 +99,7 @@ class Overlay2(Stacked):
             ("Using metacopy", "false"),
             ("Native Overlay Diff", "true"),
             ("userxattr", "true" if user else "false"),
-            ("Quota", "true" if _counts(home.parent) else "false"),
+            ("Quota", "true" if counts(home.parent) else "false"),
             ("Reflinks", "true" if reflinks else "false"),
         )
         return Support(True, f"the kernel mounts overlayfs on {backing}", features)
@@ -191,7 +191,7 @@ def _denied(place: Path) -> bool:
     return False
 
 
-def _counts(place: Path) -> bool:
+def counts(place: Path) -> bool:
     """Whether the file system has quotas of projects."""
     try:
         quota.used(place, 0)

@@ -87,6 +87,8 @@ class Zfs(Shelved):
             ("Parent Dataset", parent),
             ("Native Diff", "false"),
             ("Quota", "true"),
+            ("Reflinks", "false"),
+            ("Using metacopy", "false"),
         )
         return Support(True, "each snapshot is a clone, which shares blocks", features)
 
