@@ -222,6 +222,8 @@ def state(tree: Path, *, times: bool = False) -> dict[str, tuple[object, ...]]:
             xattrs = {
                 key: os.getxattr(path, key, follow_symlinks=False)
                 for key in os.listxattr(path, follow_symlinks=False)
+                # XFS shows access control lists twice.
+                if not key.startswith("trusted.SGI_ACL_")
             }
             found[os.path.relpath(path, tree)] = (
                 oct(status.st_mode),

@@ -19,7 +19,8 @@ from tiffin.storage.drivers import DRIVERS, home
 pytestmark = pytest.mark.root
 
 FILE_SYSTEMS = {"btrfs": "btrfs"}
-"""The drivers that need a file system of their own."""
+"""The drivers that need a file system of their own; the others lie on the usual one, or on what
+``TIFFIN_TEST_FS`` says (xfs, btrfs)."""
 DM_FS = os.environ.get("TIFFIN_TEST_DM_FS", "ext4")
 DM_BASESIZE = "192m" if DM_FS == "ext4" else "320m"
 """mkfs.xfs makes nothing below 300 MiB."""
@@ -47,17 +48,17 @@ def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageDr
     a loop-mounted one."""
     kind: type[StorageDriver] = request.param
     base = tmp_path
-    if kind.name in FILE_SYSTEMS:
-        base = request.getfixturevalue(f"{FILE_SYSTEMS[kind.name]}_place") / tmp_path.name
+    if place := FILE_SYSTEMS.get(kind.name, os.environ.get("TIFFIN_TEST_FS")):
+        base = request.getfixturevalue(f"{place}_place") / tmp_path.name
         base.mkdir()
-    place = home(base / "root", kind.name)
+    folder = home(base / "root", kind.name)
     settings = SETTINGS.get(kind.name)
-    support = kind.probe(place, settings)
+    support = kind.probe(folder, settings)
     if not support.works:
         # Those with kernels of their own: tests/vm/run.
         assert os.environ.get("CI") != "true" or kind.name in OTHER_KERNELS, support.reason
         pytest.skip(support.reason)
-    opened = kind(place, settings)
+    opened = kind(folder, settings)
     yield opened
     opened.close()
     if base != tmp_path or kind.name in OTHER_KERNELS:
@@ -75,7 +76,7 @@ def stack(driver: StorageDriver, tmp_path: Path) -> Stack:
 
 
 @contextmanager
-def loop_mounted(kind: str, base: Path) -> Iterator[Path]:
+def loop_mounted(kind: str, base: Path, options: str = "loop") -> Iterator[Path]:
     """A file system of that kind in an image; skips where it can't be made."""
     if shutil.which(f"mkfs.{kind}") is None:
         assert os.environ.get("CI") != "true", f"mkfs.{kind} is missing"
@@ -85,7 +86,7 @@ def loop_mounted(kind: str, base: Path) -> Iterator[Path]:
         file.truncate(800 << 20)
     point.mkdir()
     subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    subprocess.run(["mount", "-o", options, image, point], check=True)
     try:
         yield point
     finally:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from storage import actions as act
 from storage.actions import Stack
+from storage.conftest import loop_mounted
 from tiffin.errors import InvalidParameter
 from tiffin.linux import overlayfs, syscalls
 from tiffin.storage.driver import Whiteouts
+from tiffin.storage.fuse_overlayfs import FuseOverlayfs
+from tiffin.storage.overlay import Overlay
 from tiffin.storage.overlay2 import Overlay2
 
 pytestmark = pytest.mark.root
@@ -118,6 +123,42 @@ def test_a_label_keeps_its_commas(stack: Stack, monkeypatch: pytest.MonkeyPatch)
         ("context", "system_u:object_r:x:s0:c1,c2"),
         ("index", "off"),
     ]
+
+
+@pytest.mark.parametrize("kind", [Overlay2, Overlay, FuseOverlayfs], ids=lambda kind: kind.name)
+def test_a_size_is_a_quota_where_the_file_system_counts(
+    tmp_path: Path, kind: type[Overlay2]
+) -> None:
+    with ExitStack() as mounts:
+        try:
+            place = mounts.enter_context(loop_mounted("xfs", tmp_path, "loop,prjquota"))
+        except subprocess.CalledProcessError:
+            pytest.skip("the kernel has no XFS with quotas")
+        support = kind.probe(place / "root" / kind.name)
+        if not support.works:
+            assert os.environ.get("CI") != "true", support.reason
+            pytest.skip(support.reason)
+        assert ("Quota", "true") in support.features
+        driver = kind(place / "root" / kind.name)
+        stack = Stack(driver, tmp_path)
+        stack.layer(act.write("large", "x" * (12 << 20)))
+        driver.prepare("c", stack.parent)
+        driver.limit("c", 8 << 20)
+        with stack.mounted("c") as tree:
+            (tree / "fits").write_bytes(bytes(4 << 20))
+            # Other containers and the image are not counted; what is copied up from it is.
+            for action in (
+                lambda: (tree / "more").write_bytes(bytes(6 << 20)),
+                lambda: (tree / "large").open("r+b").close(),
+            ):
+                with pytest.raises(OSError) as caught:
+                    action()
+                assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
+        driver.limit("c", 64 << 20)
+        with stack.mounted("c") as tree:
+            (tree / "more").write_bytes(bytes(6 << 20))
+        driver.remove("c")
+        driver.close()
 
 
 _IN_A_USER_NAMESPACE = """

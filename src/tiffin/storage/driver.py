@@ -88,7 +88,7 @@ class Whiteouts(enum.Enum):
     @property
     def private(self) -> tuple[str, ...]:
         """What the attributes begin with that are no part of a layer."""
-        return (self._prefix, *tree.OVERLAY_XATTRS)
+        return (self._prefix, *tree.PRIVATE_XATTRS)
 
     @property
     def _prefix(self) -> str:
