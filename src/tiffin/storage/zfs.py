@@ -10,7 +10,7 @@ On disk (the folders' own rules are :mod:`tiffin.storage.shelf`'s)::
         trash/
 
 The dataset is called by the folder's name (``tank/tiffin/ID``) and has ``mountpoint=legacy``, so
-that nobody but who is asked mounts it. A clone holds its origin's snapshot; that is made for the
+that nobody but who is asked mounts it, and access control lists, as Linux's other file systems. A clone holds its origin's snapshot; that is made for the
 clone alone and destroyed with it (``zfs destroy -d``). ``--storage-opt size=`` is the dataset's
 ``quota``, which counts what the container writes itself.
 
@@ -42,6 +42,10 @@ from tiffin.storage.filesystem import mount_source
 from tiffin.storage.shelved import Shelved
 
 _BUSY_SECONDS = 10.0
+# Access control lists, which zfs does not have by itself, are kept with the other attributes then.
+_PROPERTIES = tuple(
+    part for name in ("mountpoint=legacy", "acltype=posixacl", "xattr=sa") for part in ("-o", name)
+)
 _PACKAGES = (
     "install the packages zfs-dkms (of contrib, with the kernel's headers) and zfsutils-linux"
 )
@@ -144,7 +148,6 @@ class Zfs(Shelved):
 
     def _make(self, key: str, below: str | None) -> None:
         root = self._root()
-        options = ["-o", "mountpoint=legacy"]
         with self._shelf.making(key) as folder:
             identifier = folder.name.removesuffix("~")
             # A dataset's name may not begin with what an identifier may.
@@ -153,10 +156,10 @@ class Zfs(Shelved):
                 record["origin"] = f"{self._dataset(below)}@x{identifier}"
             (folder / "dataset").write_text(json.dumps(record))
             if record["origin"] is None:
-                _run("create", *options, record["name"])
+                _run("create", *_PROPERTIES, record["name"])
                 return
             _run("snapshot", record["origin"])
-            _run("clone", *options, record["origin"], record["name"])
+            _run("clone", *_PROPERTIES, record["origin"], record["name"])
             # From now on it goes with its clone.
             _run("destroy", "-d", record["origin"])
 
