@@ -242,7 +242,7 @@ def test_layout_with_a_choice_of_platforms(
     members: Members = {}
     entries = []
     for architecture in ("amd64", "arm64", "s390x"):
-        part, manifest = layout(config.with_architecture(architecture), layers)
+        part, manifest = layout(config.with_field("architecture", architecture), layers)
         if architecture != "s390x":
             members |= part
         plain = manifest.descriptor

@@ -97,11 +97,6 @@ class Server:
         return self._active
 
     @property
-    def last_activity(self) -> float:
-        """When the last connection was opened or closed (``time.monotonic``)."""
-        return self._last_activity
-
-    @property
     def stopping(self) -> bool:
         return self._stopping
 
