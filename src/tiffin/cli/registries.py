@@ -36,6 +36,14 @@ def auth_headers(domain: str) -> dict[str, str]:
     return {"X-Registry-Auth": found.header(key_of(domain))} if found else {}
 
 
+def every_auth_header() -> dict[str, str]:
+    """The header with the user's credentials for all registries, for what may need any of them."""
+    from tiffin.registry.credentials import CredentialsFile, config_header
+
+    known = CredentialsFile().all()
+    return {"X-Registry-Config": config_header(known)} if known else {}
+
+
 def pull_image(client: Client, image: str, platform: str, out: Any) -> None:
     """Pulls an image, telling how it goes on ``out``; raises TiffinError."""
     from tiffin.image.reference import Reference

@@ -37,6 +37,9 @@ from tiffin.units import parse_size
 
 JSON = dict[str, Any]
 
+_ANONYMOUS = "com.docker.volume.anonymous"
+"""Docker's label of a volume that nobody named."""
+
 
 class Volumes:
     """The volumes of a root."""
@@ -93,6 +96,8 @@ class Volumes:
         options = {key: value for key, value in (options or {}).items() if value}
         _check_options(options)
         anonymous = not name
+        if anonymous:
+            labels = {_ANONYMOUS: "", **(labels or {})}
         name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
             self.path(name).mkdir(parents=True, exist_ok=True)

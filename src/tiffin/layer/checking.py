@@ -214,9 +214,9 @@ class _Check:
             names = {
                 name: os.getxattr(place, name, follow_symlinks=False)
                 for name in os.listxattr(place, follow_symlinks=False)
-                if not name.startswith(tree.OVERLAY_XATTRS)
+                if not name.startswith(self._private)
             }
-            if names != (entry.xattrs or {}):
+            if names != self._attributes(entry):
                 return "attributes"
             if entry.kind is not Kind.DIRECTORY and status.st_mtime_ns != entry.mtime_ns:
                 return "time"
@@ -303,15 +303,27 @@ class _Check:
             os.unlink(fresh, dir_fd=parent)
         return ""
 
+    @property
+    def _private(self) -> tuple[str, ...]:
+        return self._driver.whiteouts.private
+
+    def _attributes(self, entry: Entry) -> dict[str, bytes]:
+        """Those that a file has in this driver's folder."""
+        return {
+            name: value
+            for name, value in (entry.xattrs or {}).items()
+            if not name.startswith(self._private)
+        }
+
     def _dress(self, entry: Entry) -> None:
         place = f"/proc/self/fd/{self._root}/{os.fsdecode(entry.path)}"
         os.chown(place, entry.uid, entry.gid, follow_symlinks=False)
         if entry.kind is not Kind.SYMLINK:
             os.chmod(place, entry.mode)
         for name in os.listxattr(place, follow_symlinks=False):
-            if not name.startswith(tree.OVERLAY_XATTRS) and name not in (entry.xattrs or {}):
+            if not name.startswith(self._private) and name not in (entry.xattrs or {}):
                 os.removexattr(place, name, follow_symlinks=False)
-        for name, value in (entry.xattrs or {}).items():
+        for name, value in self._attributes(entry).items():
             os.setxattr(place, name, value, follow_symlinks=False)
         os.utime(place, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 

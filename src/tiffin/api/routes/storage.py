@@ -34,8 +34,13 @@ class StorageRoutes:
 
     def check(self, request: Request, response: Response) -> None:
         repair = query.boolean(request, "repair")
+        credentials = None
+        if header := request.headers.get("x-registry-config"):
+            from tiffin.engine.registries import credentials_by_host
+
+            credentials = credentials_by_host(header)
         with reported(response) as say:
-            found = self._engine.storage.check(repair=repair, say=say)
+            found = self._engine.storage.check(repair=repair, credentials=credentials, say=say)
             if left := found["Problems"] - found["Repaired"]:
                 raise TiffinError(f"{left} files of layers are not as they should be")
 
