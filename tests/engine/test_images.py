@@ -127,6 +127,18 @@ def test_removal_untags_first_and_deletes_last(engine: Engine) -> None:
         engine.images.inspect("busybox")
 
 
+def test_an_image_of_a_paused_container_is_in_use(engine: Engine) -> None:
+    body = {"Image": "busybox", "Cmd": ["sleep", "600"]}
+    container = engine.containers.create(body)["Id"]
+    engine.containers.start(container)
+    engine.containers.pause(container)
+    image = engine.images.inspect("busybox")["Id"]
+    with pytest.raises(Conflict, match="cannot be forced"):
+        engine.images.remove(image, force=True)
+    engine.containers.remove(container, force=True)
+    engine.images.remove(image)
+
+
 def test_an_image_in_use_is_not_removed(engine: Engine) -> None:
     container = engine.containers.create({"Image": "busybox", "Cmd": ["true"]})["Id"]
     short = container[:12]
