@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tiffin.engine import health, restarts
+from tiffin.engine import restarts
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -86,12 +86,7 @@ class Reconciliation:
                 return
             if not container.running or state.started != entry["started"]:
                 # The daemon died between the start and writing it down.
-                state.status, state.started, state.finished = "running", entry["started"], 0
-                state.exit_code, state.error = 0, ""
-                state.runs += 1
-                state.boot = self._lifecycle.boot
-                health.at_start(container)
-                container.size = None
+                self._lifecycle.begun(container, entry["pid"], entry["started"])
             state.pid = entry["pid"]
             container.save_state(self._database)
             self._lifecycle.let_go(container)
