@@ -229,6 +229,7 @@ class Server:
             while rest is not None:
                 rest = self._exchange(connection, rest)
         except Disconnected:
+            # As clients may, at any time.
             pass
         except Exception:
             logger.exception("a connection failed")

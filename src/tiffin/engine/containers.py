@@ -193,6 +193,7 @@ class Containers:
             try:
                 self.stop(container.id, timeout, signal)
             except NotModified:
+                # It does not run.
                 pass
             with suppress(NotModified):
                 # Somebody else was quicker.

@@ -363,6 +363,7 @@ class Lifecycle:
             try:
                 self.kill(container, number)
             except (Conflict, NotFound):
+                # It has ended, and its end is about to be told.
                 break
             if waiter.result(None if patience is None or patience < 0 else patience) is not None:
                 break
@@ -446,6 +447,7 @@ class Lifecycle:
         try:
             self.keeper.signal(container.id, signal.SIGKILL)
         except NotFound:
+            # It has ended, and its end is about to be told.
             pass
         waiter.result()
 

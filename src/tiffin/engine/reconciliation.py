@@ -72,6 +72,7 @@ class Reconciliation:
             # Its row is gone, or was never written: nobody can reach it any more.
             if entry["status"] == "running":
                 with suppress(NotFound):
+                    # It has ended meanwhile.
                     self._lifecycle.keeper.signal(entry["id"], signal.SIGKILL)
             else:
                 self._lifecycle.keeper.forget(entry["id"])
