@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import busybox_tar
 from tiffin.engine import Engine
 from tiffin.errors import Conflict, CorruptArchive, DigestMismatch, InvalidParameter, NotFound
 
@@ -211,3 +212,9 @@ def test_whatever_is_loaded_ends_in_an_error_of_ours(
     except (CorruptArchive, DigestMismatch, InvalidParameter):
         pass
     assert engine.run("busybox", ["true"]).exit_code == 0
+
+
+def test_an_import_for_another_platform_says_so(engine: Engine) -> None:
+    image = engine.images.import_(io.BytesIO(busybox_tar()), "foreign", platform="linux/arm/v7")
+    described = engine.images.inspect(image)
+    assert (described["Architecture"], described["Variant"]) == ("arm", "v7")
