@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import timestamps
+from tiffin.engine import platforms, timestamps
 from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
-from tiffin.image.platforms import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
@@ -104,15 +103,7 @@ class Images:
         """
         image = self.named(reference)[0]
         if platform:
-            from tiffin.engine.registries import parse_platform
-
-            config = image.config
-            own = Platform(config.os or "linux", config.architecture, config.variant)
-            if not parse_platform(platform).runs(own):
-                raise NotFound(
-                    f"image with reference {reference} was found but its platform ({own}) does "
-                    f"not match the specified platform ({platform})"
-                )
+            platforms.match(image.config, platforms.parse(platform), reference)
         return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:
@@ -150,20 +141,13 @@ class Images:
                 raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
         raise NotFound(f"No such image: {name.familiar if name else reference}")
 
-    @staticmethod
-    def check_platform(image: Image) -> None:
-        """Raise InvalidParameter where the image is for another machine."""
-        config = image.config
-        if config.os and config.os != "linux":
-            raise InvalidParameter(f"image {image.id} is for {config.os}, this machine runs linux")
-        here = Platform.of_host().architecture
-        if config.architecture and config.architecture != here:
-            if config.architecture == "386" and here == "amd64":
-                return
-            raise InvalidParameter(
-                f"image {image.id} is for {config.platform}, this machine is linux/{here}: build "
-                "or load it for this platform"
-            )
+    def check_platform(self, image: Image) -> str:
+        """Raise InvalidParameter where the image does not run here; else "", or a warning."""
+
+        def has(path: bytes) -> bool:
+            return self._layers.lookup(image.top, path, follow=True) is not None
+
+        return platforms.check(image.config, image.id, has)
 
     def tags(self, image_id: str) -> list[str]:
         """The canonical names of an image, sorted."""

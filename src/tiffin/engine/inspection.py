@@ -18,37 +18,10 @@ from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.networkviews import NetworkViews
 from tiffin.engine.sandboxes import Sandboxes
 from tiffin.storage.driver import Mount
+from tiffin.units import human_duration
 
 JSON = dict[str, Any]
 Names = Sequence[str]
-
-
-def human_duration(seconds: float) -> str:
-    """A duration as Docker says it: ``Less than a second``, ``About a minute``, ``3 hours``."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(whole / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 7 * 2:
-        return f"{hours // 24} days"
-    if hours < 24 * 30 * 2:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{hours // 24 // 365} years"
 
 
 def status_text(container: Container, now: float | None = None) -> str:

@@ -15,10 +15,10 @@ from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.root import Root
 from tiffin.errors import InvalidParameter, NotFound, TiffinError
 from tiffin.layer.store import LayerStore
-from tiffin.linux import mounts as mounting
 from tiffin.linux import syscalls
 from tiffin.linux.mounttree import detached_tree, root_of
 from tiffin.storage.driver import Mount
+from tiffin.storage.mounting import mount_all
 
 _END_SECONDS = 5.0
 """How long to wait for the keeper's word of a container whose process is gone."""
@@ -38,14 +38,7 @@ class Trees:
         place = str(self._place)
 
         def mount() -> None:
-            for one in mounts:
-                if one.directory:
-                    os.chdir(one.directory)
-                options = mounting.parse_options(one.options)
-                syscalls.mount(one.source, place, one.fstype, options.flags, options.data)
-                if options.flags & syscalls.MS_BIND and options.flags & syscalls.MS_RDONLY:
-                    # A bind mount takes its flags only when it is mounted again.
-                    syscalls.mount(None, place, None, options.flags | syscalls.MS_REMOUNT)
+            mount_all(mounts, place)
             if after is not None:
                 after(place)
 

@@ -26,7 +26,6 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
-from tiffin.engine.logdrivers import parse_size
 from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -34,6 +33,7 @@ from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.linux import mounts as mounting
 from tiffin.linux import quota, syscalls
 from tiffin.store.database import Database, Row
+from tiffin.units import parse_size
 
 JSON = dict[str, Any]
 
@@ -104,7 +104,7 @@ class Volumes:
             self.path(name).chmod(0o755)
             if "size" in options:
                 try:
-                    _limit(self.path(name), parse_size(options["size"]) or 0)
+                    _limit(self.path(name), parse_size(options["size"]))
                 except BaseException:
                     self.discard(name)
                     raise

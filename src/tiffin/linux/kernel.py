@@ -18,13 +18,20 @@ import socket
 import stat
 import struct
 
-from tiffin.linux import syscalls
+from tiffin.linux import overlayfs, syscalls
 from tiffin.linux.inside import Inside, named, refuse_proc
 from tiffin.linux.terminals import set_size, unlock_terminal
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+
+
+def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    if fstype == "overlay":
+        overlayfs.mount(source, target, flags, data)
+    else:
+        syscalls.mount(source, target, fstype, flags, data or None)
 
 
 class Kernel:
@@ -155,7 +162,7 @@ class Kernel:
                 os.chdir(directory)
             except OSError as error:
                 raise named(error, f"chdir({directory})") from None
-        syscalls.mount(source, target, fstype, flags, data or None)
+        _mount(source, target, fstype, flags, data)
         # Of a bind mount, mount(2) takes the other flags in a second step only.
         extra = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         if flags & syscalls.MS_BIND and flags & extra:
@@ -213,7 +220,7 @@ class Kernel:
         try:
             refuse_proc(fd, target)
             try:
-                syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+                _mount(source, f"/proc/self/fd/{fd}", fstype, flags, data)
             except OSError as error:
                 raise named(error, f"mount({fstype} on {target})") from None
         finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiffin.api import query, versions
 from tiffin.api.exchange import Request, Response
-from tiffin.api.progress import Progress
+from tiffin.api.progress import Progress, reported
 from tiffin.api.routing import Router
 from tiffin.api.source import source
 from tiffin.errors import InvalidParameter, TiffinError, Unsupported
@@ -116,8 +116,7 @@ class ImageRoutes:
         file = source(request)
         if origin != "-" and file is None:
             raise Unsupported(f"cannot import from {origin} yet: download it, and import the file")
-        progress = Progress(response)
-        try:
+        with reported(response) as say:
             self._engine.images.import_(
                 file or request.body,
                 query.text(request, "repo"),
@@ -125,11 +124,7 @@ class ImageRoutes:
                 query.text(request, "message"),
                 query.texts(request, "changes"),
                 query.text(request, "platform"),
-                progress,
+                say,
                 # Not Docker's: what `tiffin image pack` makes is the same image each time.
                 created=query.integer(request, "created"),
             )
-        except TiffinError as error:
-            if not progress.started:
-                raise
-            progress.fail(error)
