@@ -58,6 +58,11 @@ class Client:
             )
         return done.stdout.decode(errors="replace")
 
+    def at(self, host: str) -> Client:
+        """The same program with another engine, at this address."""
+        words = [host if word.startswith("unix://") else word for word in self._words]
+        return Client(self.label, words, self.engine, self._environment)
+
     def count(self, *words: str) -> int:
         """Run one command to its end; how many bytes it printed on stdout."""
         words = (*self._words, *words)

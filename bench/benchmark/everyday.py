@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from benchmark.engines import Client, Engine, EngineFailure, Podman, SocketEngine
+from benchmark.hollow import hollow_engine
 from benchmark.measurement import Comparison, Measure, Role, Side, Target, seconds
 from benchmark.stage import Stage, ratio_of, role, run_words
 
@@ -57,10 +58,15 @@ def execute(stage: Stage) -> Iterator[list[Comparison]]:
     for client in first:
         words = ["run", "-d", "--name", CONTAINER, "--network", "none", *run_words(client)]
         client(*words, "busybox", "sleep", "100000")
+    hollow = ExitStack()
     try:
         for client in clients:
             once = seconds(partial(client, "exec", CONTAINER, "true"))
             sides.append(Side(client.label, role(client), once))
+        host = hollow.enter_context(hollow_engine(stage.folder))
+        command = next(client for client in clients if client.label.startswith("docker CLI"))
+        nothing = seconds(partial(command.at(host), "exec", CONTAINER, "true"))
+        sides.append(Side("docker CLI alone, with no engine's work", Role.INFORMATIVE, nothing))
         fifth = "≤ 1/5"
         targets = (
             ratio_of(Role.TIFFIN, 1 / 5, fifth),
@@ -84,6 +90,7 @@ def execute(stage: Stage) -> Iterator[list[Comparison]]:
         )
         yield [Comparison((whole,), sides), Comparison((alone,), asked)]
     finally:
+        hollow.close()
         for client in first:
             client("rm", "-f", CONTAINER)
 

@@ -52,11 +52,13 @@ def file_system(kind: str, work: Path, size: str) -> Iterator[Path]:
         image.unlink()
 
 
-def run(work: Path, size: str, short: bool, only: set[str]) -> dict[str, Figures]:
-    """The figures by driver and file system (``vfs on xfs``)."""
+def run(
+    work: Path, size: str, short: bool, only: set[str], settings: Mapping[str, Mapping[str, str]]
+) -> dict[str, Figures]:
+    """The figures by driver and file system (``vfs on xfs``); ``only`` names either."""
     found: dict[str, Figures] = {}
     for name, kind in PLACES:
-        if only and name not in only:
+        if only and not only & {name, f"{name} on {kind}"}:
             continue
         if shutil.which(f"mkfs.{kind}") is None:
             print(f"{name} on {kind}: mkfs.{kind} is missing", file=sys.stderr)
@@ -64,12 +66,12 @@ def run(work: Path, size: str, short: bool, only: set[str]) -> dict[str, Figures
         with file_system(kind, work, size) as place:
             driver = drivers.find(name)
             home = drivers.home(place, name)
-            support = driver.probe(home, SETTINGS.get(name))
+            support = driver.probe(home, settings.get(name))
             if not support.works:
                 print(f"{name} on {kind}: {support.reason}", file=sys.stderr)
                 continue
             print(f"{name} on {kind}…", file=sys.stderr)
-            found[f"{name} on {kind}"] = measure(driver, home, short=short)
+            found[f"{name} on {kind}"] = measure(driver, home, settings.get(name), short=short)
     return found
 
 
@@ -89,6 +91,18 @@ def markdown(found: Mapping[str, Figures]) -> str:
         cells = " | ".join(text(figures[figure]) for figures in found.values())
         lines.append(f"| {label} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def ratios(found: Mapping[str, Figures]) -> dict[str, Figures]:
+    """The same as multiples of those of the first, which has 1; what is nothing there stays."""
+    first = next(iter(found.values()), {})
+    return {
+        name: {
+            figure: value / first[figure] if first[figure] else value
+            for figure, value in figures.items()
+        }
+        for name, figures in found.items()
+    }
 
 
 def picture(figure: str, unit: str, what: str, more: bool, found: Mapping[str, Figures]) -> str:
@@ -119,7 +133,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where the images are made (a temporary folder)")
     parser.add_argument("--size", default="24", help="gigabytes of each image; they are sparse")
     parser.add_argument("--short", action="store_true", help="a sixteenth as much")
-    parser.add_argument("--only", action="append", default=[], help="this driver alone (repeat)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="this driver alone, or DRIVER on FILESYSTEM (repeat)",
+    )
+    parser.add_argument("--zfs", metavar="DATASET", help="the pool or dataset for the zfs driver")
+    parser.add_argument("--ratios", action="store_true", help="show multiples of the first driver")
     parser.add_argument("--from", dest="known", type=Path, help="figures of before, not measured")
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--pictures", type=Path, help="write a picture of each figure (SVG)")
@@ -129,13 +150,14 @@ def main() -> int:
     else:
         if os.geteuid() != 0:
             parser.error("needs root")
+        settings = {**SETTINGS, **({"zfs": {"zfs.fsname": options.zfs}} if options.zfs else {})}
         work = Path(tempfile.mkdtemp(prefix="storage", dir=options.work))
         try:
-            found = run(work, options.size, options.short, set(options.only))
+            found = run(work, options.size, options.short, set(options.only), settings)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     print(f"Linux {platform.release()}, {os.cpu_count()} cores\n")
-    print(markdown(found))
+    print(markdown(ratios(found) if options.ratios else found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.pictures:

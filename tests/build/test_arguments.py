@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiffin.build.arguments import Arguments
 from tiffin.build.instructions import Arg
 from tiffin.build.stages import single
-from tiffin.image.config import host_platform
+from tiffin.image.platforms import Platform
 
 
 def arg(text: str) -> Arg:
@@ -49,7 +49,7 @@ def test_proxies_and_the_platform_need_no_declaration() -> None:
     assert arguments.of_run({}) == {}
     assert arguments.proxies({}) == {"http_proxy": "x"}
     assert arguments.proxies({"http_proxy": "env"}) == {}
-    assert arguments.globals["TARGETARCH"] == host_platform()[1]
+    assert arguments.globals["TARGETARCH"] == Platform.of_host().architecture
     arguments.declare(arg("ARG TARGETOS"))
     assert arguments.of_run({}) == {"TARGETOS": "linux"}
     assert arguments.unused() == ["other"]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiffin.build.cache import BuildCache, Parts
+from tiffin.build.cache import BuildCache
 from tiffin.build.explanation import explain
+from tiffin.build.parts import Parts
 from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database
 

@@ -59,6 +59,19 @@ def test_the_image_command_is_run_when_none_is_given(engine: Engine) -> None:
     assert engine.run("busybox", stdin=b"echo from $0\n").stdout.startswith(b"from ")
 
 
+def test_a_log_asked_for_at_once_has_what_a_short_command_says(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiffin.engine import containers
+
+    monkeypatch.setattr(containers, "_SHORT_COMMAND", 60)
+    body = {"Image": "busybox", "Cmd": ["sh", "-c", "sleep 0.1; echo said"]}
+    key = engine.containers.create(body)["Id"]
+    engine.containers.start(key)
+    _, output = engine.containers.logs(key)
+    assert list(output) == [("stdout", b"said\n")]
+
+
 def test_isolation_is_what_a_container_sees(engine: Engine) -> None:
     script = "echo $$; hostname; ls /proc | grep -c '^[0-9]'; cat /proc/net/dev | wc -l; id -u; pwd"
     lines = engine.run("busybox", ["sh", "-c", script]).stdout.decode().split()

@@ -287,11 +287,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def encrypted(keys: Path) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
-    """The address of a server that wants a client's certificate, and what each connection said."""
+def encrypted(
+    keys: Path, *, anybody: bool = False
+) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
+    """The address of a server that wants a client's certificate, unless it takes ``anybody``, and
+    what each connection said."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(keys / "ca.pem"))
     context.load_cert_chain(keys / "server.pem", keys / "server.key")
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_NONE if anybody else ssl.CERT_REQUIRED
     said: list[bytes] = []
 
     def read(connection: socket.socket) -> None:
@@ -454,6 +457,21 @@ def test_fluentd_gets_records(engine: Engine) -> None:
     }  # fmt: skip
     assert messages[1][2]["partial_message"] == "true"
     assert "".join(message[2]["log"] for message in messages[1:]) == "x" * 20000
+
+
+def test_fluentd_by_tls_is_trusted_as_the_system_trusts(
+    engine: Engine, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with encrypted(keys, anybody=True) as (address, said):
+        host = log("fluentd", fluentd_address=f"tls://{address}")
+        container = create(engine, "true", host=host)
+        with pytest.raises(StartFailure, match=r"initialize logging driver: .*certificat"):
+            engine.containers.start(container)
+        monkeypatch.setenv("SSL_CERT_FILE", f"{keys}/ca.pem")
+        run(engine, "echo hello", host)
+        eventually(lambda: bool(said()))
+    ((_, _, record),) = unpacked(said()[0])
+    assert record["log"] == "hello"
 
 
 def test_fluentd_may_have_precise_times(engine: Engine, tmp_path: Path) -> None:

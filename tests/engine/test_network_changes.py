@@ -18,6 +18,7 @@ import pytest
 from conftest import busybox_tar, kill_keeper
 from tiffin.engine import Engine
 from tiffin.errors import Conflict, InvalidParameter, NotFound, TiffinError
+from tiffin.network import links
 from traffic import (
     address,
     child_engine,
@@ -56,6 +57,16 @@ def test_in_and_out_of_a_network_again_and_again(engine: Engine) -> None:
         assert "127.0.0.11" not in inside(engine, box, "cat /etc/resolv.conf")
     with pytest.raises(Conflict, match="is not connected to network net"):
         engine.networks.disconnect("net", box, force=True)
+
+
+def test_the_first_to_need_a_porter_may_run_already(engine: Engine) -> None:
+    box = start(engine, "sleep 100")
+    assert not porters(engine.root.path)
+    engine.networks.create({"Name": "net"})
+    engine.networks.connect("net", box, {"Aliases": ["one.more"]})
+    assert "127.0.0.11" in inside(engine, box, "cat /etc/resolv.conf")
+    mine = address(engine, box, "net")
+    assert eventually(lambda: mine in inside(engine, box, "nslookup one.more"))
 
 
 def test_ports_go_where_the_container_goes(engine: Engine) -> None:
@@ -173,6 +184,68 @@ def killed_after(root: Path, seconds: float, work: Callable[[Engine], None]) -> 
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_while_it_makes_a_bridge(root: Path, busybox: Path) -> None:
+    """What is half made is no network's bridge."""
+
+    make = links.Links._make_bridge
+
+    def die_once_made(*arguments: object) -> None:
+        make(*arguments)  # type: ignore[arg-type]
+        die()
+
+    def first(engine: Engine) -> None:
+        links.Links._make_bridge = die_once_made  # type: ignore[method-assign,assignment]
+        start(engine, "sleep 1000", "one", name="half")
+
+    def further(engine: Engine) -> None:
+        engine.networks._fabric._links._capacity = 1
+        start(engine, "sleep 1000", "one", name="first")
+        links.Links._make_bridge = die_once_made  # type: ignore[method-assign,assignment]
+        start(engine, "sleep 1000", "one", name="second")
+
+    ready(root)
+    child_engine(root, first)
+    with Engine(root) as engine:
+        web = serve(engine, "web", "one", PortBindings={"80/tcp": [{"HostPort": "8150"}]})
+        assert fetch("127.0.0.1", 8150) == "web"
+        engine.containers.remove(web, force=True)
+    child_engine(root, further)
+    with Engine(root) as engine:
+        engine.networks._fabric._links._capacity = 1
+        serve(engine, "web", "one")
+        assert eventually(lambda: inside(engine, "first", "wget -q -O - http://web/")) == "web\n"
+        for name in ("first", "second", "web"):
+            engine.containers.remove(name, force=True)
+        engine.shutdown_keeper()
+    eventually(lambda: leftovers() == ([], ""))
+
+
+def test_killed_before_its_container_starts(root: Path, busybox: Path) -> None:
+    """Whoever holds its ports lets go of them."""
+    ready(root)
+
+    def work(engine: Engine) -> None:
+        def die_once_held(*_: object, **__: object) -> None:
+            engine.networks._fabric._porter.sync()
+            die()
+
+        engine.containers._lifecycle.keeper.start = die_once_held  # type: ignore[method-assign,assignment]
+        start(engine, "sleep 1000", PortBindings={"80/tcp": [{"HostPort": "8151"}]})
+
+    child_engine(root, work)
+    assert porters(root)
+    with Engine(root) as engine:
+        web = serve(engine, "web", PortBindings={"80/tcp": [{"HostPort": "8151"}]})
+        assert fetch("127.0.0.1", 8151) == "web"
+        engine.containers.remove(web, force=True)
+        engine.shutdown_keeper()
+    eventually(lambda: not porters(root))
 
 
 def links_inside(engine: Engine, container: str) -> int:

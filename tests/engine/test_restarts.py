@@ -206,7 +206,7 @@ def test_after_a_boot_always_means_always(
         for one in containers.values():
             engine.containers.stop(one, timeout=0)
         pid = state(engine, running)["Pid"]
-        monkeypatch.setattr(engine._lifecycle, "_boot", "another")
+        monkeypatch.setattr(engine._lifecycle, "boot", "another")
         for name in names:
             engine.containers.start(name)
             engine.containers.stop(name, timeout=0)

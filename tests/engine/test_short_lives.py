@@ -137,7 +137,7 @@ def test_a_start_survives_the_keeper(engine: Engine, monkeypatch: pytest.MonkeyP
 
 def test_an_exec_that_cannot_begin_yet_holds_up_nobody(engine: Engine) -> None:
     container = started(engine, "sleep", "600", host=ALONE)
-    group = engine.containers._lifecycle.cgroup(engine.containers._roster.get(container))
+    group = engine.containers._lifecycle.launches.cgroup(engine.containers._roster.get(container))
     made = engine.containers.exec_create(container, {"Cmd": ["echo", "hi"], "AttachStdout": True})
     hierarchy = Hierarchy.detect()
     # Behind the engine's back, which would refuse the exec otherwise.

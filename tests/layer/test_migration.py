@@ -6,16 +6,20 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from layer.roots import Root, add_container, files_in, files_of, in_memory, ingest, tree_of
+from storage.conftest import loop_mounted
 from storage.killing import Arm, killed_at, steps
 from tiffin.errors import Conflict
+from tiffin.layer.checking import check
 from tiffin.layer.migration import migrate
 from tiffin.layer.store import LayerStore
 from tiffin.storage.driver import StorageDriver
+from tiffin.storage.drivers import DRIVERS, home
 from tiffin.storage.overlay2 import Overlay2
 from tiffin.storage.vfs import Vfs
 
@@ -115,9 +119,7 @@ def test_a_migration_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: 
 
     deaths = 0
     for step in steps():
-        if not killed_at(
-            step * 30, live, ["layer/migration.py", "layer/collection.py", "storage/"]
-        ):
+        if not killed_at(step * 30, live, _CODE):
             break
         deaths += 1
         with root.open() as store:
@@ -126,6 +128,58 @@ def test_a_migration_that_is_killed_goes_on_where_it_was(place: Path, tmp_path: 
     with root.open() as store:
         assert {store.get(chain).driver for chain in chains} == {"vfs"}
         assert _seen(store, chains, tmp_path) == seen
+
+
+def _each_pair_once(names: list[str]) -> list[str]:
+    """A round trip that goes from every one to every other exactly once."""
+    left = {name: [other for other in names if other != name] for name in names}
+    way, trip = [names[0]], []
+    while way:
+        if left[way[-1]]:
+            way.append(left[way[-1]].pop())
+        else:
+            trip.append(way.pop())
+    return trip[::-1]
+
+
+def test_from_every_driver_to_every_other_through_a_kill_on_each_way(tmp_path: Path) -> None:
+    with in_memory(tmp_path / "memory") as memory, loop_mounted("btrfs", memory) as disk:
+        kinds = {kind.name: kind for kind, _, _ in DRIVERS if _works(kind, disk)}
+        assert {"overlay2", "overlay", "btrfs", "vfs"} <= set(kinds)
+        trip = _each_pair_once(list(kinds))
+        with Root(disk / "root", kinds[trip[0]]).open() as store:
+            chains = _fill(store, tmp_path)
+            seen, tars = _seen(store, chains, tmp_path), _tars(store, chains)
+        deaths = 0
+        for number, (old, new) in enumerate(pairwise(trip)):
+            root = Root(disk / "root", kinds[old])
+
+            def go(arm: Arm, root: Root = root, new: str = new) -> None:
+                with root.open() as opened:
+                    arm()
+                    migrate(opened, opened.drivers.get(new), _still, lambda *what: None)
+
+            deaths += killed_at(400 * (1 + number % 7), go, _CODE)
+            with root.open() as store:
+                assert _seen(store, chains, tmp_path) == seen, f"killed on the way to {new}"
+                migrate(store, store.drivers.get(new), _still, lambda *what: None)
+                assert _seen(store, chains, tmp_path) == seen, f"from {old} to {new}"
+                assert _tars(store, chains) == tars
+                store.drivers.close()
+                assert list(store.drivers.get(old).keys()) == []
+        assert deaths > len(trip) // 2
+        with Root(disk / "root", kinds[trip[-1]]).open() as store:
+            report = check(store, repair=False, fetch=lambda _: nullcontext(None), say=_ignore)
+            assert (report.layers, report.problems) == (5, [])
+            store.drivers.close()
+
+
+def _works(kind: type[StorageDriver], disk: Path) -> bool:
+    return kind.probe(home(disk / "root", kind.name)).works
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
 
 
 def test_what_runs_is_left_alone(place: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from registry.faulty import FaultyProxy
 from registry.test_client import htpasswd
 from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import Registry
+from tiffin.registry.credentials import Credentials
 from tiffin.registry.protocol import Policy
+from tiffin.registry.server import RegistryServer
 
 pytestmark = pytest.mark.root
 
@@ -123,6 +125,30 @@ def test_login_and_logout(
     assert tiffin("logout", server.address).startswith("Removing login credentials for")
     assert json.loads(config.read_text())["auths"] == {}
     assert b"denied" in tiffin.result("pull", f"{server.address}/app").stderr
+
+
+def test_a_damaged_layer_comes_again_from_behind_credentials(
+    tiffin: Command, root: Path, start_registry: Start, tmp_path: Path, connect: Connect
+) -> None:
+    passwords = Passwords(htpasswd(tmp_path))
+    server = start_registry(policy=Policy(passwords, Tokens(tmp_path, passwords, "tests")))
+    image = MadeImage([layer_tar({"a": b"first", "b": b"kept"})])
+    image.push(connect(server, Credentials("user", "secret")), "app", "1")
+    tiffin("login", "-u", "user", "--password-stdin", server.address, stdin=b"secret\n")
+    tiffin("pull", f"{server.address}/app:1")
+    (damaged,) = (root / "storage").glob("*/d/*/fs/a")
+    damaged.write_text("other")
+    assert b"/a (overlay2): content" in tiffin.result("storage", "check").stdout
+    tiffin("logout", server.address)
+    refused = tiffin.result("storage", "check", "--repair")
+    assert refused.returncode == 1
+    assert b"repaired from" not in refused.stdout
+    tiffin("login", "-u", "user", "--password-stdin", server.address, stdin=b"secret\n")
+    assert "/a (overlay2): content: repaired from a registry" in tiffin(
+        "storage", "check", "--repair"
+    )
+    assert damaged.read_text() == "first"
+    assert "0 problems" in tiffin("storage", "check")
 
 
 def test_credential_helpers(tiffin: Command, start_registry: Start, tmp_path: Path) -> None:
@@ -256,3 +282,15 @@ def test_a_registry_is_served(tiffin: Command, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert tiffin.result("registry", "serve", "s3://bucket").returncode == 1
+
+
+def test_what_is_younger_than_the_grace_period_stays(
+    tiffin: Command, registry: Registry, server: RegistryServer
+) -> None:
+    registry.put_blob("app", b"about to be named")
+    folder = str(server.storage.root)
+    assert "Removed 0 blobs" in tiffin("registry", "gc", "--grace", "1h", folder)
+    assert "Removed 1 blobs" in tiffin("registry", "gc", "--grace", "0s", folder)
+    refused = tiffin.result("registry", "gc", "--grace", "soon", folder)
+    assert refused.returncode == 125
+    assert b"invalid duration" in refused.stderr

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.runtime.launch import Launched, Stdio, enter, launch
+from tiffin.runtime.launch import enter, launch
+from tiffin.runtime.launching import Launched, Stdio
 from tiffin.runtime.native import plan, process_plan
 from tiffin.runtime.settings import ContainerSettings, ProcessSettings
 from tiffin.storage.driver import Mount

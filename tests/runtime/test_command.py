@@ -128,7 +128,9 @@ def test_the_life_of_a_container(counter: Counter) -> None:
     assert "already running" in counter("start", "one", check=False).stdout
     assert counter("exec", "one", "sh", "-c", "exit 6", check=False).returncode == 6
     assert pid in json.loads(counter("ps", "--format", "json", "one").stdout)
-    assert str(pid) in counter("ps", "one").stdout
+    if subprocess.run(["ps", "-ef"], capture_output=True, check=False).returncode == 0:
+        # In some guests the program does not work.
+        assert str(pid) in counter("ps", "one").stdout
     counter("pause", "one")
     assert counter.state("one") == "paused"
     counter("resume", "one")

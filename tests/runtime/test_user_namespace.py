@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tiffin.runtime.launch import Stdio
+from tiffin.runtime.launching import Stdio
 from tiffin.runtime.settings import MountPoint
 from tiffin.storage.driver import Mount
 

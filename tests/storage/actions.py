@@ -17,10 +17,9 @@ from pathlib import Path
 
 from tiffin.linux import syscalls
 from tiffin.storage.driver import Mount, StorageDriver
+from tiffin.storage.mounting import mount_all
 
 Action = Callable[[Path], None]
-
-_FLAGS = {"ro": syscalls.MS_RDONLY, "bind": syscalls.MS_BIND}
 
 
 @contextmanager
@@ -31,21 +30,8 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         for mount in mounts:
-            if mount.directory:
-                os.chdir(mount.directory)
-            flags = 0
-            data = []
-            for option in mount.options:
-                flags |= _FLAGS.get(option, 0)
-                if option not in _FLAGS:
-                    data.append(option)
-            fstype = None if mount.fstype == "bind" else mount.fstype
-            bind = syscalls.MS_BIND if flags & syscalls.MS_BIND else 0
-            syscalls.mount(mount.source, str(target), fstype, bind or flags, ",".join(data) or None)
+            mount_all([mount], str(target))
             done += 1
-            if bind and flags & syscalls.MS_RDONLY:
-                # A bind mount takes its flags only when it is mounted again.
-                syscalls.mount(None, str(target), None, flags | syscalls.MS_REMOUNT)
             os.fchdir(before)
         yield target
     finally:
@@ -208,6 +194,16 @@ def make_device(path: str, kind: int, major: int, minor: int) -> Action:
     return lambda tree: os.mknod(tree / path, kind | 0o640, os.makedev(major, minor))
 
 
+def may_make_devices(place: Path) -> bool:
+    """Whether device nodes can be made there, which only the host's root may."""
+    try:
+        make_device("trial", stat.S_IFCHR, 1, 3)(place)
+    except PermissionError:
+        return False
+    (place / "trial").unlink()
+    return True
+
+
 def state(tree: Path, *, times: bool = False) -> dict[str, tuple[object, ...]]:
     """All that a user can see of a tree, to compare."""
     found: dict[str, tuple[object, ...]] = {}
@@ -226,6 +222,8 @@ def state(tree: Path, *, times: bool = False) -> dict[str, tuple[object, ...]]:
             xattrs = {
                 key: os.getxattr(path, key, follow_symlinks=False)
                 for key in os.listxattr(path, follow_symlinks=False)
+                # XFS shows access control lists twice.
+                if not key.startswith("trusted.SGI_ACL_")
             }
             found[os.path.relpath(path, tree)] = (
                 oct(status.st_mode),

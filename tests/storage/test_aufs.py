@@ -62,6 +62,42 @@ def test_a_container_is_one_writable_branch_on_read_only_ones(aufs: Aufs) -> Non
     ]
 
 
+def test_permissions_of_the_uppermost_directory_count_where_the_kernel_can(
+    aufs: Aufs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    def accept(_: Path, *options: str) -> str:
+        tried.append(options)
+        return ""
+
+    monkeypatch.setattr("tiffin.storage.aufs._refused", accept)
+    monkeypatch.setattr("tiffin.storage.aufs._known", lambda: True)
+    aufs.prepare("c", None)
+    data = f"br:{_branch(aufs, 'c')}=rw,xino=/dev/shm/aufs.xino,dio,dirperm1"
+    for _ in range(2):
+        assert _calls(aufs.mounts("c")) == [
+            ("mount_root", "aufs", "none", "/root", 0, data, str(aufs.home))
+        ]
+    # It is asked once.
+    assert tried == [("dirperm1",)]
+    assert not list(aufs.home.glob("probe*"))
+    support = Aufs.probe(aufs.home)
+    assert support.works
+    assert ("Dirperm1 Supported", "true") in support.features
+
+
+def test_what_the_kernel_says_against_a_mount_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiffin.storage.aufs._known", lambda: True)
+    support = Aufs.probe(tmp_path / "aufs")
+    if "aufs" not in Path("/proc/filesystems").read_text():
+        assert not support.works
+        assert "refuses to mount AUFS" in support.reason
+        assert "No such device" in support.reason
+
+
 def test_a_view_is_read_only_and_has_no_writable_branch(aufs: Aufs) -> None:
     layers = _layers(aufs, 1)
     data = f"br:{_branch(aufs, 'layer0')}=ro+wh,xino=/dev/shm/aufs.xino,dio"
@@ -73,16 +109,19 @@ def test_a_view_is_read_only_and_has_no_writable_branch(aufs: Aufs) -> None:
 def test_branches_that_do_not_fit_into_a_page_are_appended_in_order(
     aufs: Aufs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiffin.storage.aufs._PAGE", 512)
+    monkeypatch.setattr("tiffin.storage.aufs._PAGE", 700)
     layers = _layers(aufs, 40)
     aufs.prepare("c", layers)
     calls = _calls(aufs.mounts("c"))
     first = str(calls[0][5])
-    assert 400 < len(first) < 512
+    assert 380 < len(first) < 700 - 256
     branches = first.removeprefix("br:").split(",")[0].split(":")
+    assert len(calls) < 10
     for call in calls[1:]:
         assert call[:5] == ("mount_root", "aufs", "none", "/root", syscalls.MS_REMOUNT)
-        branches.append(str(call[5]).removeprefix("append:"))
+        # There is room for a label yet.
+        assert len(str(call[5])) < 700 - 256
+        branches += [one.removeprefix("append:") for one in str(call[5]).split(",")]
     assert branches == [
         f"{_branch(aufs, 'c')}=rw",
         *(f"{_branch(aufs, key)}=ro+wh" for key in reversed(layers)),

@@ -426,6 +426,10 @@ def test_every_kind_of_file_with_all_attributes_survives_layers(
 ) -> None:
     past = 10**18 + 123_456_789
     capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    devices = act.may_make_devices(tmp_path)
+    timed = {"suid", "symlink", "pipe", "sub/file", "sub", "sticky"} | (
+        {"null"} if devices else set()
+    )
     fill = [
         act.write("suid", "x", 0o4755),
         act.write("sgid", "x", 0o2755),
@@ -439,13 +443,19 @@ def test_every_kind_of_file_with_all_attributes_survives_layers(
         act.set_xattr("sticky", "user.directory", b"d" * 200),
         act.symlink("symlink", "to/nowhere"),
         act.change_owner("symlink", 5, 6),
-        act.make_device("null", stat.S_IFCHR, 1, 3),
-        act.make_device("disk", stat.S_IFBLK, 7, 200),
+        *(
+            [
+                act.make_device("null", stat.S_IFCHR, 1, 3),
+                act.make_device("disk", stat.S_IFBLK, 7, 200),
+            ]
+            if devices
+            else []
+        ),
         act.make_device("pipe", stat.S_IFIFO, 0, 0),
         act.make_device("socket", stat.S_IFSOCK, 0, 0),
         act.write("sub/file", "x"),
         act.write("name with \n newline and \udcff", "x"),
-        *(act.set_times(path, past) for path in ("suid", "symlink", "null", "pipe", "sub/file")),
+        *(act.set_times(path, past) for path in sorted(timed - {"sub", "sticky"})),
         act.set_times("sub", past + 1),
         act.set_times("sticky", past + 2),
     ]
@@ -458,7 +468,6 @@ def test_every_kind_of_file_with_all_attributes_survives_layers(
     act.write("above")(plain)
     with stack.writable() as tree:
         seen, wanted = act.state(tree, times=True), act.state(plain, times=True)
-        timed = {"suid", "symlink", "null", "pipe", "sub/file", "sub", "sticky"}
         assert {path: seen[path] for path in timed} == {path: wanted[path] for path in timed}
         assert act.state(tree) == act.state(plain)
 

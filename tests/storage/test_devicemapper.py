@@ -11,8 +11,10 @@ import pytest
 
 from storage import actions as act
 from storage.actions import Stack
+from storage.conftest import DM_BASESIZE, DM_FS
 from tiffin.errors import StorageFull, Unsupported
 from tiffin.linux import devicemapper as dm
+from tiffin.linux import loopdevices
 from tiffin.storage.devicemapper import Devicemapper
 
 pytestmark = pytest.mark.root
@@ -20,8 +22,8 @@ pytestmark = pytest.mark.root
 _SETTINGS = {
     "dm.loopdatasize": "400m",
     "dm.loopmetadatasize": "32m",
-    "dm.basesize": "192m",
-    "dm.fs": os.environ.get("TIFFIN_TEST_DM_FS", "ext4"),
+    "dm.basesize": DM_BASESIZE,
+    "dm.fs": DM_FS,
 }
 
 
@@ -107,3 +109,36 @@ def test_a_container_that_runs_keeps_its_device(stack: Stack) -> None:
     with stack.mounted("copy") as tree:
         assert (tree / "late").read_text() == "written"
     driver.release("copy")
+
+
+def test_a_pool_that_is_there_is_used_and_left(stack: Stack, tmp_path: Path) -> None:
+    devices = []
+    for part, size in (("metadata", 32 << 20), ("data", 1 << 30)):
+        with (tmp_path / part).open("wb") as file:
+            file.truncate(size)
+        devices.append(loopdevices.attach(tmp_path / part))
+    pool = f"tests-{os.getpid()}"
+    dm.create(pool, "thin-pool", (1 << 30) // 512, f"{devices[0]} {devices[1]} 128 0")
+    try:
+        settings = {**_SETTINGS, "dm.thinpooldev": f"/dev/mapper/{pool}"}
+        home = tmp_path / "named" / "devicemapper"
+        missing = Devicemapper.probe(home, {**settings, "dm.thinpooldev": "nonesuch"})
+        assert "there is no device mapper device nonesuch" in missing.reason
+        assert ("Pool", f"/dev/mapper/{pool}") in Devicemapper.probe(home, settings).features
+        named = Stack(Devicemapper(home, settings), tmp_path)
+        named.layer(act.write("file", "lower"))
+        with named.writable() as tree:
+            (tree / "file").write_text("changed")
+        named.driver.close()
+        assert pool in dm.names()
+        assert not (home / "pool").exists()
+        named.driver = Devicemapper(home)
+        with named.mounted("container") as tree:
+            assert (tree / "file").read_text() == "changed"
+        for key in ("container", "layer0"):
+            named.driver.remove(key)
+        named.driver.close()
+    finally:
+        assert dm.remove(pool)
+        for device in devices:
+            loopdevices.detach(device)

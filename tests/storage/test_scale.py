@@ -125,6 +125,8 @@ def test_access_control_lists_stay(stack: Stack, tmp_path: Path) -> None:
 def test_the_same_changes_make_the_same_digest_as_on_every_other_driver(
     driver: StorageDriver, tmp_path: Path
 ) -> None:
+    if not act.may_make_devices(tmp_path):
+        pytest.skip("the digest is that of a layer with a device node")
     past = 10**18
     base = [
         act.write("keep/a", "a", 0o640),

@@ -11,6 +11,9 @@ import pytest
 
 from storage import actions as act
 from storage.actions import Stack
+from tiffin.layer.capture import own_entries
+from tiffin.storage.driver import StorageDriver
+from tiffin.storage.overlay import Overlay
 from tiffin.storage.overlay2 import Overlay2
 from tiffin.storage.vfs import Vfs
 
@@ -70,6 +73,33 @@ def test_a_copy_of_every_kind_of_file_on_such_a_file_system(
     with stack.writable() as tree:
         assert act.state(tree, times=True) == wanted
         assert (tree / "file").stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("kind", [Vfs, Overlay2, Overlay], ids=lambda kind: kind.name)
+def test_access_control_lists_of_xfs_are_like_others(
+    xfs_place: Path, tmp_path: Path, kind: type[StorageDriver]
+) -> None:
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHi", tag, rights, who)
+        for tag, rights, who in ((1, 7, -1), (2, 4, 1000), (4, 5, -1), (16, 5, -1), (32, 0, -1))
+    )
+    stack = Stack(kind(xfs_place / tmp_path.name / kind.name), tmp_path)
+    for name in ("first", "second"):
+        stack.layer(
+            act.make_directory("d"),
+            act.set_xattr("d", "system.posix_acl_default", acl),
+            act.write(f"d/{name}"),
+        )
+    with stack.writable() as tree:
+        (tree / "d/first").write_text("changed")
+    with stack.driver.own_directory("container") as own:
+        names = {
+            name
+            for entry in own_entries(own, stack.driver.whiteouts)
+            for name in entry.xattrs or ()
+        }
+    assert names <= {"system.posix_acl_access", "system.posix_acl_default"}
+    assert names
 
 
 def test_overlay2_works_on_these_file_systems_too(reflink_root: Path, tmp_path: Path) -> None:

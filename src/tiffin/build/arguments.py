@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tiffin.build.instructions import Arg
-from tiffin.image.config import host_platform
+from tiffin.image.platforms import Platform
 
 SOURCE_DATE_EPOCH = "SOURCE_DATE_EPOCH"
 
@@ -41,13 +41,13 @@ PREDEFINED = frozenset([*_PROXIES, *(name.lower() for name in _PROXIES)])
 
 
 def _platform_arguments() -> dict[str, str]:
-    system, architecture, variant = host_platform()
+    host = Platform.of_host()
     values: dict[str, str] = {}
     for side in ("TARGET", "BUILD"):
-        values[f"{side}PLATFORM"] = "/".join(filter(None, (system, architecture, variant)))
-        values[f"{side}OS"] = system
-        values[f"{side}ARCH"] = architecture
-        values[f"{side}VARIANT"] = variant
+        values[f"{side}PLATFORM"] = str(host)
+        values[f"{side}OS"] = host.os
+        values[f"{side}ARCH"] = host.architecture
+        values[f"{side}VARIANT"] = host.variant
     return values
 
 

@@ -1,119 +1,34 @@
-"""The build cache: a step's key out of named parts, and why a step was not found.
+"""The build cache: the results of steps by their keys, and why a step was not found.
 
-The *parts* of a step are everything that its result depends on, each with a name: ``parent`` (the
-key of the step before) or ``base`` (the image's id, for a stage's first step), ``instruction``
-(its text, variables replaced), ``argument NAME`` (build arguments that a RUN can see), and a row
-for each file that a COPY brings: path, type, mode, owner, and the digest of its content.
-Modification times are no part. The *key* is the digest of the parts. The parts are kept with the
-result, so that a miss can be explained: the first part that differs from the nearest cached step
-is named.
+What a step's parts are and how they make its key says :mod:`tiffin.build.parts`. They are kept
+with the result, so that a miss can be explained: the first part that differs from the nearest
+cached step is named.
 
 A record holds the image configuration and the top layer after the step; the layers of records are
 alive for the collection of layers (:meth:`BuildCache.layers`).
 
-In the table ``build_cache`` the column ``parts`` is msgpack in zstd: ``[2, [[name, value], …],
-[[path, type, mode, uid, gid, content, xattrs], …], why]``. A folder of ``RUN --mount=type=cache``
-has a row too, without parts: see :mod:`tiffin.build.folders`.
+A folder of ``RUN --mount=type=cache`` has a row in the table too, without parts: see
+:mod:`tiffin.build.folders`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import msgspec
-import zstandard
-
-from tiffin.build.explanation import FilePart, Part, distance, explain, is_inherited
+from tiffin.build.explanation import distance, explain, is_inherited
+from tiffin.build.parts import Parts, pack, unpack
 from tiffin.errors import CorruptArchive
-from tiffin.layer.entry import Entry, Kind
 from tiffin.store.database import Database, Row
 
-_FORMAT = 2
-_KEY_FORMAT = 1
-_PACKING = 1
 _NEAREST_LOOKED_AT = 4
 MOUNT = "mount:"
 """What the key of a cache folder's record begins with."""
 DOWNLOAD = "http:"
 """What the key of a downloaded file's record begins with."""
-
-# Taking an enum's value costs more than all the rest of a file's row.
-_TYPES = {kind: kind.value for kind in Kind}
-
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
-
-
-class _Stored(msgspec.Struct, array_like=True):
-    format: int
-    named: list[Part]
-    files: list[FilePart]
-    why: str = ""
-
-
-_decoder = msgspec.msgpack.Decoder(_Stored)
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a step's result depends on, in the order in which differences are reported."""
-
-    step: str
-    """The instruction, as it is shown and as it is written to the history."""
-    named: list[Part] = field(default_factory=list)
-    files: list[FilePart] = field(default_factory=list)
-    _packed: bytes = b""
-
-    def add(self, name: str, value: str) -> None:
-        """One more named part."""
-        self.named.append((name, value))
-        self._packed = b""
-
-    def add_files(self, entries: Iterable[Entry]) -> None:
-        """The files that a step reads; their digests must be known."""
-        self.files += [file_part(entry) for entry in entries]
-        self._packed = b""
-
-    def packed(self) -> bytes:
-        """The parts as bytes, always the same for the same parts."""
-        if not self._packed:
-            self._packed = _encoder.encode((_KEY_FORMAT, self.named, self.files))
-        return self._packed
-
-    @property
-    def parent(self) -> str:
-        """The key of the step before, or the base image."""
-        return next((value for name, value in self.named if name in ("parent", "base")), "")
-
-    @property
-    def key(self) -> str:
-        """The step's key."""
-        return "sha256:" + hashlib.sha256(self.packed()).hexdigest()
-
-
-def file_part(entry: Entry) -> FilePart:
-    """What of a file counts."""
-    if entry.kind is Kind.FILE:
-        content = entry.digest
-    elif entry.kind is Kind.SYMLINK:
-        content = entry.target
-    elif entry.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
-        content = f"{entry.device[0]}:{entry.device[1]}".encode()
-    else:
-        content = b""
-    return (
-        entry.path,
-        _TYPES[entry.kind],
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        content,
-        entry.xattrs,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +153,7 @@ class BuildCache:
         now = self._clock()
         inherited = is_inherited(why)
         self._origins[parts.key] = self._origin(parts.parent) if inherited else parts.step
-        packed = _packed(parts.named, parts.files, why)
+        packed = pack(parts.named, parts.files, why)
         verb = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
         with self._database.transaction():
             self._database.execute(
@@ -280,7 +195,7 @@ class BuildCache:
             if row is None or not row["parts"]:
                 break
             found = row["step"]
-            if not is_inherited(_stored(row).why):
+            if not is_inherited(unpack(row["parts"]).why):
                 break
             key = row["parent"] or ""
         return found
@@ -311,7 +226,7 @@ class BuildCache:
         wanted = [part for part in parts.named if part[0] not in ("parent", "base")]
         found: list[str] = []
         for row in rows:
-            other = _unpacked(row)
+            other = _parts(row)
             named = [part for part in other.named if part[0] not in ("parent", "base")]
             if named == wanted and other.files == parts.files:
                 found.append(row["top"])
@@ -329,7 +244,7 @@ class BuildCache:
     def reason(self, key: str) -> str | None:
         """Why the step of that key was made, when it was made; None if there is no such record."""
         row = self._database.one("SELECT parts FROM build_cache WHERE key = ?", (key,))
-        return None if row is None else _stored(row).why
+        return None if row is None else unpack(row["parts"]).why
 
     def steps(self, step: str) -> list[Record]:
         """The records of a step, the last used first."""
@@ -353,8 +268,8 @@ class BuildCache:
         row = self._database.one(f"SELECT {_COLUMNS}, parts FROM build_cache WHERE key = ?", (key,))
         if row is None or not row["parts"]:
             return None
-        stored = _stored(row)
-        return _record(row), _packed(stored.named, stored.files, "")
+        stored = unpack(row["parts"])
+        return _record(row), pack(stored.named, stored.files, "")
 
     def bring(
         self,
@@ -369,8 +284,8 @@ class BuildCache:
         """Keep a record that another engine has made. Raises CorruptArchive if it lies about its
         key."""
         try:
-            stored = _decoder.decode(zstandard.ZstdDecompressor().decompress(parts))
-        except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+            stored = unpack(parts)
+        except CorruptArchive as error:
             raise CorruptArchive(f"the cache's step {step!r} is damaged: {error}") from error
         if Parts(step, stored.named, stored.files).key != key:
             raise CorruptArchive(f"the cache's step {step!r} is damaged: it has another key")
@@ -476,23 +391,15 @@ def _record(row: Row, alive: Collection[str] = ()) -> Record:
     )
 
 
-def _packed(named: list[Part], files: list[FilePart], why: str) -> bytes:
-    return zstandard.compress(_encoder.encode((_FORMAT, named, files, why)), _PACKING)
-
-
-def _stored(row: Row) -> _Stored:
-    return _decoder.decode(zstandard.ZstdDecompressor().decompress(row["parts"]))
-
-
-def _unpacked(row: Row) -> Parts:
-    stored = _stored(row)
+def _parts(row: Row) -> Parts:
+    stored = unpack(row["parts"])
     return Parts(row["step"], stored.named, stored.files)
 
 
 def _nearest_of(parts: Parts, rows: Iterable[Row]) -> Parts | None:
     best: tuple[tuple[int, int], Parts] | None = None
     for row in rows:
-        candidate = _unpacked(row)
+        candidate = _parts(row)
         found = distance(parts, candidate)
         if best is None or found < best[0]:
             best = found, candidate

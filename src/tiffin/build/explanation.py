@@ -28,7 +28,7 @@ _STEP_BEFORE = "the step before it changed"
 
 
 class Described(Protocol):
-    """A step, as far as its parts go (:class:`tiffin.build.cache.Parts`)."""
+    """A step, as far as its parts go (:class:`tiffin.build.parts.Parts`)."""
 
     step: str
     named: list[Part]

@@ -17,10 +17,10 @@ import posixpath
 from tiffin.build import transfer
 from tiffin.build.arguments import CACHE_MOUNT_NAMESPACE
 from tiffin.build.backend import StepMount
-from tiffin.build.cache import Parts
 from tiffin.build.copying import Attributes, Destination, Placement
 from tiffin.build.instructions import SCRIPTS, Run
 from tiffin.build.mounts import RunMount
+from tiffin.build.parts import Parts
 from tiffin.build.picking import Pick, Picker, picked_files
 from tiffin.build.session import Session
 from tiffin.build.tree import EmptyTree, Source

@@ -20,10 +20,11 @@ from tiffin.build import changes, stages, transfer
 from tiffin.build import instructions as dockerfile
 from tiffin.build.arguments import SANDBOX_HOSTNAME, SOURCE_DATE_EPOCH
 from tiffin.build.backend import RunStep
-from tiffin.build.cache import Parts, Record
+from tiffin.build.cache import Record
 from tiffin.build.instructions import Copy, From, Instruction, Run, Workdir
 from tiffin.build.lending import Loans
 from tiffin.build.ownership import owner_of
+from tiffin.build.parts import Parts
 from tiffin.build.progress import StageProgress
 from tiffin.build.session import Finished, Session, State
 from tiffin.build.tree import Source, parent, resolve

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 from tiffin.build import copying, remote
-from tiffin.build.cache import Parts
 from tiffin.build.context import BuildContext, from_folder
 from tiffin.build.copying import Attributes, Placement
 from tiffin.build.digests import DigestCache
@@ -24,6 +23,7 @@ from tiffin.build.downloads import Download
 from tiffin.build.inline import InlineFiles
 from tiffin.build.instructions import Add, Copy
 from tiffin.build.ownership import mode_of, owner_of
+from tiffin.build.parts import Parts
 from tiffin.build.picking import Pick, Picker, picked_files
 from tiffin.build.session import Session, State
 from tiffin.build.tree import EmptyTree, LowerTree, Source, StageFiles

@@ -15,9 +15,10 @@ from tiffin.cli.build_query import build_query
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
+from tiffin.cli.registries import every_auth_header
 from tiffin.cli.sources import post_source
-from tiffin.cli.units import human_size
 from tiffin.client.sources import folder_tar, ignored_names
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,14 +59,6 @@ def _mode(call: Invocation) -> str:
     return mode
 
 
-def _headers() -> dict[str, str]:
-    """The user's credentials for registries: base images may be behind them."""
-    from tiffin.registry.credentials import CredentialsFile, config_header
-
-    known = CredentialsFile().all()
-    return {"X-Registry-Config": config_header(known)} if known else {}
-
-
 def _send(call: Invocation) -> Response:
     """Sends the context in the way that fits and returns the answer's stream."""
     context = call.arguments[0]
@@ -79,8 +72,10 @@ def _send(call: Invocation) -> Response:
     if context.startswith(_REMOTE):
         query = {**_query(call, dockerfile), "remote": context}
         if dockerfile == "-":
-            return call.client.upload("POST", "/build", query, _rest(b""), headers=_headers())
-        return call.client.call("POST", "/build", query, headers=_headers())
+            return call.client.upload(
+                "POST", "/build", query, _rest(b""), headers=every_auth_header()
+            )
+        return call.client.call("POST", "/build", query, headers=every_auth_header())
     if not os.path.isdir(context):
         raise CommandError(f'unable to prepare context: path "{context}" not found')
     return _send_folder(call, context, dockerfile)
@@ -94,7 +89,9 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
         name, extra = _dockerfile(folder, dockerfile)
     query = _query(call, name)
     if extra is None:
-        response = post_source(call.client, call.endpoint, folder, "/build", query, _headers())
+        response = post_source(
+            call.client, call.endpoint, folder, "/build", query, every_auth_header()
+        )
         if response is not None:
             return response
     ignored = ignored_names(folder, name)
@@ -103,7 +100,7 @@ def _send_folder(call: Invocation, context: str, dockerfile: str) -> Response:
         parts = _with_file(name, extra, parts)
     if not call.options["quiet"]:
         parts = _counted(parts)
-    return call.client.upload("POST", "/build", query, parts, headers=_headers())
+    return call.client.upload("POST", "/build", query, parts, headers=every_auth_header())
 
 
 def _dockerfile(folder: str, given: str) -> tuple[str, bytes | None]:
@@ -158,7 +155,7 @@ def _send_stdin(call: Invocation, dockerfile: str) -> Response:
         head += part
     if _is_archive(head):
         return call.client.upload(
-            "POST", "/build", _query(call, dockerfile), _rest(head), headers=_headers()
+            "POST", "/build", _query(call, dockerfile), _rest(head), headers=every_auth_header()
         )
     if dockerfile:
         raise CommandError("unable to prepare context: stdin is no tar, so -f names no file in it")
@@ -170,7 +167,7 @@ def _send_stdin(call: Invocation, dockerfile: str) -> Response:
         "/build",
         _query(call, "Dockerfile"),
         _with_file("Dockerfile", text, None),
-        headers=_headers(),
+        headers=every_auth_header(),
     )
 
 

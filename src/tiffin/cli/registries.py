@@ -14,10 +14,10 @@ from tiffin.cli.flags import BOOL, INT, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.progress import show_messages
 from tiffin.cli.tables import columns, ellipsis
-from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS, filters
 from tiffin.client.connection import DaemonError, escape
 from tiffin.errors import Unauthorized
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ def auth_headers(domain: str) -> dict[str, str]:
 
     found = CredentialsFile().get(domain)
     return {"X-Registry-Auth": found.header(key_of(domain))} if found else {}
+
+
+def every_auth_header() -> dict[str, str]:
+    """The header with the user's credentials for all registries, for what may need any of them."""
+    from tiffin.registry.credentials import CredentialsFile, config_header
+
+    known = CredentialsFile().all()
+    return {"X-Registry-Config": config_header(known)} if known else {}
 
 
 def pull_image(client: Client, image: str, platform: str, out: Any) -> None:

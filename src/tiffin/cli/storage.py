@@ -22,7 +22,13 @@ def migrate(call: Invocation) -> int:
 def check(call: Invocation) -> int:
     """Compares every layer with its index."""
     query = {"repair": "1" if call.options["repair"] else None}
-    show_messages(call.client.call("POST", "/storage/check", query), sys.stdout)
+    headers = {}
+    if call.options["repair"]:
+        from tiffin.cli.registries import every_auth_header
+
+        headers = every_auth_header()
+    answer = call.client.call("POST", "/storage/check", query, headers=headers)
+    show_messages(answer, sys.stdout)
     return 0
 
 

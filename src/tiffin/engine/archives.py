@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tiffin.engine import isolation
 from tiffin.engine.events import Events
 from tiffin.engine.images import Image, Images, is_hex, name_of
 from tiffin.engine.root import Root
@@ -146,7 +145,7 @@ class Archives:
         system, _, architecture = platform.partition("/")
         if system not in ("", "linux"):
             raise Unsupported(f"images for {system} can't be imported: linux")
-        config = ImageConfig.scratch(architecture=architecture or isolation.architecture())
+        config = ImageConfig.scratch(architecture=architecture or None)
         config = apply_changes(config, changes)
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             layer = self._layers.ingest(decompressed(file), None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from tiffin.engine import isolation, timestamps
+from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images, name_of
@@ -101,7 +101,7 @@ class Commits:
 
     def _rebuilt(self, container: Container) -> ImageConfig:
         """The configuration of an image that is gone: its layers alone are known."""
-        document = ImageConfig.scratch(architecture=isolation.architecture())
+        document = ImageConfig.scratch()
         for layer in self._layers.chain(container.base) if container.base else ():
             document = document.with_layer(layer.diff_id, HistoryEntry())
         return document

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.storage.driver import Mount
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -52,6 +54,7 @@ Names = list[str]
 
 
 _KILL_SECONDS = 10.0
+_SHORT_COMMAND = 0.25
 
 
 class Containers:
@@ -76,7 +79,7 @@ class Containers:
         self._lifecycle = lifecycle
         self._events = events
         self._execs = Execs(roster, lifecycle, events)
-        lifecycle.dropped = self._execs.forget
+        lifecycle.removal.dropped = self._execs.forget
         self._health = HealthChecks(database, lifecycle, self._execs, events)
         self.close = self._health.close
         making = Creation(root, roster, images, layers, lifecycle, volumes, trees, events)
@@ -107,15 +110,25 @@ class Containers:
         return inspection.inspect(
             container,
             self._root.container(container.id),
-            self._layers.driver_of(container.base).name,
+            self._graph(container),
             self._listing.sizes(container) if size else None,
             self._lifecycle.sandboxes,
         )
 
+    def _graph(self, container: Container) -> JSON:
+        driver = self._layers.driver_of(container.base).name
+        mounts: list[Mount] = []
+        # Elsewhere asking for mounts may make something ready to be mounted. What is just being
+        # removed has none any more.
+        if driver == "overlay2":
+            with suppress(NotFound, FileNotFoundError):
+                mounts = self._layers.mounts(container.snapshot)
+        return inspection.graph_view(driver, mounts, container.state.pid)
+
     def top(self, reference: str, arguments: str = "") -> JSON:
         """The processes of a running container, as ``ps`` of the host shows them."""
         container = self._running(reference)
-        pids = Hierarchy.detect().processes(self._lifecycle.cgroup(container))
+        pids = Hierarchy.detect().processes(self._lifecycle.launches.cgroup(container))
         output = subprocess.run(
             ["ps", *(arguments or "-ef").split()], capture_output=True, text=True, check=False
         )
@@ -155,7 +168,7 @@ class Containers:
     def stats(self, reference: str, earlier: JSON | None = None) -> JSON:
         """A reading of what a container uses of the machine, after an ``earlier`` one if given."""
         container = self._roster.get(reference)
-        group = self._lifecycle.cgroup(container)
+        group = self._lifecycle.launches.cgroup(container)
         now = statistics.reading(container, Hierarchy.detect(), group)
         if container.running and (networks := self._lifecycle.sandboxes.statistics(container)):
             now["networks"] = networks
@@ -237,7 +250,7 @@ class Containers:
             container.save_spec(self._database)
             return
         container = self._roster.get(reference)
-        self._lifecycle.remove(container, force=force, volumes=volumes)
+        self._lifecycle.removal.remove(container, force=force, volumes=volumes)
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""
@@ -282,7 +295,7 @@ class Containers:
                         )
                     after["RestartPolicy"] = policy
                 if container.running:
-                    group = self._lifecycle.cgroup(container)
+                    group = self._lifecycle.launches.cgroup(container)
                     limits.apply(Hierarchy.detect(), group, before, after)
             except (InvalidParameter, Conflict) as error:
                 raise type(error)(
@@ -378,6 +391,14 @@ class Containers:
         tty, path, wanted = self._log(reference, **options)
         return tty, read_output(path, wanted, multiplexed=not tty)
 
+    @staticmethod
+    def _let_speak(container: Container) -> None:
+        """Who asks right after the start means what a short command has said, and starts here take
+        less time than one needs to say it."""
+        rest = _SHORT_COMMAND - (time.time_ns() - container.state.started) / 1e9
+        if container.running and 0 < rest <= _SHORT_COMMAND:
+            Waiter(container, "not-running").result(rest)
+
     def _log(
         self,
         reference: str,
@@ -399,6 +420,8 @@ class Containers:
         if not container.log_path:
             raise Unsupported("configured logging driver does not support reading")
         run = container.state.runs
+        if not follow:
+            self._let_speak(container)
 
         def ended() -> bool:
             over = not container.running or container.state.runs != run

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tiffin.engine import configuration, limits, mountpoints, platforms, security
+from tiffin.engine import configuration, limits, mountpoints, security
 from tiffin.engine.container import Container, Spec, State
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
-from tiffin.engine.lifecycle import ANONYMOUS, Lifecycle
-from tiffin.engine.mountpoints import MountPoint
+from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.mountpoints import ANONYMOUS, MountPoint
 from tiffin.engine.names import check_name, numbered_name, random_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -58,10 +58,18 @@ class Creation:
         self._trees = trees
         self._events = events
 
-    def create(self, body: JSON, name: str | None = None, platform: str = "") -> JSON:
+    def create(
+        self,
+        body: JSON,
+        name: str | None = None,
+        *,
+        platform: str = "",
+        readonly_recursive: bool = True,
+    ) -> JSON:
         """Make a container out of the body of ``POST /containers/create``.
 
-        ``platform`` is what the image has to be for, if it was asked for.
+        ``platform`` is what the image has to be for, if it was asked for; read-only binds are
+        ``readonly_recursive`` unless they say otherwise.
         Gives ``{"Id", "Warnings"}``. Raises NotFound (no such image), Conflict (name taken),
         InvalidParameter, Unsupported.
         """
@@ -74,15 +82,15 @@ class Creation:
             parse_signal(config["StopSignal"])
         reference = config.get("Image") or ""
         with self._layers.lease():
-            image = self._images.find(reference)
-            if platform:
-                platforms.match(image.config, platforms.parse(platform), reference)
+            image = self._images.find(reference, platform)
             foreign = self._images.check_platform(image)
             if foreign and not platform:
                 warnings = [*warnings, foreign]
             merged = configuration.merge(config, image.config.config)
             inherited = self._inherited(host.get("VolumesFrom") or [])
             points = mountpoints.mount_points(merged, host, inherited)
+            if not readonly_recursive:
+                mountpoints.leave_inner_writable(points)
             mountpoints.check_sources(points)
             container_id = secrets.token_hex(32)
             if not merged["Hostname"]:
@@ -160,7 +168,7 @@ class Creation:
         except BaseException:
             self._layers.remove_snapshot(container.snapshot)
             if folder.exists():
-                self._lifecycle.discard(container)
+                self._lifecycle.removal.discard(container)
             for name in made:
                 self._volumes.remove(name, force=True)
             raise

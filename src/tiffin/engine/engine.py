@@ -17,6 +17,7 @@ from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.networks import Networks
+from tiffin.engine.reconciliation import Reconciliation
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.sandboxes import Sandboxes
@@ -102,7 +103,7 @@ class Engine:
                 self.events,
                 f"tiffin/{self._root.mark}",
             )
-            self._lifecycle.collect = self.images.collect
+            self._lifecycle.removal.collect = self.images.collect
             self.containers = Containers(
                 self._database,
                 self._root,
@@ -125,14 +126,14 @@ class Engine:
                 lambda: self.builds,
                 self.events,
             )
-            self.images.mounted = lambda: {
+            self.images.removal.mounted = lambda: {
                 point.chain for one in roster.all() for point in one.spec.mounts if point.chain
             }
             self._roster = roster
             self._builds: Builds | None = None
             self._builds_lock = threading.Lock()
             self._sweep()
-            self._lifecycle.reconcile(lasting)
+            Reconciliation(self._database, self._root, roster, self._lifecycle).run(lasting)
             self._sandboxes.resume()
             self.volumes.resume()
         except BaseException:

@@ -139,7 +139,7 @@ class Execs:
             user=body.get("User") or config.get("User") or "",
             cwd=body.get("WorkingDir") or config.get("WorkingDir") or "/",
             terminal=terminal,
-            filters=self._lifecycle.filters,
+            filters=self._lifecycle.launches.filters,
             privileged=bool(body.get("Privileged")),
         )
         attachment = None
@@ -258,7 +258,7 @@ class Execs:
                 "entrypoint": body["Cmd"][0],
                 "privileged": bool(body.get("Privileged")),
                 "tty": bool(body.get("Tty")),
-                "user": body.get("User") or "",
+                **({"user": body["User"]} if body.get("User") else {}),
             },
             "Running": one.running,
             "Pid": one.pid,

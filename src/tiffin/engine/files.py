@@ -22,6 +22,7 @@ from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.moment import format_moment
 from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.tarreader import Member, TarReader
+from tiffin.storage.tree import PRIVATE_XATTRS
 
 JSON = dict[str, Any]
 
@@ -179,7 +180,7 @@ class TreeTar:
     def _xattrs(fd: int, info: tarfile.TarInfo) -> None:
         headers = dict(info.pax_headers)
         for attribute in os.listxattr(fd):
-            if not attribute.startswith(("trusted.overlay.", "security.selinux")):
+            if not attribute.startswith((*PRIVATE_XATTRS, "security.selinux")):
                 value = os.getxattr(fd, attribute)
                 headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
         info.pax_headers = headers

@@ -1,32 +1,28 @@
-"""The verbs on images: list, inspect, history, tags, removal, archives in and out.
+"""The verbs on images: list, inspect, history, tags; removal and archives are modules of their own.
 
 An image is a row with its configuration, byte for byte, and the chain ID of its top layer. Layers
-are the layer store's; removal drops rows and lets :meth:`Images.collect` free what nothing rests
-on any more.
+are the layer store's.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import platforms, timestamps
+from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
-from tiffin.errors import Conflict, InvalidParameter, NotFound
+from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
-
-if TYPE_CHECKING:
-    pass
 
 JSON = dict[str, Any]
 Rows = list[JSON]
@@ -47,7 +43,7 @@ class Image:
     tagged: int | None
 
 
-Loaded = list[Image]
+Found = list[Image]
 
 
 class Images:
@@ -65,14 +61,15 @@ class Images:
         self._root = root
         self._layers = layers
         self._events = events
-        self._spools = spools
         self._parsed: dict[str, ImageConfig] = {}
-        self._collecting = threading.Lock()
-        self.mounted: Callable[[], set[str]] = set
-        """The layers that containers have mounted beside their own."""
-        # Here, since archives know what an image is.
+        # Here, since they know what an image is.
         from tiffin.engine.archives import Archives
+        from tiffin.engine.image_removal import ImageRemoval
 
+        self.removal = ImageRemoval(self, database, layers, events, spools)
+        self.remove = self.removal.remove
+        self.prune = self.removal.prune
+        self.collect = self.removal.collect
         archives = Archives(self, root, layers, events)
         self.load = archives.load
         self.save = archives.save
@@ -91,12 +88,23 @@ class Images:
         row = self._database.one("SELECT * FROM images WHERE id = ?", (image_id,))
         return self._image(row) if row else None
 
-    def find(self, reference: str) -> Image:
-        """The image that a name, an ID or a prefix of an ID names.
+    def unused(self) -> Found:
+        """The images that no container is made of."""
+        rows = self._database.all(
+            "SELECT * FROM images WHERE id NOT IN (SELECT image FROM containers)"
+        )
+        return [self._image(row) for row in rows]
+
+    def find(self, reference: str, platform: str = "") -> Image:
+        """The image that a name, an ID or a prefix of an ID names, if it is for ``platform``
+        (``os/architecture[/variant]``; empty: whatever it is for).
 
         Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
         """
-        return self.named(reference)[0]
+        image = self.named(reference)[0]
+        if platform:
+            platforms.match(image.config, platforms.parse(platform), reference)
+        return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:
         """As :meth:`find`: the image, and the tag that named it, if a tag did."""
@@ -204,6 +212,11 @@ class Images:
             if name.startswith(prefix)
         }
 
+    def drop(self, image_id: str) -> None:
+        """Take an image's row away; its names must be gone."""
+        self._database.execute("DELETE FROM images WHERE id = ?", (image_id,))
+        self._parsed.pop(image_id, None)
+
     def _name(self, image_id: str, name: Reference) -> None:
         with self._database.transaction():
             self._database.execute(
@@ -228,6 +241,7 @@ class Images:
         all: bool = False,
         filters: filtering.Filters | None = None,
         shared_size: bool = False,
+        manifests: bool = False,
     ) -> Rows:
         """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
         intermediate images here, the build cache keeps layers without them."""
@@ -261,7 +275,7 @@ class Images:
                     continue
             created = image.config.created_ns
             if (
-                (dangling is not None and dangling == any(map(_is_tag, names.get(image.id, ()))))
+                (dangling is not None and dangling == any(map(is_tag, names.get(image.id, ()))))
                 or not filtering.labels(filters, image.config.labels)
                 or ("before" in bounds and created >= bounds["before"])
                 or ("since" in bounds and created <= bounds["since"])
@@ -270,6 +284,7 @@ class Images:
                 continue
             rows.append(
                 {
+                    **({"Manifests": self._manifests(image)} if manifests else {}),
                     "Id": image.id,
                     "ParentId": "",
                     "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
@@ -296,7 +311,7 @@ class Images:
             for image, stack in stacks.items()
         }
 
-    def inspect(self, reference: str) -> JSON:
+    def inspect(self, reference: str, *, manifests: bool = False) -> JSON:
         """Docker's whole view of an image."""
         image = self.find(reference)
         config = image.config
@@ -320,7 +335,41 @@ class Images:
         }
         if config.variant:
             view["Variant"] = config.variant
+        if manifests:
+            view["Manifests"] = self._manifests(image)
         return view
+
+    def _manifests(self, image: Image) -> Rows:
+        """The manifests that an image was pulled or pushed as; layers are kept unpacked alone."""
+        config = image.config
+        users = self._database.all("SELECT id FROM containers WHERE image = ?", (image.id,))
+        data = {
+            "Platform": {
+                "architecture": config.architecture,
+                "os": config.os,
+                **({"variant": config.variant} if config.variant else {}),
+            },
+            "Containers": [row["id"] for row in users],
+            "Size": {"Unpacked": image.size},
+        }
+        found = []
+        for manifest in BlobMemory(self._database).manifests(image.id):
+            content = len(manifest.raw) + manifest.config.size
+            found.append(
+                {
+                    "ID": manifest.digest,
+                    "Descriptor": {
+                        "mediaType": manifest.media_type,
+                        "digest": manifest.digest,
+                        "size": len(manifest.raw),
+                    },
+                    "Available": True,
+                    "Size": {"Content": content, "Total": content + image.size},
+                    "Kind": "image",
+                    "ImageData": data,
+                }
+            )
+        return found
 
     def _parent(self, image: Image) -> str:
         """The ID of the image that a commit made this one from, if it is there: it has all the
@@ -357,139 +406,14 @@ class Images:
             rows[0]["Tags"] = names or None
         return rows
 
-    # -- removing ---------------------------------------------------------------------------
-
-    def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
-        """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
-
-        Raises Conflict where a container uses it, or where an ID has several names.
-        """
-        image, name = self.named(reference)
-        tags = self.tags(image.id)
-        done: Rows = []
-        if name is not None:
-            going = _with_digests(name, tags)
-            if len(going) < len(tags):
-                self._untag(image, going, done)
-                return done
-        users = self._database.all(
-            "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
-        )
-        running = [row for row in users if b'"status":"running"' in bytes(row["state"])]
-        short = image.id.removeprefix("sha256:")[:12]
-        shown = reference if name is not None else short
-        if name is not None and users and not force:
-            kind = "running container" if running else "container"
-            raise Conflict(
-                f'conflict: unable to remove repository reference "{shown}" (must force) - '
-                f"{kind} {(running or users)[0]['id'][:12]} is using its referenced image {short}"
-            )
-        if name is None:
-            repositories = {Reference.parse(tag).familiar_name for tag in tags}
-            if len(repositories) > 1 and not force:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (must be forced) - image is referenced in "
-                    "multiple repositories"
-                )
-            if running:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (cannot be forced) - image is being used "
-                    f"by running container {running[0]['id'][:12]}"
-                )
-            if users and not force:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (must be forced) - image is being used by "
-                    f"stopped container {users[0]['id'][:12]}"
-                )
-        self._untag(image, tags, done)
-        if running:
-            # A container still rests on it: the name is gone, the image stays until it is.
-            return done
-        self._database.execute("DELETE FROM images WHERE id = ?", (image.id,))
-        self._parsed.pop(image.id, None)
-        done.append({"Deleted": image.id})
-        self._events.publish("image", "delete", image.id, name=image.id)
-        done.extend({"Deleted": layer.chain_id} for layer in self.collect())
-        return done
-
-    def _untag(self, image: Image, names: Sequence[str], done: Rows) -> None:
-        for name in names:
-            self._database.execute(
-                "DELETE FROM tags WHERE name = ? AND image = ?", (name, image.id)
-            )
-            familiar = Reference.parse(name).familiar
-            done.append({"Untagged": familiar})
-            self._events.publish("image", "untag", image.id, name=image.id)
-
-    def collect(self) -> Layers:
-        """Free the layers that no image, container, build cache record or lease needs.
-
-        Gives back those that are gone, the topmost first.
-        """
-        with self._collecting:
-            roots = {
-                row["top"]
-                for row in self._database.all(
-                    "SELECT top FROM images UNION SELECT base FROM containers "
-                    "UNION SELECT frozen FROM containers UNION SELECT top FROM build_cache"
-                )
-                if row["top"]
-            }
-            return self._layers.collect(roots | self.mounted())
-
-    def prune(self, filters: filtering.Filters | None = None) -> JSON:
-        """Remove images that nothing names (or, with ``dangling=false``, that nothing uses)."""
-        filters = filters or {}
-        filtering.check(filters, {"dangling", "until", "label", "label!"})
-        only_dangling = filtering.boolean(filters, "dangling", True)
-        until = timestamps.parse(filters["until"][0]) if filters.get("until") else None
-        before = self._layers.total_size()
-        deleted: Rows = []
-        for row in self._database.all(
-            "SELECT * FROM images WHERE id NOT IN (SELECT image FROM containers)"
-        ):
-            image = self._image(row)
-            tags = self.tags(image.id)
-            if (
-                (only_dangling and any(map(_is_tag, tags)))
-                or (until is not None and image.config.created_ns > until)
-                or not filtering.labels(filters, image.config.labels)
-                or (
-                    filters.get("label!")
-                    and filtering.labels(filters, image.config.labels, "label!")
-                )
-            ):
-                continue
-            try:
-                deleted.extend(self.remove(image.id, force=True))
-            except (Conflict, NotFound):
-                # It came into use, or went, meanwhile.
-                continue
-        space = max(0, before - self._layers.total_size())
-        # Images that came in half go too.
-        space += self._spools.sweep(0)
-        self._events.publish("image", "prune", "", reclaimed=str(space))
-        return {"ImagesDeleted": deleted, "SpaceReclaimed": space}
-
 
 def _created_seconds(step: HistoryEntry) -> int:
     return timestamps.parse(step.created) // 10**9 if step.created else 0
 
 
-def _is_tag(name: str) -> bool:
+def is_tag(name: str) -> bool:
     """Whether a canonical name is a tag's; an image that only digests name is dangling."""
     return "@" not in name
-
-
-def _with_digests(name: str, names: Sequence[str]) -> list[str]:
-    """A name that goes, and with the last tag of a repository its digests."""
-    gone = Reference.parse(name)
-    if gone.digest is not None:
-        return [name]
-    same = [one for one in names if Reference.parse(one).name == gone.name]
-    if any(_is_tag(one) for one in same if one != name):
-        return [name]
-    return [name, *(one for one in same if one != name)]
 
 
 def is_hex(text: str) -> bool:

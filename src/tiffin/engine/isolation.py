@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,12 +296,4 @@ def container_settings(
         cgroup=cgroup,
         seccomp=filters.resolved(profile, capability_set(host)) if filtered and foreign else None,
         init=bool(host.get("Init")),
-    )
-
-
-def architecture() -> str:
-    """The machine's architecture as images name it."""
-    machine = platform.machine()
-    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(
-        machine, machine
     )

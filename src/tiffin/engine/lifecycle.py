@@ -1,30 +1,32 @@
-"""The life of a container after its creation: start, signals, its end, removal.
+"""The life of a container after its creation: start, signals, its end.
+
+How its first process is launched and how it is removed, :mod:`tiffin.engine.launches` and
+:mod:`tiffin.engine.removal` say.
 
 The keeper tells ends through :meth:`Lifecycle.keeper_event`, in order, on a thread of its own.
 After an end the container's restart policy is asked (:mod:`tiffin.engine.restarts`).
 Whoever changes a container's state holds ``container.lock``. What takes long after an end
 (measuring the layer, ``--rm``) is done by a worker thread, so that ends are noticed at once.
 
-If the daemon dies here: the row says "running", and at the next start :meth:`Lifecycle.reconcile`
-asks the keeper what became of each such container.
+If the daemon dies here: the row says "running", and at the next start
+:mod:`tiffin.engine.reconciliation` asks the keeper what became of each such container.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiffin.engine import configuration, health, isolation, limits, logdrivers, restarts
+from tiffin.engine import health, restarts
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
+from tiffin.engine.launches import Launches
+from tiffin.engine.removal import Removal
 from tiffin.engine.restarts import Restarts
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -34,11 +36,8 @@ from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, NotFound, NotModified, TiffinError, Unreachable
 from tiffin.keeper.client import KeeperClient
-from tiffin.keeper.connection import NotAnswered
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.runtime import foreign, native, oci
-from tiffin.runtime.seccomp import Filters
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -48,7 +47,7 @@ UNKNOWN_EXIT = 255
 
 
 class Lifecycle:
-    """Starts, stops and removes the containers of a root."""
+    """Starts and stops the containers of a root."""
 
     def __init__(
         self,
@@ -62,29 +61,37 @@ class Lifecycle:
         cgroup_prefix: str,
     ) -> None:
         self._database = database
-        self._root = root
         self._roster = roster
         self._layers = layers
-        self._volumes = volumes
         self.sandboxes = sandboxes
         self._events = events
         self._prefix = cgroup_prefix
         self.keeper = KeeperClient(root.path, self.keeper_event)
-        self.filters = Filters(root.path / "seccomp")
         self._cgroups = Hierarchy.detect()
-        self._mountpoint = str(root.keeper / "rootfs")
+        self.launches = Launches(
+            root, roster, layers, volumes, sandboxes, self.keeper, self._cgroups, cgroup_prefix
+        )
         self._jobs: queue.SimpleQueue[Container | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="lifecycle", daemon=True)
         self._worker.start()
-        self.collect: Callable[[], object] = lambda: None
-        """Frees layers that nothing rests on; the images' verb, put here by the engine."""
         self._watchers: dict[str, Callable[[JSON], None]] = {}
         self._restarts = Restarts(self._start_again)
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.removal = Removal(
+            database,
+            root,
+            roster,
+            layers,
+            volumes,
+            events,
+            self.keeper,
+            self._restarts,
+            self._kill_and_wait,
+        )
+        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        """The boot of the machine that this is."""
         self.look: Callable[[Container], None] = lambda container: None
         """Called after each change between running and not running, the container's lock held."""
         self.exec_ended: Callable[[JSON], None] = lambda event: None
-        self.dropped: Callable[[Container], None] = lambda container: None
 
     def close(self) -> None:
         """Finish the work that ends have left, and let go of the keeper."""
@@ -97,11 +104,6 @@ class Lifecycle:
             self._cgroups.delete(self._prefix)
 
     # -- starting ---------------------------------------------------------------------------
-
-    def cgroup(self, container: Container) -> str:
-        """The container's cgroup, below the root of each hierarchy."""
-        parent = (container.spec.host.get("CgroupParent") or "").strip("/")
-        return f"{parent or self._prefix}/{container.id}"
 
     def start(self, container: Container) -> None:
         """Start a container; raises NotModified if it runs, StartFailure if its program can't."""
@@ -128,24 +130,24 @@ class Lifecycle:
                 # Nobody is there to be told but who looks at the state.
                 container.state.status, container.state.error = "exited", str(error)
                 container.save_state(self._database)
-                self._jobs.put(container)
+                self.finish(container)
 
     def _start_locked(self, container: Container) -> None:
         try:
-            answer = self.launch(container)
+            answer = self.launches.launch(container)
         except TiffinError as error:
             container.state.exit_code = error.exit_code
             container.state.error = error.message
             container.save_state(self._database)
             if container.auto_remove:
-                self._jobs.put(container)
+                self.finish(container)
             raise
         state = container.state
         state.status, state.pid, state.started = "running", answer["pid"], answer["started"]
         state.exit_code, state.error, state.oom_killed = 0, "", False
         state.finished = 0
         state.runs += 1
-        state.stopped_by_hand, state.boot = False, self._boot
+        state.stopped_by_hand, state.boot = False, self.boot
         health.at_start(container)
         container.size = None
         container.save_state(self._database)
@@ -153,99 +155,6 @@ class Lifecycle:
         # With the lock still held, as at the end: nobody hears of an end before the start.
         self._tell_volumes(container, "mount")
         self._events.publish("container", "start", container.id, **container.attributes())
-
-    def launch(self, container: Container) -> JSON:
-        """Have the keeper start a container's first process: ``{"pid", "started"}``.
-
-        Its sandbox is made before; whoever learns of the end closes that.
-        """
-        path, namespace = self.sandboxes.open(container)
-        try:
-            self._volumes.use(container)
-            if size := limits.storage_size(container.spec.host):
-                # Again: a commit may have given it a new layer since.
-                self._layers.limit(container.snapshot, size)
-            answer = self._launch(container, path)
-            self.sandboxes.started(container, answer["pid"])
-            return answer
-        except BaseException:
-            self.release(container)
-            raise
-        finally:
-            # From here on the container's processes hold it.
-            if namespace is not None:
-                namespace.close()
-
-    def release(self, container: Container) -> None:
-        """A container has ended, or did not start: give back what it had of networks and mounts."""
-        self.sandboxes.close(container)
-        self._volumes.release(container)
-
-    def _launch(self, container: Container, network: str | None) -> JSON:
-        folder = self._root.container(container.id)
-        host, config = container.spec.host, container.spec.config
-        container.state.id_base = 0
-        if host.get("UsernsMode") in configuration.REMAPPED:
-            taken = {other.state.id_base for other in self._roster.all()}
-            container.state.id_base = isolation.free_id_base(container.id, taken)
-        settings = isolation.container_settings(
-            container,
-            self.sandboxes.files.folder(container),
-            self._layers.mounts(container.snapshot),
-            self.cgroup(container),
-            self.filters,
-            self._peer,
-            network,
-            self.sandboxes.links.environment(container, starting=True),
-            {
-                point.target: (
-                    self._layers.mounts(point.snapshot)
-                    if point.snapshot
-                    else self._layers.view(point.chain)
-                )[-1]
-                for point in container.spec.mounts
-                if point.kind == "image"
-            },
-        )
-        plan = native.plan(settings, self._mountpoint, self._cgroups).dump()
-        if host["Runtime"] != configuration.NATIVE:
-            foreign.check(host["Runtime"], settings)
-            plan["runtime"] = {
-                "name": host["Runtime"],
-                "path": foreign.find(host["Runtime"]),
-                "config": oci.oci_config(settings),
-                "mountpoint": self._mountpoint,
-            }
-        log = logdrivers.keeper_options(container, folder)
-        size = host.get("ConsoleSize") or None
-
-        def start() -> JSON:
-            return self.keeper.start(
-                container.id,
-                plan,
-                log=log,
-                terminal=container.tty,
-                open_stdin=bool(config.get("OpenStdin")),
-                stdin_once=bool(config.get("StdinOnce")),
-                size=(size[0], size[1]) if size and any(size) else None,
-            )
-
-        try:
-            return start()
-        except NotAnswered:
-            # The keeper died with the request. The next one knows whether the container had
-            # started by then; what was only half started, it has removed.
-            for entry in self.keeper.list():
-                if entry["id"] == container.id and entry["started"] != container.state.started:
-                    return entry
-            return start()
-
-    def _peer(self, reference: str) -> Container:
-        """A running container that another one joins. Raises NotFound, Conflict."""
-        other = self._roster.get(reference)
-        if not other.running:
-            raise Conflict(f"cannot join a namespace of container {reference}: it is not running")
-        return other
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
@@ -296,18 +205,20 @@ class Lifecycle:
                 # An earlier run's end, told once more.
                 return
             if container.running:
-                self._ended(container, event["code"], event["at"], bool(event.get("oom")))
+                self.ended(container, event["code"], event["at"], bool(event.get("oom")))
             else:
                 # The keeper that was told to forget it has died.
                 self.keeper.forget(container.id)
 
-    def _ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
+    def ended(self, container: Container, code: int | None, at: int, oom: bool) -> None:
+        """Write an end down, at a time in nanoseconds, unless that was done; None: a code that
+        nobody knows."""
         with container.lock:
             if not container.running:
                 return
             state = container.state
             try:
-                self.release(container)
+                self.launches.release(container)
             except (OSError, TiffinError) as error:
                 # It has ended all the same.
                 state.error = str(error)
@@ -337,9 +248,16 @@ class Lifecycle:
             )
             self._tell_volumes(container, "unmount")
             if again:
-                ran = max(0, at - state.started)
-                self._restarts.plan(container, restarts.delay(container, ran))
+                self.plan_restart(container, max(0, at - state.started))
                 return
+        self.finish(container)
+
+    def plan_restart(self, container: Container, ran: int) -> None:
+        """Start it again after a while, in view of a run of ``ran`` nanoseconds."""
+        self._restarts.plan(container, restarts.delay(container, ran))
+
+    def finish(self, container: Container) -> None:
+        """Have done what an end leaves to do, by the worker."""
         self._jobs.put(container)
 
     def _tell_volumes(self, container: Container, action: str) -> None:
@@ -369,7 +287,7 @@ class Lifecycle:
             self._layers.release(container.snapshot)
         if container.auto_remove and not container.spared:
             try:
-                self.remove(container, force=False, volumes=True)
+                self.removal.remove(container, force=False, volumes=True)
             except (NotFound, Conflict):
                 # Somebody else is removing it.
                 return
@@ -422,7 +340,7 @@ class Lifecycle:
         if state.status == "restarting":
             self._restarts.cancel(container)
             state.status = "exited"
-            self._jobs.put(container)
+            self.finish(container)
         state.stopped_by_hand = True
         container.save_state(self._database)
 
@@ -455,7 +373,7 @@ class Lifecycle:
             if not container.running:
                 raise Conflict(f"Container {container.id} is not running")
             try:
-                self._cgroups.freeze(self.cgroup(container))
+                self._cgroups.freeze(self.launches.cgroup(container))
             except FileNotFoundError as error:
                 # It has ended, and its end is about to be told.
                 raise Conflict(f"Container {container.id} is not running") from error
@@ -470,7 +388,7 @@ class Lifecycle:
             if container.state.status != "paused":
                 raise Conflict(f"Container {container.id} is not paused")
             try:
-                self._cgroups.thaw(self.cgroup(container))
+                self._cgroups.thaw(self.launches.cgroup(container))
             except FileNotFoundError:
                 raise Conflict(f"Container {container.id} is not running") from None
             container.state.status = "running"
@@ -493,7 +411,7 @@ class Lifecycle:
             ours = container.state.status == "running"
             if ours:
                 try:
-                    self._cgroups.freeze(self.cgroup(container))
+                    self._cgroups.freeze(self.launches.cgroup(container))
                     container.state.status = "paused"
                 except FileNotFoundError:
                     # It has ended, and its end is about to be told: nothing of it moves.
@@ -506,71 +424,19 @@ class Lifecycle:
                 if ours and container.state.status == "paused":
                     container.state.status = "running"
                     try:
-                        self._cgroups.thaw(self.cgroup(container))
+                        self._cgroups.thaw(self.launches.cgroup(container))
                     except FileNotFoundError:
                         # What was killed has ended, frozen or not: its end is about to be told.
                         pass
 
-    # -- removal ----------------------------------------------------------------------------
-
-    def remove(self, container: Container, *, force: bool, volumes: bool) -> None:
-        """Remove a container with its layer, its files and, if asked, its anonymous volumes."""
-        with container.lock:
-            if container.removed:
-                raise NotFound(f"No such container: {container.id}")
-            if container.removing:
-                raise Conflict(f"removal of container {container.id} is already in progress")
-            if container.active and not force:
-                raise Conflict(
-                    f'cannot remove container "{container.name}": container is '
-                    f"{container.state.status}: stop the container before removing or force remove"
-                )
-            container.removing = True
-            self._restarts.cancel(container)
-            if container.state.status == "restarting":
-                container.state.status = "exited"
-                container.save_state(self._database)
-        try:
-            if container.running:
-                self._kill_and_wait(container)
-            self.keeper.forget(container.id)
-            self._roster.drop(container)
-            self.discard(container)
-            if container.frozen or not self._database.one(
-                "SELECT 1 FROM images WHERE id = ?", (container.image,)
-            ):
-                # It may have been the last to rest on some layers.
-                self.collect()
-        except BaseException:
-            with container.lock:
-                container.removing = False
-            raise
-        with container.changed:
-            container.removed = True
-            container.changed.notify_all()
-        self.dropped(container)
-        self._events.publish("container", "destroy", container.id, **container.attributes())
-        if volumes:
-            for point in container.spec.mounts:
-                if point.kind == "volume" and point.mode == ANONYMOUS:
-                    try:
-                        self._volumes.remove(point.name, force=True)
-                    except Conflict:
-                        # Another container uses it by --volumes-from: it goes with the last one.
-                        continue
-
-    def discard(self, container: Container) -> None:
-        """Remove what a container without a row has left on the disk."""
-        self._layers.remove_snapshot(container.snapshot)
-        # Moved first: an old log may just be being compressed, and must find no folder to write to.
-        doomed = self._root.work / f"removed-{container.id}"
-        try:
-            os.rename(self._root.container(container.id), doomed)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(doomed, ignore_errors=False, onerror=_gone)
+    def let_go(self, container: Container) -> None:
+        """Thaw what a daemon has left frozen that died in :meth:`frozen`."""
+        group = self.launches.cgroup(container)
+        if container.state.status == "running" and self._cgroups.frozen(group):
+            self._cgroups.thaw(group)
 
     def _kill_and_wait(self, container: Container) -> None:
+        """End it, whatever it does with signals."""
         waiter = Waiter(container, "not-running")
         self._unpause_if_paused(container)
         try:
@@ -579,74 +445,6 @@ class Lifecycle:
             pass
         waiter.result()
 
-    # -- start-up ---------------------------------------------------------------------------
-
-    def reconcile(self, lasting: bool) -> None:
-        """At start-up: learn from the keeper what became of the containers that were running, and
-        start again what policies want with the start of a daemon (see :mod:`restarts`)."""
-        # The keeper's events are heard meanwhile: what is listed may have ended, been removed, or
-        # been restarted by the time that it is looked at.
-        running = {
-            container.id: (container, container.state.runs)
-            for container in self._roster.all()
-            if container.running
-        }
-        if running or (self._root.keeper / "keeper.sock").exists():
-            self.keeper.ensure()
-            for entry in self.keeper.list():
-                if not entry["exec"]:
-                    running.pop(entry["id"], None)
-                    self._reconcile_one(entry)
-            for container, runs in running.values():
-                with container.lock:
-                    if container.state.runs == runs:
-                        self._ended(container, None, time.time_ns(), False)
-        for container in self._roster.all():
-            with container.lock:
-                if restarts.wanted_anew(container, self._boot, lasting):
-                    container.state.status = "restarting"
-                    container.save_state(self._database)
-                if container.state.status == "restarting":
-                    self._restarts.plan(container, restarts.delay(container, 0))
-                elif container.running:
-                    self.look(container)
-                elif container.auto_remove and container.state.runs:
-                    self._jobs.put(container)
-
-    def _reconcile_one(self, entry: JSON) -> None:
-        container = self._roster.find(entry["id"])
-        if container is None:
-            # Its row is gone, or was never written: nobody can reach it any more.
-            if entry["status"] == "running":
-                with suppress(NotFound):
-                    self.keeper.signal(entry["id"], signal.SIGKILL)
-            else:
-                self.keeper.forget(entry["id"])
-            return
-        with container.lock:
-            state = container.state
-            over = state.started == entry["started"] and not container.running
-            if over and entry["status"] == "exited":
-                # The daemon died between writing the end down and telling the keeper so.
-                self.keeper.forget(container.id)
-            if over or state.started > entry["started"] or container.removed:
-                return
-            if not container.running or state.started != entry["started"]:
-                # The daemon died between the start and writing it down.
-                state.status, state.started, state.finished = "running", entry["started"], 0
-                state.exit_code, state.error = 0, ""
-                state.runs += 1
-                state.boot = self._boot
-                health.at_start(container)
-                container.size = None
-            state.pid = entry["pid"]
-            container.save_state(self._database)
-            if state.status == "running" and self._cgroups.frozen(self.cgroup(container)):
-                # See `frozen`.
-                self._cgroups.thaw(self.cgroup(container))
-        if entry["status"] == "exited":
-            self._ended(container, entry["code"], entry["at"], bool(entry.get("oom")))
-
 
 _ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT)
 """Who sends one of these does not want the container to come back by itself."""
@@ -654,12 +452,3 @@ _ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal
 
 def _stop_signal(container: Container) -> int:
     return parse_signal(container.spec.config.get("StopSignal") or "SIGTERM")
-
-
-ANONYMOUS = "anonymous"
-"""The mode of a mount point whose volume was made for its container alone."""
-
-
-def _gone(function: Any, path: str, info: Any) -> None:
-    if not isinstance(info[1], FileNotFoundError):
-        raise info[1]

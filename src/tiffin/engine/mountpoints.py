@@ -23,6 +23,9 @@ _BIND_MODES = frozenset(
 )
 _PROPAGATION = frozenset("private rprivate shared rshared slave rslave".split())
 
+ANONYMOUS = "anonymous"
+"""The mode of a mount point whose volume was made for its container alone."""
+
 
 class MountPoint(msgspec.Struct):
     """One mount of a container; kept with the container."""
@@ -234,6 +237,13 @@ def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[
         points.setdefault(point.target, point)
     # Outer targets first, so that an inner one isn't covered.
     return sorted(points.values(), key=lambda point: point.target.count("/"))
+
+
+def leave_inner_writable(points: list[MountPoint]) -> None:
+    """Let read-only binds be so at their top alone, as before version 1.44 of the API."""
+    for point in points:
+        if point.kind == "bind":
+            point.readonly_recursive = False
 
 
 def check_sources(points: list[MountPoint]) -> None:

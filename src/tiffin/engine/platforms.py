@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tiffin.engine import isolation
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import ImageConfig
 from tiffin.image.manifest import Platform
@@ -27,7 +26,7 @@ def check(config: ImageConfig, name: str, has: Callable[[bytes], bool]) -> str:
     """
     if config.os and config.os != "linux":
         raise InvalidParameter(f"image {name} is for {config.os}, this machine runs linux")
-    here = isolation.architecture()
+    here = Platform.of_host().architecture
     wanted = config.architecture
     if not wanted or wanted == here or wanted in _ALSO.get(here, ()):
         return ""

@@ -7,7 +7,7 @@ while the engine runs. urllib3 is imported by the first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -106,11 +106,16 @@ class Registries:
             yield clients[-1]
 
     @contextmanager
-    def packed_layer(self, diff_id: str) -> Iterator[BinaryIO | None]:
-        """A layer's packed bytes from a registry that it is known to be in; None for nowhere."""
+    def packed_layer(
+        self, diff_id: str, credentials: Mapping[str, Credentials] | None = None
+    ) -> Iterator[BinaryIO | None]:
+        """A layer's packed bytes from a registry that it is known to be in; None for nowhere.
+
+        ``credentials`` are by host.
+        """
         for known in self.memory.forms(diff_id):
             for registry, repository in self.memory.places(known.descriptor.digest):
-                with self._clients(registry, None) as clients:
+                with self._clients(registry, (credentials or {}).get(registry)) as clients:
                     for client in clients:
                         spool = self.spools.path(known.descriptor.digest)
                         try:

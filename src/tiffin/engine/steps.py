@@ -161,7 +161,7 @@ class Steps:
                 with theirs:
                     keeper.attach(container.id, theirs.fileno())
                 try:
-                    self._lifecycle.launch(container)
+                    self._lifecycle.launches.launch(container)
                 except BaseException:
                     keeper.forget(container.id)
                     raise
@@ -176,7 +176,7 @@ class Steps:
                         self._kill(container)
                     ended.wait()
                     keeper.forget(container.id)
-                    self._lifecycle.release(container)
+                    self._lifecycle.launches.release(container)
         code = ends[0]["code"]
         return 255 if code is None else int(code)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tiffin.storage import drivers
 if TYPE_CHECKING:
     from tiffin.engine.registries import Registries
     from tiffin.layer.checking import Problem
+    from tiffin.registry.credentials import Credentials
 
 JSON = dict[str, Any]
 Progress = Callable[[JSON], None]
@@ -86,11 +88,17 @@ class Storage:
                     raise Conflict(f"container {container.name} runs: stop it, and migrate then")
             yield
 
-    def check(self, *, repair: bool = False, say: Progress | None = None) -> JSON:
+    def check(
+        self,
+        *,
+        repair: bool = False,
+        credentials: Mapping[str, Credentials] | None = None,
+        say: Progress | None = None,
+    ) -> JSON:
         """Compare every layer with its index; with ``repair``, put right what can be.
 
-        Gives the numbers of layers, files, bytes, problems and of those repaired. Raises Conflict
-        if something runs that is to be repaired.
+        ``credentials`` of registries are by host. Gives the numbers of layers, files, bytes,
+        problems and of those repaired. Raises Conflict if something runs that is to be repaired.
         """
         from tiffin.layer.checking import check
 
@@ -111,9 +119,8 @@ class Storage:
                 }
             )
 
-        report = check(
-            self._layers, repair=repair, fetch=self._registries().packed_layer, say=heard
-        )
+        fetch = partial(self._registries().packed_layer, credentials=credentials)
+        report = check(self._layers, repair=repair, fetch=fetch, say=heard)
         problems = report.problems or []
         if repair and problems:
             # Trees that were joined of them, and what is kept of their stacks.

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.engine import isolation, logdrivers, security, timestamps
+from tiffin.engine import logdrivers, security, timestamps
 from tiffin.engine.containers import Containers
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
 from tiffin.engine.volumes import Volumes
+from tiffin.image.platforms import Platform
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime import foreign
@@ -67,7 +68,7 @@ class System:
                     "Version": __version__,
                     "Details": {
                         "ApiVersion": API_VERSION,
-                        "Arch": isolation.architecture(),
+                        "Arch": Platform.of_host().architecture,
                         "BuildTime": built,
                         "Experimental": "false",
                         "GitCommit": "",
@@ -84,7 +85,7 @@ class System:
             "GitCommit": "",
             "GoVersion": f"Python {platform.python_version()}",
             "Os": "linux",
-            "Arch": isolation.architecture(),
+            "Arch": Platform.of_host().architecture,
             "KernelVersion": kernel,
             "BuildTime": built,
         }
@@ -116,7 +117,8 @@ class System:
             ],
             "Plugins": {
                 "Volume": ["local"],
-                "Network": ["host", "null"],
+                "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
+                "Authorization": None,
                 "Log": list(logdrivers.NAMES),
             },
             "MemoryLimit": "memory" in controllers,
@@ -170,7 +172,14 @@ class System:
                 **{name: {"path": path} for name in foreign.NAMES if (path := foreign.find(name))},
             },
             "DefaultRuntime": "native",
-            "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "Error": ""},
+            "Swarm": {
+                "NodeID": "",
+                "NodeAddr": "",
+                "LocalNodeState": "inactive",
+                "ControlAvailable": False,
+                "Error": "",
+                "RemoteManagers": None,
+            },
             "LiveRestoreEnabled": True,
             "Isolation": "",
             "InitBinary": "tiffin",
@@ -178,6 +187,7 @@ class System:
             "RuncCommit": {"ID": ""},
             "InitCommit": {"ID": ""},
             "SecurityOptions": security.described(),
+            "CDISpecDirs": [],
             "Warnings": [],
         }
 

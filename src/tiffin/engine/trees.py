@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tiffin.engine.container import Container
+from tiffin.engine.hasty import HastyMounts
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.root import Root
 from tiffin.errors import InvalidParameter, NotFound, TiffinError
 from tiffin.layer.store import LayerStore
-from tiffin.linux import mounts as mounting
 from tiffin.linux import syscalls
 from tiffin.linux.mounttree import detached_tree, root_of
 from tiffin.storage.driver import Mount
+from tiffin.storage.mounting import mount_all
 
 _END_SECONDS = 5.0
 """How long to wait for the keeper's word of a container whose process is gone."""
@@ -29,20 +30,15 @@ class Trees:
     def __init__(self, root: Root, layers: LayerStore) -> None:
         self._place = root.path / "mount"
         self._place.mkdir(exist_ok=True, mode=0o700)
+        self._hasty = HastyMounts(root.path / "hasty")
         self._layers = layers
 
     def _mounted(self, mounts: Sequence[Mount], after: Callable[[str], None] | None = None) -> int:
+        """The mounts as a descriptor of their tree."""
         place = str(self._place)
 
         def mount() -> None:
-            for one in mounts:
-                if one.directory:
-                    os.chdir(one.directory)
-                options = mounting.parse_options(one.options)
-                syscalls.mount(one.source, place, one.fstype, options.flags, options.data)
-                if options.flags & syscalls.MS_BIND and options.flags & syscalls.MS_RDONLY:
-                    # A bind mount takes its flags only when it is mounted again.
-                    syscalls.mount(None, place, None, options.flags | syscalls.MS_REMOUNT)
+            mount_all(mounts, place)
             if after is not None:
                 after(place)
 
@@ -64,16 +60,24 @@ class Trees:
         Of a running container it is what its own processes see; with ``volumes`` false, and of a
         stopped one, the layers alone or with the volumes and binds mounted in their places.
         """
-        fd = _living(container, volumes) if container.running else None
-        if fd is None:
-            fd = self._mounted(
-                self._layers.mounts(container.snapshot),
-                (lambda place: _mount_volumes(container, place)) if volumes else None,
-            )
+        fd = None
+        while fd is None:
+            if container.running:
+                fd = _living(container, volumes)
+                continue
+            # Nobody starts it while its layers are being mounted here.
+            with container.lock:
+                if not container.running:
+                    fd = self._resting(container, volumes)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _resting(self, container: Container, volumes: bool) -> int:
+        mounts = self._layers.mounts(container.snapshot)
+        after = (lambda place: _mount_volumes(container, place)) if volumes else None
+        return self._hasty.mounted(mounts, lambda given: self._mounted(given, after))
 
 
 def _living(container: Container, volumes: bool) -> int | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os as host
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -25,26 +24,15 @@ from typing import Any
 
 from tiffin.errors import InvalidParameter
 from tiffin.image.moment import format_moment, parse_moment
+from tiffin.image.platforms import Platform
 from tiffin.image.reference import is_digest
 
-__all__ = ["HistoryEntry", "ImageConfig", "chain_ids", "host_platform"]
+__all__ = ["HistoryEntry", "ImageConfig", "chain_ids"]
 
 _STRINGS = ("architecture", "os", "variant", "created", "author", "os.version")
 _CONFIG_STRINGS = ("User", "WorkingDir", "StopSignal")
 _CONFIG_LISTS = ("Env", "Entrypoint", "Cmd", "Shell", "OnBuild")
 _CONFIG_SETS = ("ExposedPorts", "Volumes")
-
-# What uname calls a machine, and what Go (and so the specification) calls it.
-_ARCHITECTURES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", "v8"),
-    "armv8l": ("arm", "v7"),
-    "armv7l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "i386": ("386", ""),
-    "i686": ("386", ""),
-    "loongarch64": ("loong64", ""),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +63,6 @@ def chain_ids(diff_ids: Iterable[str]) -> list[str]:
         else:
             chains.append(diff_id)
     return chains
-
-
-def host_platform() -> tuple[str, str, str]:
-    """What images made here say of themselves: os, architecture and variant (or "")."""
-    machine = host.uname().machine
-    architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
-    return "linux", architecture, variant
 
 
 class ImageConfig:
@@ -117,12 +98,12 @@ class ImageConfig:
         created: int | str | None = None,
     ) -> ImageConfig:
         """A config without layers, for this machine's platform where nothing else is said."""
-        host_os, host_architecture, host_variant = host_platform()
+        host = Platform.of_host()
         if variant is None:
-            variant = host_variant if architecture in (None, host_architecture) else ""
+            variant = host.variant if architecture in (None, host.architecture) else ""
         document: dict[str, Any] = {
-            "architecture": architecture or host_architecture,
-            "os": os or host_os,
+            "architecture": architecture or host.architecture,
+            "os": os or host.os,
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": []},
         }
@@ -185,7 +166,7 @@ class ImageConfig:
     @property
     def platform(self) -> str:
         """``linux/amd64`` or ``linux/arm/v7``."""
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        return str(Platform(self.os, self.architecture, self.variant))
 
     @property
     def author(self) -> str:

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from tiffin.errors import InvalidParameter, Unsupported
-from tiffin.image.config import host_platform
+from tiffin.image.platforms import Platform
 from tiffin.image.reference import is_digest
 
 __all__ = [
@@ -79,34 +79,6 @@ LAYER_TYPES: Mapping[str, str] = {
     _DOCKER_FOREIGN + ".gzip": "gzip",
 }
 """The media types of layers, and how each is compressed ("" for a plain tar)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """What an image runs on."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    @classmethod
-    def of_host(cls) -> Platform:
-        """This machine's."""
-        return cls(*host_platform())
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
-
-    def runs(self, other: Platform) -> int:
-        """How well an image for ``other`` runs on this platform: 0 not at all, more is better."""
-        if (self.os, self.architecture) != (other.os, other.architecture):
-            return 0
-        if self.variant == other.variant:
-            return 3
-        # A 32 bit Arm runs images for older variants; a missing variant is anybody's.
-        if not other.variant or not self.variant:
-            return 2
-        return 1 if self.architecture == "arm" and other.variant < self.variant else 0
 
 
 @dataclass(frozen=True, slots=True)

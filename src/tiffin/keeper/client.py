@@ -346,7 +346,7 @@ class KeeperClient:
             os.close(writer)
             log = str(self._directory / "keeper.log")
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ")
+            kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
             program = _sealed(self._command[0])
             try:
                 pid = os.posix_spawn(

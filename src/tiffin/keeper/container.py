@@ -62,6 +62,19 @@ class Process:
         self._paused = False
         self._announced = False
         self._timer: Timer | None = None
+        self._coming = False
+        self._ended_early: int | None = None
+
+    def expect(self) -> None:
+        """Its process is on its way to its program: an end that comes before :meth:`came` is told
+        after it."""
+        self._coming = True
+
+    def came(self) -> None:
+        """It executes its program now, and all who wait for that know."""
+        self._coming = False
+        if self._ended_early is not None:
+            self.end(self._ended_early)
 
     def begin(
         self, pid: int, pidfd: int, terminal_fd: int | None, stdin: int, outputs: tuple[int, int]
@@ -101,6 +114,9 @@ class Process:
 
     def end(self, code: int | None) -> None:
         """It was reaped, with Docker's exit code (128 and the signal's number if killed)."""
+        if self._coming:
+            self._ended_early = code
+            return
         self.running = False
         self.code, self.at = code, time.time_ns()
         for source in self._sources:
@@ -242,21 +258,6 @@ class Exec(Process):
         self.container = container
         self._capture = capture
         self._captured = b""
-        self.coming = True
-        self._ended_early: int | None = None
-
-    def came(self) -> None:
-        """It executes its program now: what is known of its end is so, too."""
-        self.coming = False
-        if self._ended_early is not None:
-            self.end(self._ended_early)
-
-    def end(self, code: int | None) -> None:
-        """It was reaped; heard of before its way to the program was over, that is told later."""
-        if self.coming:
-            self._ended_early = code
-        else:
-            super().end(code)
 
     def describe(self) -> dict[str, Any]:
         """The row of KeeperClient.list."""

@@ -12,6 +12,7 @@ import time
 
 from tiffin.errors import Conflict, NotFound, StartFailure
 from tiffin.keeper import adoption
+from tiffin.keeper.arrival import Arrival
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
 from tiffin.keeper.launcher import NativeLauncher
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tiffin.keeper.forwarding import Forwarder
+    from tiffin.runtime.launching import Launched, Launching
 
     Fields = dict[str, Any]
+    Done = Callable[[Fields | StartFailure], None]
 
 _STATUS_TRIES = 3000
 _STATUS_PAUSE = 0.02
 _REMOVE_TRIES = 250
 _REMOVE_PAUSE = 0.02
 _OOM_PAUSE = 0.05
-_ENTER_SECONDS = 120.0
-"""How long an exec'd process may take to its program."""
+_REAP_SECONDS = 2.0
 
 
 class Containers:
@@ -52,7 +54,10 @@ class Containers:
         self._boot = adoption.boot_id()
         self._containers: dict[str, Container] = {}
         self._execs: dict[str, Exec] = {}
+        self._starting: dict[str, tuple[Container, Arrival, object]] = {}
         self._by_pid: dict[int, Process] = {}
+        self._helpers: dict[int, Arrival] = {}
+        self._reaped: dict[int, Callable[[], None]] = {}
         self._adopted: set[str] = set()
         self._pending: dict[str, list[Attachment]] = {}
         self._found: list[tuple[str, Fields]] = []
@@ -62,7 +67,7 @@ class Containers:
     @property
     def busy(self) -> bool:
         """Whether anything runs."""
-        return bool(self._by_pid or self._adopted or self._forwarders)
+        return bool(self._starting or self._by_pid or self._adopted or self._forwarders)
 
     def all(self) -> list[Container]:
         """The running containers, and the exited ones that are not forgotten."""
@@ -94,10 +99,16 @@ class Containers:
         open_stdin: bool,
         stdin_once: bool,
         size: tuple[int, int] | None,
-    ) -> Fields:
-        """Start a container. Raises StartFailure; Conflict if it runs; nothing is left then."""
+        asker: object,
+        done: Done,
+    ) -> None:
+        """Start a container; ``done`` is told of it, or why it can't be: nothing is left then.
+
+        Nobody else waits for that: its files may be on a disk that hangs. Raises Conflict if it
+        runs, or is being started. See :meth:`leave` for the ``asker``.
+        """
         known = self._containers.get(id)
-        if known is not None and known.running:
+        if id in self._starting or (known is not None and known.running):
             raise Conflict(f"container {id} is running already")
         if known is not None:
             self._remove(known)
@@ -108,21 +119,102 @@ class Containers:
         if cgroup is not None:
             container.cgroup, container.entrances = cgroup["name"], cgroup["entrances"]
         ends = (-1, (-1, -1))
+        fds = None
         try:
             fds = container.prepare(terminal=terminal)
-            try:
-                if fds is not None:
-                    ends = container.open_ends(stdin=open_stdin)
-                launched = self._launcher.launch(plan, fds, size)
-            finally:
-                _close(*(fds or ()))
+            if fds is not None:
+                ends = container.open_ends(stdin=open_stdin)
+            container.record()
         except BaseException:
-            _close(ends[0], *ends[1])
+            _close(ends[0], *ends[1], *(fds or ()))
+            container.close()
             adoption.remove_folder(container.directory)
             self._drop_pending(id)
             raise
+
+        def arrived(outcome: Launched | StartFailure) -> None:
+            if not isinstance(outcome, StartFailure):
+                self._starting.pop(id, None)
+                try:
+                    done(self._run(container, outcome, ends))
+                    container.came()
+                    return
+                except OSError as error:
+                    outcome = StartFailure(f"container {id} cannot be recorded: {error}")
+            else:
+                _close(ends[0], *ends[1])
+            container.close()
+            self._when_reaped(container.pid, lambda: failed(outcome))
+
+        def failed(failure: StartFailure) -> None:
+            self._starting.pop(id, None)
+            for name in self._launcher.groups(plan):
+                self._remove_cgroup(name, _REMOVE_TRIES)
+            adoption.remove_folder(container.directory)
+            self._drop_pending(id)
+            done(failure)
+
+        try:
+            self._begin(
+                container,
+                self._launcher.launch(plan, fds, size),
+                arrived,
+                lambda arrival: self._starting.update({id: (container, arrival, asker)}),
+            )
+        finally:
+            _close(*(fds or ()))
+
+    def _when_reaped(self, pid: int, call: Callable[[], None]) -> None:
+        """Make a call once a killed child was reaped, which is at once; if it hangs, soon."""
+        if self._by_pid.pop(pid, None) is None:
+            call()
+            return
+
+        def late() -> None:
+            if self._reaped.pop(pid, None) is not None:
+                call()
+
+        timer = self._loop.after(_REAP_SECONDS, late)
+
+        def reaped() -> None:
+            timer.cancel()
+            call()
+
+        self._reaped[pid] = reaped
+
+    def leave(self, asker: object) -> None:
+        """Who asked for some starts is gone: nobody would know that the containers run."""
+        for _, arrival, other in list(self._starting.values()):
+            if other is asker:
+                arrival.abandon(StartFailure("the daemon that asked for this is gone"))
+
+    def _begin(
+        self,
+        process: Process,
+        start: Launching,
+        done: Callable[[Launched | StartFailure], None],
+        known: Callable[[Arrival], None],
+    ) -> None:
+        """Begin a start, and tell the process of its pid as soon as there is one."""
+
+        def begun(pid: int, own: bool) -> None:
+            if own:
+                process.pid = pid
+                process.expect()
+                self._by_pid[pid] = process
+            else:
+                self._helpers[pid] = arrival
+
+        arrival = Arrival(self._loop, start, begun, done)
+        known(arrival)
+        arrival.go()
+
+    def _run(
+        self, container: Container, launched: Launched, ends: tuple[int, tuple[int, int]]
+    ) -> Fields:
+        """A container executes its program: it is one of those that run. Raises OSError if that
+        can't be written down; then it is killed."""
         container.started = time.time_ns()
-        container.record()
         container.begin(launched.pid, launched.pidfd, launched.terminal_fd, *ends)
         try:
             container.process_start = adoption.process_start(launched.pid) or 0
@@ -131,14 +223,9 @@ class Containers:
         except OSError:
             # Nobody but this keeper would know that it runs.
             container.signal(signal.SIGKILL)
-            container.close()
-            if container.cgroup is not None:
-                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
-            adoption.remove_folder(container.directory)
-            self._drop_pending(id)
             raise
-        self._containers[id] = self._by_pid[launched.pid] = container
-        for attachment in self._pending.pop(id, []):
+        self._containers[container.id] = container
+        for attachment in self._pending.pop(container.id, []):
             if not attachment.closed:
                 container.attach(attachment)
         # Once the daemon, which waits for the answer, has it.
@@ -183,12 +270,12 @@ class Containers:
         attachment: Attachment | None,
         size: tuple[int, int] | None,
         capture: int = 0,
-        done: Callable[[Fields | StartFailure], None],
+        done: Done,
     ) -> None:
         """Start a process in a container; ``done`` is told of it, or why it can't be.
 
-        Nobody else waits for that: the container may be frozen, or out of memory. Raises
-        StartFailure, NotFound, Conflict; then the attachment is still the caller's.
+        Nobody else waits for that: the container may be frozen, or out of memory. Raises NotFound
+        and Conflict; then the attachment is still the caller's.
         """
         container = self._containers.get(container_id)
         if container is None or not container.running:
@@ -198,6 +285,25 @@ class Containers:
         process = Exec(self._loop, id, container_id, self._exec_tells, capture)
         theirs: list[int] = []
         ours = [-1, -1, -1]
+
+        def arrived(outcome: Launched | StartFailure) -> None:
+            if isinstance(outcome, StartFailure):
+                self._by_pid.pop(process.pid, None)
+                self._execs.pop(id, None)
+                _close(*ours)
+                if attachment is not None:
+                    attachment.abandon()
+                done(outcome)
+                return
+            process.started = time.time_ns()
+            process.begin(
+                outcome.pid, outcome.pidfd, outcome.terminal_fd, ours[0], (ours[1], ours[2])
+            )
+            if attachment is not None:
+                process.attach(attachment)
+            done(_started(process, outcome.warnings))
+            process.came()
+
         try:
             if not terminal and capture:
                 theirs.append(_stream(0, False, ours))
@@ -207,57 +313,20 @@ class Containers:
                 wanted = (False, False) if attachment is None else attachment.wanted
                 for number, pipe in enumerate((stdin, *wanted)):
                     theirs.append(_stream(number, pipe, ours))
-            launching = self._launcher.enter(
-                container.pidfd,
-                container.entrances,
-                plan,
-                None if terminal else (theirs[0], theirs[1], theirs[2]),
-                size,
-            )
         except BaseException:
-            _close(*ours)
+            _close(*ours, *theirs)
             raise
+        start = self._launcher.enter(
+            container.pidfd,
+            container.entrances,
+            plan,
+            None if terminal else (theirs[0], theirs[1], theirs[2]),
+            size,
+        )
+        try:
+            self._begin(process, start, arrived, lambda _: self._execs.update({id: process}))
         finally:
             _close(*theirs)
-        self._execs[id] = self._by_pid[launching.pid] = process
-        fd = launching.fileno()
-
-        def failed(failure: StartFailure) -> None:
-            timer.cancel()
-            self._by_pid.pop(launching.pid, None)
-            self._execs.pop(id, None)
-            _close(*ours)
-            if attachment is not None:
-                attachment.abandon()
-            done(failure)
-
-        def too_late() -> None:
-            self._loop.drop(fd)
-            launching.abandon()
-            failed(StartFailure("the process did not start in time"))
-
-        def heard(_events: int) -> None:
-            self._loop.drop(fd)
-            try:
-                launched = launching.proceed()
-            except StartFailure as failure:
-                failed(failure)
-                return
-            if launched is None:
-                self._loop.watch(fd, IN, heard)
-                return
-            timer.cancel()
-            process.started = time.time_ns()
-            process.begin(
-                launched.pid, launched.pidfd, launched.terminal_fd, ours[0], (ours[1], ours[2])
-            )
-            if attachment is not None:
-                process.attach(attachment)
-            done(_started(process, launched.warnings))
-            process.came()
-
-        timer = self._loop.after(_ENTER_SECONDS, too_late)
-        self._loop.watch(fd, IN, heard)
 
     def attach(self, id: str, attachment: Attachment) -> None:
         """Attach a client, now or when the container starts."""
@@ -274,6 +343,8 @@ class Containers:
         Raises Conflict if it runs.
         """
         container = self._containers.get(id)
+        if id in self._starting:
+            raise Conflict(f"container {id} is being started")
         if container is not None:
             if container.running:
                 raise Conflict(f"container {id} is running")
@@ -289,13 +360,22 @@ class Containers:
                 return
             if result is None:
                 return
+            killed = result.si_code != os.CLD_EXITED
             process = self._by_pid.pop(result.si_pid, None)
             if process is not None:
-                killed = result.si_code != os.CLD_EXITED
                 process.end(result.si_status + (128 if killed else 0))
+                continue
+            if result.si_pid in self._reaped:
+                self._reaped.pop(result.si_pid)()
+                continue
+            arrival = self._helpers.pop(result.si_pid, None)
+            if arrival is not None:
+                arrival.ended(result.si_pid, -result.si_status if killed else result.si_status)
 
     def close(self) -> None:
-        """Let go of everything; what runs goes on."""
+        """Let go of everything; what runs goes on, what is being started is ended."""
+        for _, arrival, _ in list(self._starting.values()):
+            arrival.abandon(StartFailure("the keeper ends"))
         for process in [*self._containers.values(), *self._execs.values()]:
             process.close()
         for id in list(self._pending):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 
 TYPE_CHECKING = False
@@ -32,7 +33,11 @@ def wants_to_read(error: OSError) -> bool:
 
 
 def _context(options: dict[str, Any]) -> ssl.SSLContext:
-    key = tuple(options[name] for name in ("ca", "cert", "key", "verify"))
+    files = [options[name] for name in ("ca", "cert", "key")]
+    trusted = ssl.get_default_verify_paths()
+    # Files are replaced when they are renewed, and a keeper lives long.
+    stamps = [_stamp(path) for path in (*files, trusted.cafile, trusted.capath)]
+    key = (*files, options["verify"], *stamps)
     found = _contexts.get(key)
     if found is None:
         found = ssl.create_default_context()
@@ -45,3 +50,12 @@ def _context(options: dict[str, Any]) -> ssl.SSLContext:
             found.verify_mode = ssl.CERT_NONE
         _contexts[key] = found
     return found
+
+
+def _stamp(path: str | None) -> tuple[str, int, int] | None:
+    """What tells a file from the one that was there before."""
+    try:
+        info = os.stat(path or "")
+    except FileNotFoundError:
+        return None
+    return path or "", info.st_ino, info.st_mtime_ns

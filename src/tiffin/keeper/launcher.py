@@ -7,17 +7,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Any
 
-    from tiffin.runtime.launch import Launching
-
-    class Launched(Protocol):
-        """A started process; its descriptors are the caller's."""
-
-        pid: int
-        pidfd: int
-        terminal_fd: int | None
-        warnings: list[str]
+    from tiffin.runtime.launching import Launching
 
 
 class NativeLauncher:
@@ -32,11 +24,23 @@ class NativeLauncher:
         plan: dict[str, Any],
         fds: tuple[int, int, int] | None,
         size: tuple[int, int] | None,
-    ) -> Launched:
-        """Start a container. ``fds`` stay the caller's; None: a terminal. Raises StartFailure."""
-        from tiffin.runtime.launch import Stdio, launch
+    ) -> Launching:
+        """Start a container. ``fds`` stay the caller's; None: a terminal."""
+        from tiffin.runtime.launch import launching
+        from tiffin.runtime.launching import Stdio
 
-        return launch(plan, Stdio(fds, size))
+        return launching(plan, Stdio(fds, size))
+
+    def groups(self, plan: dict[str, Any]) -> list[str]:
+        """The cgroups that a start may leave when it fails."""
+        if plan["cgroup"] is None:
+            return []
+        name: str = plan["cgroup"]["name"]
+        if (plan.get("runtime") or {}).get("name") == "lxc":
+            from tiffin.runtime.lxc_config import monitor_group
+
+            return [name, monitor_group(name)]
+        return [name]
 
     def enter(
         self,
@@ -46,10 +50,11 @@ class NativeLauncher:
         fds: tuple[int, int, int] | None,
         size: tuple[int, int] | None,
     ) -> Launching:
-        """Start a process in the container of ``pidfd``; it is on its way. Raises StartFailure."""
-        from tiffin.runtime.launch import Stdio, enter_later
+        """Start a process in the container of ``pidfd``; otherwise as :meth:`launch`."""
+        from tiffin.runtime.launch import entering
+        from tiffin.runtime.launching import Stdio
 
-        return enter_later(pidfd, process, Stdio(fds, size), entrances)
+        return entering(pidfd, process, Stdio(fds, size), entrances)
 
     def oom_watch(self, cgroup: str) -> int:
         """A descriptor that can be read whenever the group runs out of memory; -1: none."""

@@ -40,7 +40,6 @@ class Server:
         self._idle_timer: Timer | None = None
         self._stopping = False
         self._requests: dict[str, Callable[[Fields, list[int]], object]] = {
-            "start": self._start,
             "attach": self._attach,
             "signal": self._signal,
             "resize": self._resize,
@@ -95,13 +94,16 @@ class Server:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return False
-        self._peers.append(Peer(self._loop, sock, self._called, self._peers.remove))
+        self._peers.append(Peer(self._loop, sock, self._called, self._gone))
         return True
+
+    def _gone(self, peer: Peer) -> None:
+        self._peers.remove(peer)
+        self._containers.leave(peer)
 
     def _called(self, peer: Peer, message: Fields, fds: list[int]) -> None:
         """Any message of a daemon. Descriptors that nobody took are closed here."""
         answer: Fields = {"id": message.get("id")}
-        held: list[int] = []
         do = message.get("do")
         try:
             if do == "offer":
@@ -109,15 +111,15 @@ class Server:
                 return
             if do == "hello":
                 self._hello(peer)
+            elif do == "start":
+                # This and the next are answered once it is known.
+                self._start(peer, message, answer)
+                return
             elif do == "exec":
-                # Answered once it is known.
                 self._exec(message, fds, lambda outcome: self._answer(peer, answer, outcome))
                 return
             elif isinstance(do, str) and do in self._requests:
                 answer["result"] = self._requests[do](message, fds)
-                if do == "start":
-                    answer["held"] = message["container"]
-                    held = self._containers.held(message["container"])
             else:
                 raise InvalidParameter(f"the keeper knows no {do!r}")
         except TiffinError as error:
@@ -134,14 +136,21 @@ class Server:
         finally:
             for fd in fds:
                 os.close(fd)
-        peer.send(answer, held)
+        peer.send(answer, [])
 
-    def _answer(self, peer: Peer, answer: Fields, outcome: Fields | StartFailure) -> None:
+    def _answer(
+        self, peer: Peer, answer: Fields, outcome: Fields | StartFailure, held: str = ""
+    ) -> None:
+        """Answer with what became of a start, and what the daemon shall keep of a container."""
+        fds: list[int] = []
         if isinstance(outcome, StartFailure):
             answer["error"] = _problem(outcome)
         else:
             answer["result"] = outcome
-        peer.send(answer, [])
+            if held:
+                answer["held"] = held
+                fds = self._containers.held(held)
+        peer.send(answer, fds)
 
     def _broadcast(self, event: Fields) -> None:
         for peer in list(self._peers):
@@ -159,15 +168,18 @@ class Server:
 
     # Requests.
 
-    def _start(self, message: Fields, _fds: list[int]) -> Fields:
-        return self._containers.start(
-            _name(message["container"]),
+    def _start(self, peer: Peer, message: Fields, answer: Fields) -> None:
+        id = _name(message["container"])
+        self._containers.start(
+            id,
             message["plan"],
             log=message["log"],
             terminal=bool(message["terminal"]),
             open_stdin=bool(message["open_stdin"]),
             stdin_once=bool(message["stdin_once"]),
             size=_size(message["size"]),
+            asker=peer,
+            done=lambda outcome: self._answer(peer, answer, outcome, id),
         )
 
     def _exec(

@@ -1,7 +1,8 @@
 """Extended attributes of a layer's files, and what directories pass on.
 
-Overlay's own attributes (``trusted.overlay.*``) are never taken from a layer: one of them in a tar
-could hide or redirect what another layer has.
+Overlay's own attributes (``trusted.overlay.*``, or ``user.overlay.*`` where those are what it
+reads) are never taken from a layer: one of them in a tar could hide or redirect what another layer
+has.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import os
 import stat
 
 from tiffin.layer.entry import Entry
-from tiffin.storage.tree import OVERLAY_XATTRS as OVERLAY_XATTRS
 
-OPAQUE_XATTR = "trusted.overlay.opaque"
 DEFAULT_ACL = "system.posix_acl_default"
 ACLS = ("system.posix_acl_access", DEFAULT_ACL)
 
@@ -33,10 +32,11 @@ def list_xattrs(fd: int) -> list[str]:
         return []
 
 
-def set_xattrs(where: int | bytes, entry: Entry) -> None:
-    """Give a file (a descriptor, or a path whose end is not followed) its entry's attributes."""
+def set_xattrs(where: int | bytes, entry: Entry, private: tuple[str, ...]) -> None:
+    """Give a file (a descriptor, or a path whose end is not followed) its entry's attributes, but
+    those that begin as ``private`` says."""
     for name, value in (entry.xattrs or {}).items():
-        if name.startswith(OVERLAY_XATTRS):
+        if name.startswith(private):
             continue
         try:
             os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))

@@ -24,28 +24,18 @@ from typing import NamedTuple
 
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
-from tiffin.layer.attributes import OPAQUE_XATTR, OVERLAY_XATTRS
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
+from tiffin.layer.failure import explain
 from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing
-from tiffin.layer.tree import explain
 from tiffin.storage.driver import Whiteouts
 
 _OPEN_ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_DIRECTORY = _OPEN_ANCHOR | os.O_NOFOLLOW
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_REFUSED_XATTRS = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
-_WHITEOUT_XATTR = "trusted.overlay.whiteout"
+_REFUSED_XATTRS = ("redirect", "metacopy")
 _PREFIX = tarwriter.WHITEOUT_PREFIX
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class _Found(NamedTuple):
@@ -78,7 +68,8 @@ def own_entries(
     for found in _walk(directory, whiteouts, lower_tree):
         entry = found.entry
         if entry.kind is Kind.FILE:
-            entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (found.parent, found.name)))
+            xattrs = _xattrs(b"/proc/self/fd/%d/%s" % (found.parent, found.name))
+            entry.xattrs = _visible(xattrs, whiteouts)
         yield entry
 
 
@@ -100,7 +91,7 @@ def capture(directory: Path, whiteouts: Whiteouts, *, lower_tree: Path | None = 
                     fd = os.open(found.name, _OPEN_FILE, dir_fd=found.parent)
                     try:
                         names = os.listxattr(fd)
-                        if names and _file_xattrs(entry, fd, names):
+                        if names and _file_xattrs(entry, fd, names, whiteouts):
                             entry = Entry(path, Kind.WHITEOUT)
                             tar.write(tarwriter.header(entry))
                         else:
@@ -120,13 +111,13 @@ def capture(directory: Path, whiteouts: Whiteouts, *, lower_tree: Path | None = 
         raise explain(error, path) from error
 
 
-def _file_xattrs(entry: Entry, fd: int, names: list[str]) -> bool:
+def _file_xattrs(entry: Entry, fd: int, names: list[str], whiteouts: Whiteouts) -> bool:
     """Put a file's attributes into its entry; True if it is a whiteout by attribute."""
     xattrs = {name: os.getxattr(fd, name) for name in names}
-    if _WHITEOUT_XATTR in xattrs and not entry.size:
+    if whiteouts.of_overlay and whiteouts.attribute("whiteout") in xattrs and not entry.size:
         return True
-    _refuse(entry.path, xattrs)
-    entry.xattrs = _visible(xattrs)
+    _refuse(entry.path, xattrs, whiteouts)
+    entry.xattrs = _visible(xattrs, whiteouts)
     return False
 
 
@@ -144,9 +135,9 @@ def _walk(directory: Path, whiteouts: Whiteouts, lower_tree: Path | None) -> Ite
                 raise
         levels.append(_level(fd, b"", old))
         root = _entry(b"", os.fstat(fd))
-        root.xattrs = _visible(_xattrs(fd))
+        root.xattrs = _visible(_xattrs(fd), whiteouts)
         usual = (root.mode, root.uid, root.gid) == (0o755, 0, 0) and not root.xattrs
-        before = None if old is None else _described(old, b"", b"")
+        before = None if old is None else _described(old, b"", b"", whiteouts)
         if _differs(root, before) and not (usual and before is None):
             yield _Found(root, -1, b"")
         while levels:
@@ -214,15 +205,15 @@ def _visit(
     form = stat.S_IFMT(status.st_mode)
     if form == stat.S_IFSOCK:
         return
-    if form == stat.S_IFCHR and not status.st_rdev and whiteouts is Whiteouts.OVERLAY:
+    if form == stat.S_IFCHR and not status.st_rdev and whiteouts.of_overlay:
         yield _Found(Entry(path, Kind.WHITEOUT), -1, b"")
         return
     entry = _entry(path, status)
     found = _Found(entry, level.fd, name)
     if form == stat.S_IFREG:
         if level.old is not None:
-            entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (level.fd, name)))
-            if not _differs(entry, _described(level.old, name, path)):
+            entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (level.fd, name)), whiteouts)
+            if not _differs(entry, _described(level.old, name, path, whiteouts)):
                 return
             yield from _pending(levels)
         yield _linked(found, status, links)
@@ -232,9 +223,9 @@ def _visit(
         return
     if form == stat.S_IFLNK:
         entry.target = os.readlink(name, dir_fd=level.fd)
-    entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (level.fd, name)))
+    entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (level.fd, name)), whiteouts)
     if level.old is not None:
-        if not _differs(entry, _described(level.old, name, path)):
+        if not _differs(entry, _described(level.old, name, path, whiteouts)):
             return
         yield from _pending(levels)
     yield _linked(found, status, links)
@@ -272,11 +263,11 @@ def _enter(
     fd = os.open(found.name, _OPEN_DIRECTORY, dir_fd=level.fd)
     try:
         xattrs = _xattrs(fd)
-        _refuse(entry.path, xattrs)
-        entry.xattrs = _visible(xattrs)
+        _refuse(entry.path, xattrs, whiteouts)
+        entry.xattrs = _visible(xattrs, whiteouts)
         old = None
         if level.old is not None:
-            described = _described(level.old, found.name, entry.path)
+            described = _described(level.old, found.name, entry.path, whiteouts)
             if described is not None and described.kind is Kind.DIRECTORY:
                 old = os.open(found.name, _OPEN_DIRECTORY, dir_fd=level.old)
             try:
@@ -297,7 +288,7 @@ def _enter(
         os.close(fd)
         raise
     levels.append(below)
-    if whiteouts is Whiteouts.OVERLAY and xattrs.get(OPAQUE_XATTR) == b"y":
+    if whiteouts.of_overlay and xattrs.get(whiteouts.opaque) == b"y":
         yield _Found(Entry(entry.path, Kind.OPAQUE), -1, b"")
 
 
@@ -314,7 +305,7 @@ def _entry(path: bytes, status: os.stat_result) -> Entry:
     form = mode & 0o170000
     entry = Entry(
         path,
-        _KINDS[form],
+        KINDS[form],
         mode & 0o7777,
         status.st_uid,
         status.st_gid,
@@ -326,7 +317,7 @@ def _entry(path: bytes, status: os.stat_result) -> Entry:
     return entry
 
 
-def _described(directory: int, name: bytes, path: bytes) -> Entry | None:
+def _described(directory: int, name: bytes, path: bytes, whiteouts: Whiteouts) -> Entry | None:
     """What a whole tree has under that name; the directory itself for no name."""
     try:
         status = (
@@ -341,7 +332,8 @@ def _described(directory: int, name: bytes, path: bytes) -> Entry | None:
     entry = _entry(path, status)
     if entry.kind is Kind.SYMLINK:
         entry.target = os.readlink(name, dir_fd=directory)
-    entry.xattrs = _visible(_xattrs(b"/proc/self/fd/%d/%s" % (directory, name or b".")))
+    xattrs = _xattrs(b"/proc/self/fd/%d/%s" % (directory, name or b"."))
+    entry.xattrs = _visible(xattrs, whiteouts)
     return entry
 
 
@@ -364,17 +356,16 @@ def _xattrs(where: int | bytes) -> dict[str, bytes]:
     return {name: os.getxattr(where, name, follow_symlinks=follow) for name in names}
 
 
-def _visible(xattrs: dict[str, bytes]) -> dict[str, bytes] | None:
+def _visible(xattrs: dict[str, bytes], whiteouts: Whiteouts) -> dict[str, bytes] | None:
     """The attributes without those of overlay itself."""
     if not xattrs:
         return None
-    return {
-        name: xattrs[name] for name in sorted(xattrs) if not name.startswith(OVERLAY_XATTRS)
-    } or None
+    private = whiteouts.private
+    return {name: xattrs[name] for name in sorted(xattrs) if not name.startswith(private)} or None
 
 
-def _refuse(path: bytes, xattrs: dict[str, bytes]) -> None:
-    for name in _REFUSED_XATTRS:
+def _refuse(path: bytes, xattrs: dict[str, bytes], whiteouts: Whiteouts) -> None:
+    for name in map(whiteouts.attribute, _REFUSED_XATTRS):
         if name in xattrs:
             raise Unsupported(
                 f"{os.fsdecode(path)!r} has the attribute {name}: the layer was written to by an "

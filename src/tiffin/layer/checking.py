@@ -26,7 +26,7 @@ from typing import BinaryIO
 from tiffin.errors import NotFound, TiffinError
 from tiffin.layer.capture import own_entries
 from tiffin.layer.compression import decompressed
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.layer.layer import Layer
 from tiffin.layer.store import LayerStore
@@ -37,15 +37,7 @@ from tiffin.storage.driver import StorageDriver, Whiteouts
 
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _MARKS = (Kind.WHITEOUT, Kind.OPAQUE)
-_FORMS = {
-    Kind.FILE: stat.S_IFREG,
-    Kind.HARDLINK: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
+_FORMS = {kind: form for form, kind in KINDS.items()} | {Kind.HARDLINK: stat.S_IFREG}
 
 Fetch = Callable[[str], AbstractContextManager[BinaryIO | None]]
 """The packed tar of a layer, by diff ID, from wherever it can be had again; None for nowhere."""
@@ -222,9 +214,9 @@ class _Check:
             names = {
                 name: os.getxattr(place, name, follow_symlinks=False)
                 for name in os.listxattr(place, follow_symlinks=False)
-                if not name.startswith(tree.OVERLAY_XATTRS)
+                if not name.startswith(self._private)
             }
-            if names != (entry.xattrs or {}):
+            if names != self._attributes(entry):
                 return "attributes"
             if entry.kind is not Kind.DIRECTORY and status.st_mtime_ns != entry.mtime_ns:
                 return "time"
@@ -311,15 +303,27 @@ class _Check:
             os.unlink(fresh, dir_fd=parent)
         return ""
 
+    @property
+    def _private(self) -> tuple[str, ...]:
+        return self._driver.whiteouts.private
+
+    def _attributes(self, entry: Entry) -> dict[str, bytes]:
+        """Those that a file has in this driver's folder."""
+        return {
+            name: value
+            for name, value in (entry.xattrs or {}).items()
+            if not name.startswith(self._private)
+        }
+
     def _dress(self, entry: Entry) -> None:
         place = f"/proc/self/fd/{self._root}/{os.fsdecode(entry.path)}"
         os.chown(place, entry.uid, entry.gid, follow_symlinks=False)
         if entry.kind is not Kind.SYMLINK:
             os.chmod(place, entry.mode)
         for name in os.listxattr(place, follow_symlinks=False):
-            if not name.startswith(tree.OVERLAY_XATTRS) and name not in (entry.xattrs or {}):
+            if not name.startswith(self._private) and name not in (entry.xattrs or {}):
                 os.removexattr(place, name, follow_symlinks=False)
-        for name, value in (entry.xattrs or {}).items():
+        for name, value in self._attributes(entry).items():
             os.setxattr(place, name, value, follow_symlinks=False)
         os.utime(place, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 

@@ -23,11 +23,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tiffin.errors import CorruptArchive, StorageFull, TiffinError
+from tiffin.errors import CorruptArchive
 from tiffin.layer.attributes import (
     ACLS,
-    OPAQUE_XATTR,
-    OVERLAY_XATTRS,
     inherits,
     list_xattrs,
     set_xattrs,
@@ -36,20 +34,10 @@ from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.folders import DIRECTORY, OPEN_DIRECTORY, OTHER, WHITEOUT, Folder, Folders
 from tiffin.layer.lower import Lower
 from tiffin.layer.tarwriter import OPAQUE_NAME, WHITEOUT_PREFIX
+from tiffin.storage import tree
 from tiffin.storage.driver import Whiteouts
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def explain(error: OSError, path: bytes) -> TiffinError:
-    """What a failed system call means for the one who brought the layer."""
-    name = os.fsdecode(path) or "/"
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(f"no space left on device while writing {name!r} of a layer")
-    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ERANGE, errno.EFBIG):
-        return CorruptArchive(f"the entry {name!r} can't be stored: {reason}")
-    return TiffinError(f"the entry {name!r} of a layer can't be written: {reason}")
 
 
 def current_umask() -> int:
@@ -166,7 +154,7 @@ class OwnDirectory(Folders):
         """Give a file that has all its content its owner, mode, attributes and time."""
         self._own(fd, entry, folder.inherits)
         if entry.xattrs:
-            set_xattrs(fd, entry)
+            set_xattrs(fd, entry, self._whiteouts.private)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def _own(self, fd: int, entry: Entry, inherited: bool) -> None:
@@ -230,20 +218,21 @@ class OwnDirectory(Folders):
             fd = os.open(name, OPEN_DIRECTORY, dir_fd=folder.fd)
             try:
                 self._own(fd, entry, folder.inherits)
-                set_xattrs(fd, entry)
+                set_xattrs(fd, entry, self._whiteouts.private)
             finally:
                 os.close(fd)
         if opaque:
             self._mark_opaque(path)
 
     def _update_directory(self, fd: int, entry: Entry) -> None:
+        private = self._whiteouts.private
         try:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             for name in list_xattrs(fd):
-                if not name.startswith(OVERLAY_XATTRS) and name not in (entry.xattrs or {}):
+                if not name.startswith(private) and name not in (entry.xattrs or {}):
                     os.removexattr(fd, name)
-            set_xattrs(fd, entry)
+            set_xattrs(fd, entry, private)
         finally:
             os.close(fd)
         self._placed[entry.path] = DIRECTORY
@@ -273,7 +262,8 @@ class OwnDirectory(Folders):
         ):
             os.chmod(name, entry.mode, dir_fd=folder.fd)
         if entry.xattrs:
-            set_xattrs(b"/proc/self/fd/%d/%s" % (folder.fd, name), entry)
+            place = b"/proc/self/fd/%d/%s" % (folder.fd, name)
+            set_xattrs(place, entry, self._whiteouts.private)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=folder.fd, follow_symlinks=False)
         return entry
@@ -379,14 +369,14 @@ class OwnDirectory(Folders):
             self.needs_lower = True
             return path
         self._marks.add(path)
-        if self._whiteouts is Whiteouts.OVERLAY:
+        if self._whiteouts.of_overlay:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=folder.fd)
         else:
             os.close(os.open(WHITEOUT_PREFIX + name, _CREATE, 0o444, dir_fd=folder.fd))
         return path
 
     def _remove_mark(self, folder: Folder, path: bytes) -> None:
-        prefix = b"" if self._whiteouts is Whiteouts.OVERLAY else WHITEOUT_PREFIX
+        prefix = b"" if self._whiteouts.of_overlay else WHITEOUT_PREFIX
         os.unlink(prefix + path.rpartition(b"/")[2], dir_fd=folder.fd)
         self._marks.discard(path)
 
@@ -409,8 +399,8 @@ class OwnDirectory(Folders):
             return  # a root can't be marked; see finish
         fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if self._whiteouts is Whiteouts.OVERLAY:
-                os.setxattr(fd, OPAQUE_XATTR, b"y")
+            if self._whiteouts.of_overlay:
+                os.setxattr(fd, self._whiteouts.opaque, b"y")
             else:
                 os.close(os.open(OPAQUE_NAME, _CREATE & ~os.O_EXCL, 0o444, dir_fd=fd))
         finally:
@@ -461,7 +451,7 @@ class OwnDirectory(Folders):
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):
                 raise
-            _remove_tree(folder.fd, name)
+            tree.delete(Path(f"/proc/self/fd/{folder.fd}", os.fsdecode(name)))
             # Folders below are gone; the one given stays open for its user.
             self._forget(keep=None if folder is self._root else folder)
 
@@ -486,19 +476,3 @@ class OwnDirectory(Folders):
         self._opaque.discard(b"")
         for below in self._lower.children(b""):
             self.whiteout(below.path)
-
-
-def _remove_tree(parent: int, name: bytes) -> None:
-    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-    try:
-        for child in os.listdir(fd):
-            raw = os.fsencode(child)
-            try:
-                os.unlink(raw, dir_fd=fd)
-            except OSError as error:
-                if error.errno not in (errno.EISDIR, errno.EPERM):
-                    raise
-                _remove_tree(fd, raw)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)

@@ -18,14 +18,14 @@ import zstandard
 
 from tiffin.errors import CorruptArchive, DigestMismatch, TiffinError
 from tiffin.layer import tarwriter
-from tiffin.layer.attributes import OVERLAY_XATTRS
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.failure import explain
 from tiffin.layer.folders import clean_path
 from tiffin.layer.index import Index, Piece
 from tiffin.layer.lower import Lower
 from tiffin.layer.pipeline import INLINE, Incoming, write_all
 from tiffin.layer.tarreader import Member, TarReader
-from tiffin.layer.tree import OwnDirectory, explain
+from tiffin.layer.tree import OwnDirectory
 from tiffin.storage.driver import Whiteouts
 
 _RAW_LEVEL = 1
@@ -83,6 +83,7 @@ class _Unpacking:
         self._stream = stream
         self._reader = TarReader(stream.next_block)
         self.tree = OwnDirectory(directory, whiteouts, lower, self._rescue)
+        self._private = whiteouts.private
         self._stash_path = stash
         self._stash: int | None = None
         self._stash_size = 0
@@ -179,7 +180,7 @@ class _Unpacking:
             entry.xattrs = {
                 key: value
                 for key, value in entry.xattrs.items()
-                if not key.startswith(OVERLAY_XATTRS)
+                if not key.startswith(self._private)
             } or None
         if _PREFIX in entry.path and self._marked(member):
             return

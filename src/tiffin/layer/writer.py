@@ -28,10 +28,11 @@ from typing import BinaryIO, NamedTuple
 from tiffin.errors import CorruptArchive, InvalidParameter
 from tiffin.layer import tarwriter
 from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.failure import explain
 from tiffin.layer.index import Index, order_key
 from tiffin.layer.lower import Lower
 from tiffin.layer.pipeline import INLINE, Outgoing, write_all
-from tiffin.layer.tree import OwnDirectory, explain
+from tiffin.layer.tree import OwnDirectory
 from tiffin.linux import syscalls
 from tiffin.storage.driver import Whiteouts
 

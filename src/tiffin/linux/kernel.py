@@ -2,7 +2,7 @@
 
 Paths come in two kinds. *Host paths* are looked up as this process sees them. *Inside paths* are
 absolute paths of the container, looked up under the root file system that :meth:`Kernel.enter_root`
-named, by openat2(2) with RESOLVE_IN_ROOT: whatever symlinks an image holds, they stay inside.
+named (:mod:`tiffin.linux.inside`).
 
 Everything raises OSError that names the call and its argument.
 
@@ -18,59 +18,20 @@ import socket
 import stat
 import struct
 
-from tiffin.linux import syscalls
+from tiffin.linux import overlayfs, syscalls
+from tiffin.linux.inside import Inside, named, refuse_proc
+from tiffin.linux.terminals import set_size, unlock_terminal
 
-_TIOCSPTLCK = 0x40045431
-_TIOCGPTPEER = 0x5441
-_TIOCSWINSZ = 0x5414
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 
 
-def _named(error: OSError, what: str) -> OSError:
-    return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0)}")
-
-
-def _link(name: str, directory: int) -> str | None:
-    """Where a symlink points to; None if it is none."""
-    try:
-        return os.readlink(name, dir_fd=directory)
-    except OSError:
-        return None
-
-
-def _follow(path: str, target: str) -> str:
-    return target if target.startswith("/") else f"{path.rstrip('/').rpartition('/')[0]}/{target}"
-
-
-_FINE_IN_PROC = frozenset(
-    f"/proc/{name}"
-    for name in (
-        "cpuinfo",
-        "diskstats",
-        "loadavg",
-        "meminfo",
-        "net/dev",
-        "slabinfo",
-        "stat",
-        "swaps",
-        "uptime",
-    )
-)
-"""What a mount may hide in /proc: files that tell something, and that nothing else depends on."""
-
-
-def may_cover(path: str) -> bool:
-    """Whether something may be mounted at this path of /proc."""
-    return path in _FINE_IN_PROC
-
-
-def _refuse_proc(fd: int, path: str) -> None:
-    """Keep mounts out of /proc, however the path leads there: what is masked, read-only, or
-    written to in there must be what it seems."""
-    if not may_cover(path) and syscalls.file_system(fd) == syscalls.PROC_SUPER_MAGIC:
-        raise OSError(errno.EPERM, f"{path} is inside /proc, where nothing can be mounted")
+def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    if fstype == "overlay":
+        overlayfs.mount(source, target, flags, data)
+    else:
+        syscalls.mount(source, target, fstype, flags, data or None)
 
 
 class Kernel:
@@ -78,8 +39,9 @@ class Kernel:
 
     def __init__(self, user_namespace: int = -1) -> None:
         self._user_namespace = user_namespace
-        self._root = -1
+        self._inside = Inside()
         self._null = -1
+        self._empty = -1
         self._trees: dict[str, int] = {}
         self.terminal: tuple[int, int] | None = None
         """Master and slave, once :meth:`open_terminal` has made them."""
@@ -91,7 +53,7 @@ class Kernel:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _named(error, f"open({path})") from None
+            raise named(error, f"open({path})") from None
         try:
             syscalls.setns(fd, kind)
         finally:
@@ -199,8 +161,8 @@ class Kernel:
             try:
                 os.chdir(directory)
             except OSError as error:
-                raise _named(error, f"chdir({directory})") from None
-        syscalls.mount(source, target, fstype, flags, data or None)
+                raise named(error, f"chdir({directory})") from None
+        _mount(source, target, fstype, flags, data)
         # Of a bind mount, mount(2) takes the other flags in a second step only.
         extra = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         if flags & syscalls.MS_BIND and flags & extra:
@@ -212,81 +174,31 @@ class Kernel:
         try:
             os.chdir(path)
         except OSError as error:
-            raise _named(error, f"chdir({path})") from None
+            raise named(error, f"chdir({path})") from None
 
     def enter_root(self, path: str) -> None:
         """Take a host path as the root that inside paths are looked up in."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        self._root = os.open(path, flags)
+        self._inside.root = os.open(path, flags)
 
     # inside paths
 
-    def _open(self, path: str, flags: int = os.O_PATH) -> int:
-        try:
-            return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            raise _named(error, path) from None
-
-    def _open_parent(self, path: str, mode: int = 0o755) -> tuple[int, str]:
-        parent, _, name = path.rstrip("/").rpartition("/")
-        return self._open_directory(parent or "/", mode), name
-
-    def _open_directory(self, path: str, mode: int = 0o755, links: int = 40) -> int:
-        """A directory, made with its parents if missing; where a symlink dangles, its target."""
-        flags = os.O_PATH | os.O_DIRECTORY
-        try:
-            return syscalls.openat2(self._root, path, flags, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            if error.errno != errno.ENOENT or path == "/" or not links:
-                raise _named(error, path) from None
-        parent, name = self._open_parent(path, mode)
-        try:
-            os.mkdir(name, mode, dir_fd=parent)
-        except FileExistsError:
-            target = _link(name, parent)
-            if target is not None:
-                return self._open_directory(_follow(path, target), mode, links - 1)
-        finally:
-            os.close(parent)
-        return self._open(path, flags)
-
-    def _open_target(self, path: str, directory: bool, links: int = 40) -> int:
-        """What a mount is attached to; made if missing, as a directory or as an empty file."""
-        if directory:
-            return self._open_directory(path)
-        try:
-            return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            if error.errno != errno.ENOENT or not links:
-                raise _named(error, path) from None
-        parent, name = self._open_parent(path)
-        try:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o644, dir_fd=parent))
-        except FileExistsError:
-            target = _link(name, parent)
-            if target is not None:
-                return self._open_target(_follow(path, target), False, links - 1)
-        finally:
-            os.close(parent)
-        return self._open(path)
-
     def make_directory(self, path: str, mode: int = 0o755) -> None:
         """Make an inside directory with its parents, owned by root; fine if it exists."""
-        os.close(self._open_directory(path, mode))
+        os.close(self._inside.directory(path, mode))
 
     def make_node(
         self, path: str, kind: int, major: int, minor: int, mode: int, uid: int, gid: int
     ) -> None:
-        """mknod(2) at an inside path; what is there already stays if it is that device."""
-        parent, name = self._open_parent(path)
+        """mknod(2) at an inside path; what is there already stays."""
+        parent, name = self._inside.parent(path)
         try:
             try:
                 os.mknod(name, kind | mode, os.makedev(major, minor), dir_fd=parent)
             except FileExistsError:
                 return
             except OSError as error:
-                raise _named(error, f"mknod({path})") from None
+                raise named(error, f"mknod({path})") from None
             if uid or gid:
                 os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         finally:
@@ -294,7 +206,7 @@ class Kernel:
 
     def make_symlink(self, target: str, path: str) -> None:
         """symlink(2) at an inside path; what is there already stays."""
-        parent, name = self._open_parent(path)
+        parent, name = self._inside.parent(path)
         try:
             os.symlink(target, name, dir_fd=parent)
         except FileExistsError:
@@ -304,13 +216,13 @@ class Kernel:
 
     def mount(self, fstype: str, source: str, target: str, flags: int, data: str) -> None:
         """mount(2) of a new file system on an inside directory, made if missing."""
-        fd = self._open_directory(target)
+        fd = self._inside.directory(target)
         try:
-            _refuse_proc(fd, target)
+            refuse_proc(fd, target)
             try:
-                syscalls.mount(source, f"/proc/self/fd/{fd}", fstype, flags, data or None)
+                _mount(source, f"/proc/self/fd/{fd}", fstype, flags, data)
             except OSError as error:
-                raise _named(error, f"mount({fstype} on {target})") from None
+                raise named(error, f"mount({fstype} on {target})") from None
         finally:
             os.close(fd)
 
@@ -372,12 +284,12 @@ class Kernel:
 
     def show_below(self, path: str, below: str) -> None:
         """Put what is at ``below`` in the mount at an inside path (its very root) over it."""
-        top = self._open(path)
+        top = self._inside.open(path)
         try:
             resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
             found = syscalls.openat2(top, below, os.O_PATH | os.O_DIRECTORY, 0, resolve)
         except OSError as error:
-            raise _named(error, f"{path}/{below}") from None
+            raise named(error, f"{path}/{below}") from None
         finally:
             os.close(top)
         try:
@@ -402,13 +314,13 @@ class Kernel:
         directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         if attributes:
             self._set_attributes(tree, source, attributes, attributes_recursive)
-        fd = self._open_target(target, directory)
+        fd = self._inside.target(target, directory)
         try:
-            _refuse_proc(fd, target)
+            refuse_proc(fd, target)
             try:
                 syscalls.move_mount(tree, fd)
             except OSError as error:
-                raise _named(error, f"mount({source} on {target})") from None
+                raise named(error, f"mount({source} on {target})") from None
         finally:
             os.close(fd)
         if propagation:
@@ -423,7 +335,7 @@ class Kernel:
         """
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         self.mount("tmpfs", "cgroup", root, flags, "mode=755")
-        directory = self._open_directory(root)
+        directory = self._inside.directory(root)
         os.fchdir(directory)
         for name, source in groups:
             if source.startswith("@"):
@@ -437,7 +349,7 @@ class Kernel:
 
     def set_read_only(self, path: str) -> None:
         """Make the mount at an inside path (its very root) read-only."""
-        fd = self._open(path)
+        fd = self._inside.open(path)
         try:
             syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
         finally:
@@ -445,7 +357,7 @@ class Kernel:
 
     def protect(self, path: str) -> None:
         """Bind an inside path on itself, read-only; nothing happens if it isn't there."""
-        fd = self._open_if_there(path)
+        fd = self._inside.find(path)
         if fd is None:
             return
         try:
@@ -454,44 +366,37 @@ class Kernel:
             os.close(fd)
 
     def mask(self, path: str, label: str = "") -> None:
-        """Hide an inside path: a directory under an empty read-only tmpfs, a file under the
-        container's /dev/null; nothing happens if it isn't there."""
-        fd = self._open_if_there(path)
+        """Hide an inside path: a directory under an empty read-only tmpfs, one for all of them; a
+        file under the container's /dev/null; nothing happens if it isn't there.
+
+        Each file system costs memory in every memory cgroup of the machine, for its shrinker.
+        """
+        fd = self._inside.find(path)
         if fd is None:
             return
         try:
-            directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-            null = -1 if directory else self._open_null()
-        except OSError:
-            os.close(fd)
-            raise
-        try:
-            if directory:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                self._cover(path, fd, self._open_null())
+            elif self._empty >= 0:
+                self._cover(path, fd, self._empty)
+            else:
                 flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
                 flags |= syscalls.MS_NOEXEC
                 data = "nr_blocks=1,nr_inodes=1"
                 if label:
                     data += f',context="{label}"'
-                syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
-            else:
-                self._cover(path, fd, null)
-        except OSError as error:
-            raise _named(error, f"mask({path})") from None
+                try:
+                    syscalls.mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", flags, data)
+                except OSError as error:
+                    raise named(error, f"mask({path})") from None
+                self._empty = self._inside.open(path)
         finally:
             os.close(fd)
-
-    def _open_if_there(self, path: str) -> int | None:
-        try:
-            return syscalls.openat2(self._root, path, os.O_PATH, 0, syscalls.RESOLVE_IN_ROOT)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return None
-            raise _named(error, path) from None
 
     def _open_null(self) -> int:
         """The container's null device, kept open until the root is pivoted."""
         if self._null < 0:
-            self._null = self._open("/dev/null")
+            self._null = self._inside.open("/dev/null")
             if os.fstat(self._null).st_rdev != os.makedev(1, 3):
                 raise OSError(errno.ENODEV, "/dev/null of the container is not the null device")
         return self._null
@@ -510,7 +415,7 @@ class Kernel:
             finally:
                 os.close(tree)
         except OSError as error:
-            raise _named(error, f"mount(on {path})") from None
+            raise named(error, f"mount(on {path})") from None
 
     def write_parameter(self, name: str, value: str) -> None:
         """Write to a file below the container's /proc/sys.
@@ -526,7 +431,7 @@ class Kernel:
             | syscalls.RESOLVE_NO_MAGICLINKS
         )
         try:
-            proc = self._open("/proc", os.O_PATH | os.O_DIRECTORY)
+            proc = self._inside.open("/proc", os.O_PATH | os.O_DIRECTORY)
             try:
                 if syscalls.file_system(proc) != syscalls.PROC_SUPER_MAGIC:
                     raise OSError(errno.EXDEV, "/proc is not a proc file system")
@@ -538,11 +443,11 @@ class Kernel:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise _named(error, f"write({value} to /proc/{path})") from None
+            raise named(error, f"write({value} to /proc/{path})") from None
 
     def open_terminal(self, rows: int, columns: int) -> None:
         """Open a terminal in the container's devpts, and bind it on /dev/console."""
-        master = self._open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        master = self._inside.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         slave = unlock_terminal(master)
         set_size(master, rows, columns)
         flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
@@ -577,28 +482,16 @@ class Kernel:
 
     def pivot_root(self) -> None:
         """Make the root that was entered this process's own, and let go of the host's."""
-        os.fchdir(self._root)
+        os.fchdir(self._inside.root)
         syscalls.pivot_root(".", ".")
         syscalls.umount(".", syscalls.MNT_DETACH)
         os.chdir("/")
-        os.close(self._root)
-        self._root = -1
+        os.close(self._inside.root)
+        self._inside.root = -1
 
     def change_root(self) -> None:
         """Make the root that was entered this process's own, where the host's can't be let go."""
-        os.fchdir(self._root)
+        os.fchdir(self._inside.root)
         os.chroot(".")
-        os.close(self._root)
-        self._root = -1
-
-
-def unlock_terminal(master: int) -> int:
-    """The slave of a pseudoterminal's master, opened without going through a path."""
-    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    return int(fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-
-
-def set_size(master: int, rows: int, columns: int) -> None:
-    """Tell a terminal its size."""
-    if rows or columns:
-        fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        os.close(self._inside.root)
+        self._inside.root = -1

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tiffin.network import firewall
+from tiffin.network import redirection
 from tiffin.network.files import EMBEDDED
 from tiffin.network.ledger import Network
 from tiffin.network.namespace import Namespace
@@ -26,6 +26,9 @@ Held = list[tuple[Port, socket.socket]]
 Joined = Sequence[tuple[Network, Endpoint]]
 """A container's places in networks."""
 
+NAMES_PORT = 61053
+"""Where the embedded name server really listens, at its address: above what the kernel gives out.
+Port 53 is left to a name server that runs in the container."""
 _RELEASE_SECONDS = 2.0
 
 
@@ -125,10 +128,10 @@ def name_sockets(namespace: Namespace, *, redirect: bool = True) -> list[int]:
         try:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for sock in (udp, tcp):
-                sock.bind((EMBEDDED, firewall.NAMES_PORT))
+                sock.bind((EMBEDDED, NAMES_PORT))
             tcp.listen(16)
             if redirect:
-                firewall.redirect_names(EMBEDDED)
+                redirection.redirect(EMBEDDED, NAMES_PORT)
             return [udp.detach(), tcp.detach()]
         except BaseException:
             udp.close()

@@ -105,7 +105,7 @@ class Fabric:
         if plan.ports:
             self._firewall.prepare()
         try:
-            held = self._hold(plan.ports)
+            held = self._hold_at_last(plan.ports)
         except Unsupported:
             raise
         except TiffinError as error:
@@ -142,6 +142,16 @@ class Fabric:
             if isinstance(error, OSError):
                 raise TiffinError(f"the network can't be set up: {error}") from error
             raise
+
+    def _hold_at_last(self, wanted: Sequence[ports.Wanted]) -> Held:
+        try:
+            return self._hold(wanted)
+        except TiffinError:
+            if not self._porter.alive:
+                raise
+        # It may still have what an engine gave it that was killed before its container started.
+        self._porter.sync()
+        return self._hold(wanted)
 
     def _hold(self, wanted: Sequence[ports.Wanted]) -> Held:
         held: Held = []
@@ -261,12 +271,12 @@ class Fabric:
                 self._publish_anew(plan, rules)
                 if is_named(place.network):
                     self._name(plan, namespace, anew=not any(is_named(one) for one, _ in before))
+                self._plans[container] = plan
             except BaseException as error:
                 self._pull(plan.container, place.network, endpoint, namespace)
                 if isinstance(error, OSError):
                     raise TiffinError(f"the network can't be set up: {error}") from error
                 raise
-        self._plans[container] = plan
         return endpoint
 
     def _name(self, plan: SandboxPlan, namespace: Namespace, *, anew: bool) -> None:
@@ -320,7 +330,7 @@ class Fabric:
         held: Held = []
         if target and not published and plan.ports:
             self._firewall.prepare()
-            held = self._hold(plan.ports)
+            held = self._hold_at_last(plan.ports)
             self.ledger.publish(container, [port for port, _ in held])
         after = self._port_elements(container)
         try:
@@ -389,8 +399,8 @@ class Fabric:
 
     def _meet_porter(self) -> None:
         self._porter.begin()
-        if self._plans:
-            # Whatever is said first tells the porter all the rest too.
+        if self._plans or self._porter.alive:
+            # Whatever is said first tells the porter all the rest too, and what is over.
             self._porter.say(briefing.leave(""))
 
     def _reconcile(self, container: str, plan: SandboxPlan) -> bool:
@@ -433,7 +443,9 @@ class Fabric:
     def _restore_one(
         self, container: str, plan: SandboxPlan, named: set[str], held: set[str]
     ) -> Iterator[Message]:
-        joined = self.ledger.of_container(container)
+        # What it is just being put into is told, with sockets, by whoever does that.
+        planned = {place.network.id for place in plan.places}
+        joined = [pair for pair in self.ledger.of_container(container) if pair[0].id in planned]
         for network, endpoint in joined:
             if is_named(network):
                 yield briefing.join(network, endpoint, plan.name)

@@ -116,7 +116,6 @@ class _Library:
             "nft_ctx_buffer_error",
             "nft_ctx_buffer_output",
             "nft_ctx_get_error_buffer",
-            "nft_ctx_free",
         ):
             getattr(library, name).argtypes = [ctypes.c_void_p]
         library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
@@ -128,10 +127,6 @@ class _Library:
         self._library.nft_ctx_buffer_error(context)
         self._library.nft_ctx_buffer_output(context)
         return context
-
-    def free(self, context: int) -> None:
-        """Close a context's socket."""
-        self._library.nft_ctx_free(context)
 
     def run(self, context: int, text: str) -> str:
         """Run commands; what went wrong, or nothing."""
@@ -190,18 +185,6 @@ class _Nftables:
             library = self._prepare()
             if library is not None and self._host is not None:
                 return library.run(self._host, text)
-        return _run_program(text)
-
-    def run_here(self, text: str) -> str:
-        """The same in the calling thread's namespace."""
-        with self._lock:
-            library = self._prepare()
-            if library is not None and _has_low_descriptor():
-                context = library.context()
-                try:
-                    return library.run(context, text)
-                finally:
-                    library.free(context)
         return _run_program(text)
 
 
@@ -321,24 +304,3 @@ def port_element(port: Port, address: str) -> Element | None:
     if port.host_address in ("0.0.0.0", "::"):
         return (f"published{version}_any", f"{key} : {target}")
     return (f"published{version}", f"{port.host_address} . {key} : {target}")
-
-
-NAMES_PORT = 61053
-"""Where the embedded name server really listens, at its address: above what the kernel gives out.
-Port 53 is left to a name server that runs in the container."""
-
-
-def redirect_names(address: str) -> None:
-    """In the calling thread's namespace: questions to port 53 of ``address`` go to the embedded
-    name server. Raises TiffinError."""
-    problem = nftables.run_here(
-        # Without the rule that is there from an earlier time in such a network.
-        "add table ip tiffin\nflush table ip tiffin\n"
-        "table ip tiffin {\n"
-        "  chain names { type nat hook output priority -100; policy accept;\n"
-        f"    ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 "
-        f"dnat to {address}:{NAMES_PORT}\n"
-        "  }\n}\n"
-    )
-    if problem:
-        raise TiffinError(f"the names of a container's network can't be set up: {problem}")

@@ -63,6 +63,11 @@ class Links:
     def _alias(self, network: Network) -> str:
         return f"tiffin {self._mark} network {network.id}"
 
+    def _unfinished(self, network: Network) -> str:
+        """What a bridge is called until it has all that it needs: one that an engine was killed at
+        is no network's."""
+        return f"tiffin {self._mark} unfinished {network.id}"
+
     def host_link(self, endpoint: Endpoint) -> str:
         """The name of an endpoint's interface on the host."""
         return self._name("e", endpoint.id)
@@ -158,6 +163,7 @@ class Links:
         try:
             kernel.run(*requests, netlink.set_up(index))
             write_sysctls([(f"ipv4/conf/{name}/route_localnet", "1")])
+            kernel.run(netlink.set_alias(name, self._alias(network)))
         except BaseException:
             kernel.run(netlink.delete_link(name))
             raise
@@ -170,7 +176,7 @@ class Links:
         try:
             kernel.run(
                 netlink.new_bridge(name, mac, network.settings.mtu),
-                netlink.set_alias(name, self._alias(network)),
+                netlink.set_alias(name, self._unfinished(network)),
             )
         except OSError as error:
             kernel.run(netlink.delete_link(name))
@@ -187,14 +193,21 @@ class Links:
         index = self._make_bridge(network, name)
         near, far = self._name("x", key), self._name("y", key)
         requests = [
+            # One that an engine was killed at.
+            netlink.delete_link(near),
             netlink.new_veth(near, bridges[0][0], far, mtu=network.settings.mtu),
             netlink.set_master(far, index),
         ]
         if not network.settings.icc:
             # Those of the further bridge reach the first one's gateway, and nobody at its ports.
             requests.append(netlink.set_port(near, isolated=True, hairpin=False))
-        self._kernel().run(*requests)
-        write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
+        try:
+            self._kernel().run(*requests)
+            write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
+            self._kernel().run(netlink.set_alias(name, self._alias(network)))
+        except BaseException:
+            self._kernel().run(netlink.delete_link(near), netlink.delete_link(name))
+            raise
         bridge = (index, name, set[str]())
         bridges.append(bridge)
         return bridge

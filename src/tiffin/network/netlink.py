@@ -55,6 +55,8 @@ IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
+IFLA_NUM_TX_QUEUES = 31
+IFLA_NUM_RX_QUEUES = 32
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
@@ -164,9 +166,14 @@ def new_veth(
 ) -> Request:
     """Make a pair, one end here at a bridge and up, the other down (up at a bridge) elsewhere.
 
+    Each has one queue: the kernel gives it as many as there are processors, which cost memory and
+    do nothing, since a packet is handed over by the processor that sends it.
+
     ``peer_namespace`` is a descriptor of a network namespace; None leaves the peer here.
     """
-    size = [_number(IFLA_MTU, mtu)] if mtu else []
+    size = [_number(IFLA_NUM_TX_QUEUES, 1), _number(IFLA_NUM_RX_QUEUES, 1)]
+    if mtu:
+        size.append(_number(IFLA_MTU, mtu))
     other = [_text(IFLA_IFNAME, peer), *size]
     if peer_mac:
         other.append(_attribute(IFLA_ADDRESS, _mac(peer_mac)))

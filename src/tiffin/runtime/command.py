@@ -35,7 +35,9 @@ from tiffin.linux.kernel import Kernel
 from tiffin.runtime import bundle as bundles
 from tiffin.runtime import hooks
 from tiffin.runtime.arguments import Arguments
-from tiffin.runtime.launch import Halts, Launched, Stdio, enter, launch
+from tiffin.runtime.child import Halts
+from tiffin.runtime.launch import enter, launch
+from tiffin.runtime.launching import Launched, Stdio
 from tiffin.runtime.record import SPECIFICATION, Record, started
 from tiffin.version import __version__
 
@@ -386,29 +388,9 @@ class Runtime:
 
     def features(self) -> None:
         """Print what this runtime can do."""
-        from tiffin.linux import capabilities
-        from tiffin.runtime import seccomp
+        from tiffin.runtime.features import features
 
-        _print(
-            {
-                "ociVersionMin": "1.0.0",
-                "ociVersionMax": SPECIFICATION,
-                "hooks": [
-                    "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
-                    "poststop",
-                ],
-                "mountOptions": mounts.known_options(),
-                "linux": {
-                    "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
-                    "capabilities": [f"CAP_{name}" for name in capabilities.NAMES],
-                    "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False},
-                    "seccomp": {"enabled": seccomp.available(), **seccomp.features()},
-                    "apparmor": {"enabled": True},
-                    "selinux": {"enabled": True},
-                },
-                "annotations": {"org.tiffin.version": __version__},
-            }
-        )  # fmt: skip
+        _print(features())
 
     def spec(self) -> None:
         """Write a configuration to start from."""

@@ -26,13 +26,17 @@ import stat
 from tiffin.errors import StartFailure, Unsupported
 from tiffin.linux import accounts, syscalls
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.linux.kernel import Kernel, set_size
+from tiffin.linux.kernel import Kernel
+from tiffin.linux.terminals import set_size
+from tiffin.runtime.launching import Begun, Ended, Launched, kill
 from tiffin.runtime.operations import Isolate, MountRoot, load
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from typing import Any
 
+    from tiffin.runtime.launching import Launching, Stdio, Step
     from tiffin.runtime.settings import ContainerSettings
 
 NAMES = ("runc", "crun", "lxc")
@@ -61,10 +65,10 @@ def check(name: str, settings: ContainerSettings) -> None:
             raise Unsupported(f"{what} can't be used with the runtime {name}: use native")
 
 
-def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
-    """Make a container and start its first process: its pid, a pidfd, its terminal's master.
+def launching(plan: dict[str, Any], stdio: Stdio) -> Launching:
+    """Make a container and start its first process; after a failure its cgroup may be left.
 
-    Raises StartFailure with the runtime's own sentence; then nothing is left.
+    Raises StartFailure with the runtime's own sentence.
     """
     runtime, name = plan["runtime"], plan["id"]
     bundle = f"{STATE}/{runtime['name']}/bundles/{name}"
@@ -87,7 +91,7 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
             create += ["--console-socket", f"{bundle}/console"]
         fds = stdio.fds or nothing()
         try:
-            code = _run([*create, name], fds, lambda: _prepare(plan, bundle))
+            code = yield from _run([*create, name], fds, lambda: _prepare(plan, bundle))
         finally:
             if stdio.fds is None:
                 os.close(fds[0])
@@ -95,26 +99,26 @@ def launch(plan: dict[str, Any], stdio: Any) -> tuple[int, int, int | None]:
             raise _failure(bundle, plan, code)
         with open(f"{bundle}/pid") as file:
             pid = int(file.read())
-        pidfd = os.pidfd_open(pid)
+        pidfd = _pidfd(pid, runtime["name"])
         terminal = None
         try:
+            yield Begun(pid, own=True)
             if console is not None:
                 terminal = _receive(console, stdio.size)
             quiet = nothing()
             try:
-                code = _run([*arguments, "start", name], quiet, None)
+                code = yield from _run([*arguments, "start", name], quiet, None)
             finally:
                 os.close(quiet[0])
             if code != 0:
                 raise _failure(bundle, plan, code)
         except BaseException:
-            os.kill(pid, _signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill(pid)
             for fd in (pidfd, terminal):
                 if fd is not None:
                     os.close(fd)
             raise
-        return pid, pidfd, terminal
+        return Launched(pid, pidfd, terminal, [])
     finally:
         if console is not None:
             console.close()
@@ -128,8 +132,18 @@ def nothing() -> tuple[int, int, int]:
     return fd, fd, fd
 
 
-def _run(arguments: list[str], fds: tuple[int, int, int], prepare: Any) -> int:
-    """Run a command with these streams to its end; ``prepare`` is called in its process before."""
+def _pidfd(pid: int, runtime: str) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise StartFailure(f"{runtime}: the container ended before it was started") from None
+
+
+def _run(
+    arguments: list[str], fds: tuple[int, int, int], prepare: Callable[[], None] | None
+) -> Generator[Step, Any, int]:
+    """Run a command with these streams to its end; ``prepare`` is called in its process before.
+    Its exit code."""
     pid = syscalls.clone(syscalls.CLONE_NEWNS if prepare is not None else 0)
     if pid == 0:
         code = 125
@@ -146,7 +160,13 @@ def _run(arguments: list[str], fds: tuple[int, int, int], prepare: Any) -> int:
             os.execve(arguments[0], arguments, environment)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        yield Begun(pid, own=False)
+        answer = yield Ended(pid)
+    except BaseException:
+        kill(pid)
+        raise
+    return int(answer)
 
 
 def _prepare(plan: dict[str, Any], bundle: str) -> None:

@@ -27,28 +27,33 @@ import struct
 
 from tiffin.errors import StartFailure, TiffinError
 from tiffin.linux import syscalls
-from tiffin.linux.kernel import Kernel, set_size
+from tiffin.linux.kernel import Kernel
+from tiffin.linux.terminals import set_size
 from tiffin.runtime import process as program
 from tiffin.runtime import starter
 from tiffin.runtime.foreign import STATE, nothing, remove
-from tiffin.runtime.launch import hierarchy, work_inside
+from tiffin.runtime.launch import hierarchy, working_inside
+from tiffin.runtime.launching import Begun, Ended, Launched, Readable, kill
 from tiffin.runtime.lxc_config import Parts, configuration, divide, monitor_group, seccomp_policy
 from tiffin.runtime.operations import EnterRoot
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from typing import Any
+
+    from tiffin.runtime.launching import Launching, Stdio, Step
 
     JSON = dict[str, Any]
 
-_PATIENCE = 120.0
 _SCRATCH = "/run/lxc"
 """Where LXC keeps locks; a container's maker sees one of its own."""
 
 
-def launch(plan: JSON, stdio: Any) -> tuple[int, int, int | None, list[str]]:
-    """Make a container and start its first process: its pid, a pidfd, its terminal's master, and
-    warnings. Raises StartFailure; then nothing is left but the cgroup."""
+def launching(plan: JSON, stdio: Stdio) -> Launching:
+    """Make a container and start its first process; after a failure its cgroup may be left.
+
+    Raises StartFailure."""
     name = plan["id"]
     bundle = f"{STATE}/lxc/bundles/{name}"
     remove(bundle)
@@ -61,11 +66,11 @@ def launch(plan: JSON, stdio: Any) -> tuple[int, int, int | None, list[str]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        ours.settimeout(_PATIENCE)
+        ours.setblocking(False)
         parts = divide(plan["operations"])
         monitor = _begin(plan, parts, bundle, stdio, theirs)
         theirs.close()
-        return _Start(plan, parts, bundle, monitor, ours).finish(stdio)
+        return (yield from _Start(plan, parts, bundle, monitor, ours).steps(stdio))
     finally:
         ours.close()
         theirs.close()
@@ -91,42 +96,38 @@ class _Start:
         self.uid = 0
         self.warnings: list[str] = []
 
-    def finish(self, stdio: Any) -> tuple[int, int, int | None, list[str]]:
+    def steps(self, stdio: Stdio) -> Launching:
         """Wait for the starter, complete the container, and let the program run."""
         try:
-            self.pid = self._wait_for_starter()
+            yield Begun(self.monitor, own=False)
+            self.pid = yield from self._wait_for_starter()
             self.pidfd = os.pidfd_open(self.pid)
             cgroup = self.plan["cgroup"]
             if cgroup is not None and cgroup["resources"]:
                 self.warnings += hierarchy().limit(cgroup["name"], cgroup["resources"])
-            self.terminal = work_inside(self.pidfd, self.parts.after, self.uid)
-            self._end_monitor()
+            self.terminal = yield from working_inside(self.pidfd, self.parts.after, self.uid)
+            yield Begun(self.pid, own=True)
+            # Which makes it ours.
+            kill(self.monitor)
+            yield Ended(self.monitor)
             self.channel.send(b"g")
-            if said := self.channel.recv(1):
-                os.waitpid(self.pid, 0)
-                self.pid = 0
+            if said := (yield from self._receive())[0]:
                 text = os.strerror(said[0])
                 path = self.plan["process"]["args"][0]
                 code = 127 if said[0] == 2 else 126
                 raise StartFailure(f"exec {path}: {text[:1].lower()}{text[1:]}", code)
             if self.terminal is not None:
                 set_size(self.terminal, *stdio.size)
-            return self.pid, self.pidfd, self.terminal, self.warnings
+            return Launched(self.pid, self.pidfd, self.terminal, self.warnings)
         except BaseException as error:
             self._give_up()
-            if isinstance(error, TimeoutError):
-                raise StartFailure("the container did not start in time") from None
             if isinstance(error, OSError):
                 raise StartFailure(f"failed to start the container: {error.strerror}") from None
             raise
 
-    def _wait_for_starter(self) -> int:
+    def _wait_for_starter(self) -> Generator[Step, Any, int]:
         while True:
-            data, extra, _, _ = self.channel.recvmsg(65536, 1024)
-            pid = 0
-            for level, kind, content in extra:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                    pid = struct.unpack("iII", content)[0]
+            data, pid = yield from self._receive()
             if not data:
                 raise _failure(self.bundle)
             if data[:1] != b"{":
@@ -138,23 +139,30 @@ class _Start:
                 self.warnings.append(message["warning"])
             self.uid = message.get("uid", self.uid)
 
-    def _end_monitor(self) -> None:
-        monitor, self.monitor = self.monitor, 0
-        if monitor:
-            os.kill(monitor, _signal.SIGKILL)
-            os.waitpid(monitor, 0)
+    def _receive(self) -> Generator[Step, Any, tuple[bytes, int]]:
+        """One message, empty at the end, and the process ID of its sender."""
+        while True:
+            try:
+                data, extra, _, _ = self.channel.recvmsg(65536, 1024)
+            except BlockingIOError:
+                yield Readable(self.channel.fileno())
+                continue
+            pid = 0
+            for level, kind, content in extra:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    pid = struct.unpack("iII", content)[0]
+            return data, pid
 
     def _give_up(self) -> None:
-        self._end_monitor()
+        kill(self.monitor)
         if self.pid:
-            os.kill(self.pid, _signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            kill(self.pid)
         for fd in (self.pidfd, self.terminal):
             if fd is not None and fd >= 0:
                 os.close(fd)
 
 
-def _begin(plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.socket) -> int:
+def _begin(plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket.socket) -> int:
     """Begin ``lxc-start``: its pid."""
     pid = syscalls.clone(syscalls.CLONE_NEWNS)
     if pid:
@@ -178,7 +186,7 @@ def _tell(channel: socket.socket, text: str, code: int) -> None:
     channel.send(json.dumps({"error": text, "code": code}).encode())
 
 
-def _become(plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.socket) -> None:
+def _become(plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket.socket) -> None:
     """In the child: prepare everything, and become ``lxc-start``."""
     process, mountpoint = plan["process"], plan["runtime"]["mountpoint"]
     kernel = Kernel()
@@ -187,6 +195,7 @@ def _become(plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.s
         operation.execute(kernel)
         if isinstance(operation, EnterRoot):
             syscalls.mount("tmpfs", _SCRATCH, "tmpfs", 0, "mode=755")
+            _count_from_the_root()
     fds = stdio.fds or nothing()
     found = _look_up(mountpoint, process)
     if "error" in found:
@@ -225,6 +234,20 @@ def _become(plan: JSON, parts: Parts, bundle: str, stdio: Any, channel: socket.s
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     os.execve(command[0], [*command, *first], {"PATH": path})
+
+
+def _count_from_the_root() -> None:
+    """Have LXC find its groups where ours are: it looks for them below the group of the machine's
+    first process, which in a machine that is itself a container is not the root."""
+    with open("/proc/1/cgroup") as file:
+        lines = file.read().splitlines()
+    rows = [line.split(":", 2) for line in lines]
+    if all(path in ("/", "/init.scope") for _, _, path in rows):
+        return
+    place = f"{_SCRATCH}/first-process"
+    with open(place, "w") as file:
+        file.write("".join(f"{number}:{names}:/\n" for number, names, _ in rows))
+    syscalls.mount(place, "/proc/1/cgroup", None, syscalls.MS_BIND)
 
 
 def _look_up(mountpoint: str, process: JSON) -> JSON:

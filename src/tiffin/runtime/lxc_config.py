@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from tiffin.errors import StartFailure, Unsupported
 from tiffin.linux import capabilities, syscalls
-from tiffin.linux.kernel import may_cover
+from tiffin.linux.inside import may_cover
 from tiffin.linux.mounts import ATTRIBUTES, describe_flags
 from tiffin.runtime import operations as op
 

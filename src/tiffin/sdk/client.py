@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from tiffin.sdk import streams
-from tiffin.sdk.containers import Containers, Moment, moment
+from tiffin.sdk.container import Moment, moment
+from tiffin.sdk.containers import Containers
 from tiffin.sdk.images import Images
 from tiffin.sdk.networks import Networks
 from tiffin.sdk.resource import api_filters

@@ -20,7 +20,7 @@ from tiffin.errors import (
 )
 from tiffin.sdk import streams
 from tiffin.sdk.resource import Model, api_filters
-from tiffin.sdk.streams import Output, last_error
+from tiffin.sdk.streams import CHUNK, Output, last_error
 from tiffin.sdk.transport import Source, escape
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tiffin.registry.credentials import Credentials
     from tiffin.sdk.client import Client
 
-CHUNK = 2 * 1024 * 1024
 _BUILT = re.compile(r"^(?:Successfully built |sha256:)([0-9a-f]+)$")
 _LOADED = re.compile(r"^Loaded image(?: ID)?: (.+)$")
 _ABSENT = ("not found", "does not exist", "manifest unknown", "no such")

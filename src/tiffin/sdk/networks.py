@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tiffin.errors import NotFound
-from tiffin.sdk.containers import Container
-from tiffin.sdk.resource import Model, api_filters
+from tiffin.sdk.container import Container
+from tiffin.sdk.resource import Removable, api_filters
 from tiffin.sdk.transport import escape
 from tiffin.sdk.types import EndpointConfig
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from tiffin.sdk.client import Client
 
 
-class Network(Model):
+class Network(Removable):
     """One network; as a context manager it is removed at the end of the block."""
 
     @property
@@ -61,23 +59,11 @@ class Network(Model):
         """Removes it."""
         self.client.transport.call("DELETE", f"/networks/{self.id}")
 
-    def __enter__(self) -> Network:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.reload()
-            for container in self.attrs.get("Containers") or {}:
-                self.disconnect(container, force=True)
-            self.remove()
-        except NotFound:
-            # It was removed in the block.
-            pass
+    def _take_away(self) -> None:
+        self.reload()
+        for container in self.attrs.get("Containers") or {}:
+            self.disconnect(container, force=True)
+        self.remove()
 
 
 def _identity(container: str | Container) -> str:

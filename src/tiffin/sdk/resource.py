@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from tiffin.errors import NotFound
 
 if TYPE_CHECKING:
     from tiffin.sdk.client import Client
@@ -42,6 +45,28 @@ class Model:
     def reload(self) -> None:
         """Asks the engine again; raises NotFound if it is gone."""
         self.attrs = self._inspect()
+
+
+class Removable(Model):
+    """An object that, as a context manager, is removed at the end of the block."""
+
+    def _take_away(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._take_away()
+        except NotFound:
+            # It was removed in the block, or removes itself.
+            pass
 
 
 def api_filters(given: dict[str, Any] | None) -> str | None:

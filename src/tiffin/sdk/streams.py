@@ -17,6 +17,9 @@ from tiffin.errors import TiffinError
 
 T = TypeVar("T")
 
+CHUNK = 2 * 1024 * 1024
+"""Archives come in pieces of at most this size."""
+
 STDOUT, STDERR, _COMPLAINT = 1, 2, 3
 _HEADER = Struct(">B3xI")
 

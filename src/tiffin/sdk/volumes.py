@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tiffin.errors import NotFound
-from tiffin.sdk.resource import Model, api_filters
+from tiffin.sdk.resource import Removable, api_filters
 from tiffin.sdk.transport import escape
 
 if TYPE_CHECKING:
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from tiffin.sdk.client import Client
 
 
-class Volume(Model):
+class Volume(Removable):
     """One volume; as a context manager it is removed at the end of the block."""
 
     _id_attribute: ClassVar[str] = "Name"
@@ -33,20 +31,8 @@ class Volume(Model):
         query = {"force": force}
         self.client.transport.call("DELETE", f"/volumes/{escape(self.id)}", query)
 
-    def __enter__(self) -> Volume:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.remove()
-        except NotFound:
-            # It was removed in the block.
-            pass
+    def _take_away(self) -> None:
+        self.remove()
 
 
 class Volumes:

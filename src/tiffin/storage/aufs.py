@@ -17,9 +17,12 @@ other names lie below, ``.wh..wh.orph`` for files that are open and deleted) is 
 and is taken out before a commit: a file that was written to by one of its names is then another
 than that of the names below, as on overlayfs.
 
-A mount takes a page of options, so further branches are appended by remounts: each ``mounts`` is
-one mount and as many remounts as it takes. ``xino`` (inode numbers) lies on a tmpfs, since AUFS
-writes it all the time; ``dio`` passes direct I/O on to the branch.
+A mount takes a page of options, so further branches are appended by remounts, which are read from
+left to right: each ``mounts`` is one mount and as many remounts as it takes. ``xino`` (inode
+numbers) lies on a tmpfs, since AUFS writes it all the time; ``dio`` passes direct I/O on to the
+branch; ``dirperm1``, where it is known, lets the permissions of the uppermost directory count
+alone, so that a container can loosen those of its image. How many branches there may be was chosen
+when the kernel was built: 127 or more.
 
 No kernel of a distribution's package has AUFS: options, marks and the order of calls are tested,
 mounting is not.
@@ -31,34 +34,34 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from tiffin.errors import InvalidParameter
+from tiffin.linux import syscalls
+from tiffin.linux.mounttree import detached_tree
 from tiffin.storage import tree
 from tiffin.storage.driver import Mount, Support, Usage, Whiteouts
 from tiffin.storage.filesystem import file_system_name
-from tiffin.storage.overlay2 import copy_directory_attributes
-from tiffin.storage.shelved import Shelved
+from tiffin.storage.shelved import Stacked
 
+# Left for an SELinux label, which the runtime adds to each of the mounts.
+_LABEL = 256
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SETTINGS = ("xino=/dev/shm/aufs.xino", "dio")
 _OWN = (".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.orph")
 _BRANCHES = 1023
 
 
-class Aufs(Shelved):
+class Aufs(Stacked):
     """See the module's text."""
 
     name: ClassVar[str] = "aufs"
-    layered: ClassVar[bool] = True
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.AUFS
-
-    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__(home, settings)
-        (home / "empty").mkdir(exist_ok=True)
+    whiteouts: Whiteouts = Whiteouts.AUFS
 
     @classmethod
     def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
@@ -75,29 +78,25 @@ class Aufs(Shelved):
             )
         if backing in ("btrfs", "aufs", "ecryptfs"):
             return Support(False, f"AUFS can't write to {backing}: use another file system")
+        with tempfile.TemporaryDirectory(prefix="probe", dir=home.parent) as name:
+            refused = _refused(Path(name))
+            reflinks = not refused and tree.can_reflink(Path(name))
+            dirperm1 = not refused and not _refused(Path(name), "dirperm1")
+        if refused:
+            return Support(False, f"the kernel refuses to mount AUFS on {backing}: {refused}")
         features = (
             ("Backing Filesystem", backing),
             ("Native Diff", "true"),
             ("Quota", "false"),
-            ("Dirperm1 Supported", "true" if _dirperm1() else "false"),
+            ("Reflinks", "true" if reflinks else "false"),
+            ("Using metacopy", "false"),
+            ("Dirperm1 Supported", "true" if dirperm1 else "false"),
         )
         return Support(True, f"the kernel mounts AUFS on {backing}", features)
 
-    def prepare(self, key: str, parent: str | tuple[str, ...] | None) -> None:
-        if isinstance(parent, str):
-            folder = self._shelf.find_committed(parent)
-            lower = [f"{folder}/fs", *self._lower(folder)]
-        else:
-            lower = self._stack(parent or ())
+    def _check_depth(self, lower: list[str]) -> None:
         if len(lower) >= _BRANCHES:
             raise InvalidParameter(f"max depth exceeded: AUFS takes {_BRANCHES} branches")
-        with self._shelf.making(key) as folder_path:
-            own = folder_path / "fs"
-            own.mkdir(0o755)
-            (folder_path / "lower").write_text(":".join(lower))
-            if lower:
-                # The uppermost root directory is the one that is seen.
-                copy_directory_attributes(self.home / lower[0], own)
 
     def commit(self, key: str, name: str) -> None:
         folder, _ = self._shelf.find(key)
@@ -126,42 +125,49 @@ class Aufs(Shelved):
     def view(self, stack: tuple[str, ...]) -> list[Mount]:
         return self._mount(None, self._stack(stack) or ["empty"])
 
-    def _stack(self, keys: tuple[str, ...]) -> list[str]:
-        """The own directories of committed snapshots, the uppermost first; AUFS refuses a branch
-        twice, and of two equal layers the lower adds nothing."""
-        return list(dict.fromkeys(f"{self._shelf.find_committed(key)}/fs" for key in keys[::-1]))
-
-    def _lower(self, folder: str) -> list[str]:
-        recorded = (self.home / folder / "lower").read_text()
-        return recorded.split(":") if recorded else []
-
     def _mount(self, writable: str | None, lower: list[str]) -> list[Mount]:
         """One mount with as many branches as fit, and remounts that append the others."""
         flags = () if writable else ("ro",)
-        settings = (*_SETTINGS, *(("dirperm1",) if _dirperm1() else ()))
         rest = [f"{one}=ro+wh" for one in lower]
         branches = f"br:{writable}=rw" if writable else f"br:{rest.pop(0)}"
-        room = _PAGE - 1 - sum(len(option) + 1 for option in (*flags, *settings))
-        while rest and len(branches) + len(rest[0]) + 1 <= room:
+        room = _PAGE - 1 - _LABEL
+        first = room - sum(len(option) + 1 for option in (*flags, *self._settings))
+        while rest and len(branches) + len(rest[0]) + 1 <= first:
             branches += f":{rest.pop(0)}"
         home = str(self.home)
-        mounts = [Mount("aufs", "none", (*flags, branches, *settings), home)]
-        mounts += [
-            Mount("aufs", "none", (*flags, "remount", f"append:{branch}"), home) for branch in rest
-        ]
+        mounts = [Mount("aufs", "none", (*flags, branches, *self._settings), home)]
+        while rest:
+            more = [f"append:{rest.pop(0)}"]
+            length = len("remount") + len(more[0])
+            while rest and (length := length + len(f",append:{rest[0]}")) <= room:
+                more.append(f"append:{rest.pop(0)}")
+            mounts.append(Mount("aufs", "none", (*flags, "remount", *more), home))
         return mounts
+
+    @cached_property
+    def _settings(self) -> tuple[str, ...]:
+        with tempfile.TemporaryDirectory(prefix="probe", dir=self.home) as name:
+            return _SETTINGS if _refused(Path(name), "dirperm1") else (*_SETTINGS, "dirperm1")
 
 
 def _known() -> bool:
     return "\taufs\n" in Path("/proc/filesystems").read_text()
 
 
-def _dirperm1() -> bool:
-    """Whether AUFS can leave the permissions of lower directories to the uppermost."""
+def _refused(place: Path, *options: str) -> str:
+    """Mount one branch with these options, where nobody sees it; what the kernel says against it,
+    or nothing."""
+    branch, target = place / "branch", place / "target"
+    for directory in (branch, target):
+        directory.mkdir(exist_ok=True)
+    data = ",".join((f"br:{branch}=rw", *_SETTINGS, *options))
     try:
-        return "dirperm1" in Path("/sys/fs/aufs/config").read_text()
-    except OSError:
-        return False
+        os.close(
+            detached_tree(str(target), lambda: syscalls.mount("none", str(target), "aufs", 0, data))
+        )
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _tidy(own: Path) -> None:

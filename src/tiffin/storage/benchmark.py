@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tiffin.linux import mounts as mounting
-from tiffin.linux import syscalls
 from tiffin.linux.mounttree import detached_tree
 from tiffin.storage.driver import Mount, StorageDriver
+from tiffin.storage.mounting import mount_all
 
 Figures = dict[str, float]
 """Name of a figure to its value; the names are those of :data:`FIGURES`."""
@@ -91,15 +90,8 @@ class _Run:
 
     @contextmanager
     def _mounted(self, mounts: list[Mount]) -> Iterator[Path]:
-        def mount() -> None:
-            for one in mounts:
-                if one.directory:
-                    os.chdir(one.directory)
-                options = mounting.parse_options(one.options)
-                place = str(self._place)
-                syscalls.mount(one.source, place, one.fstype, options.flags, options.data or None)
-
-        fd = detached_tree(str(self._place), mount)
+        place = str(self._place)
+        fd = detached_tree(place, lambda: mount_all(mounts, place))
         try:
             yield Path(f"/proc/self/fd/{fd}")
         finally:
@@ -218,19 +210,15 @@ class _Run:
     def _fifty(self) -> float:
         count = 50 if self._part == 1 else 5
         os.sync()
-        before = self._used()
+        before = self._driver.taken()
         for number in range(count):
             with self._container(f"many{number}") as tree:
                 (tree / "own").write_bytes(b"x" * 4096)
         os.sync()
-        taken = self._used() - before
+        taken = self._driver.taken() - before
         for number in range(count):
             self._driver.remove(f"many{number}")
         return max(taken, 0) / 1e6 * 50 / count
-
-    def _used(self) -> int:
-        status = os.statvfs(self._driver.home)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     def _shared(self) -> float:
         with self._container("first") as tree, self._container("second") as other:

@@ -70,6 +70,7 @@ class Btrfs(WholeTrees):
             ("Native Diff", "false"),
             ("Quota", "true"),
             ("Reflinks", "true"),
+            ("Using metacopy", "false"),
         )
         return Support(True, "each snapshot is a subvolume, which shares all it can", features)
 

@@ -77,7 +77,7 @@ class Devicemapper(Shelved):
 
     name: ClassVar[str] = "devicemapper"
     layered: ClassVar[bool] = False
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.NONE
+    whiteouts: Whiteouts = Whiteouts.NONE
     settings: ClassVar[Mapping[str, str]] = {
         "dm.thinpooldev": "a thin pool that is there (its name), instead of one of files",
         "dm.basesize": "the size of each file system (10g)",
@@ -128,6 +128,8 @@ class Devicemapper(Shelved):
             ("Pool", pool or f"files on {file_system_name(home.parent)}"),
             ("Native Diff", "false"),
             ("Quota", "true" if options["dm.fs"] == "ext4" else "false"),
+            ("Reflinks", "true" if options["dm.fs"] == "xfs" else "false"),
+            ("Using metacopy", "false"),
         )
         return Support(True, "each snapshot is a thin device, which shares blocks", features)
 

@@ -44,6 +44,7 @@ and apply services.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -63,10 +64,35 @@ class Whiteouts(enum.Enum):
 
     OVERLAY = "overlay"
     """A 0/0 character device for a file; the xattr ``trusted.overlay.opaque=y`` on a directory."""
+    USER_OVERLAY = "overlay, userxattr"
+    """The same with ``user.overlay.opaque=y``, which the root of a user namespace may set."""
     AUFS = "aufs"
     """``.wh.NAME`` files, and ``.wh..wh..opq`` in a directory, as in layer tars."""
     NONE = "none"
     """The directory is the whole tree: a deleted file is simply not there."""
+
+    @property
+    def of_overlay(self) -> bool:
+        """Whether overlayfs reads them."""
+        return self in (Whiteouts.OVERLAY, Whiteouts.USER_OVERLAY)
+
+    @property
+    def opaque(self) -> str:
+        """The attribute of an opaque directory, where it is one."""
+        return self.attribute("opaque")
+
+    def attribute(self, name: str) -> str:
+        """One of overlayfs's attributes by its full name."""
+        return f"{self._prefix}{name}"
+
+    @property
+    def private(self) -> tuple[str, ...]:
+        """What the attributes begin with that are no part of a layer."""
+        return (self._prefix, *tree.PRIVATE_XATTRS)
+
+    @property
+    def _prefix(self) -> str:
+        return "user.overlay." if self is Whiteouts.USER_OVERLAY else "trusted.overlay."
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +129,7 @@ class StorageDriver(ABC):
     layered: ClassVar[bool]
     """Whether the own directory of a snapshot holds its changes alone and may be used under any
     parent."""
-    whiteouts: ClassVar[Whiteouts]
+    whiteouts: Whiteouts
     settings: ClassVar[Mapping[str, str]] = {}
     """The names that ``serve --storage-opt`` takes for this driver, and what they say."""
 
@@ -178,6 +204,11 @@ class StorageDriver(ABC):
         """
         del key, size
         raise Unsupported(f"--storage-opt is not supported for {self.name}")
+
+    def taken(self) -> int:
+        """How many bytes are in use where the driver keeps everything, by others too."""
+        status = os.statvfs(self.home)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     @abstractmethod
     def remove(self, key: str) -> None:

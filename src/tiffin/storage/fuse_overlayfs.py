@@ -29,6 +29,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,10 +38,11 @@ from typing import ClassVar
 
 from tiffin.errors import NotFound, TiffinError
 from tiffin.linux import syscalls
+from tiffin.storage import tree
 from tiffin.storage.driver import Mount, Support
 from tiffin.storage.filesystem import file_system_name
-from tiffin.storage.overlay2 import Overlay2
-from tiffin.storage.tree import OPAQUE
+from tiffin.storage.joining import is_opaque
+from tiffin.storage.overlay2 import Overlay2, counts
 
 _PROGRAM = "fuse-overlayfs"
 _MARKS = (".wh..wh..opq", ".wh..opq")
@@ -75,10 +77,13 @@ class FuseOverlayfs(Overlay2):
                 f"/dev/fuse can't be opened ({error.strerror}): load the kernel's module "
                 "(modprobe fuse), and give a container --device /dev/fuse",
             )
+        with tempfile.TemporaryDirectory(prefix="probe", dir=home.parent) as name:
+            reflinks = tree.can_reflink(Path(name))
         features = (
             ("Backing Filesystem", backing),
             ("Native Diff", "true"),
-            ("Quota", "false"),
+            ("Quota", "true" if counts(home.parent) else "false"),
+            ("Reflinks", "true" if reflinks else "false"),
             ("Using metacopy", "false"),
         )
         return Support(True, f"{_PROGRAM} mounts overlays on {backing} by itself", features)
@@ -131,7 +136,8 @@ class FuseOverlayfs(Overlay2):
         super().sweep()
 
     def _clean(self, folder: str) -> None:
-        _tidy(self.home / folder / "fs", [self.home / one for one in self._lower(folder)])
+        below = [self.home / one for one in self._lower(folder)]
+        _tidy(self.home / folder / "fs", below, self.whiteouts.opaque)
 
     def _serve(self, name: str, lower: list[str], writable: tuple[str, ...]) -> list[Mount]:
         """Have a process show a tree, unless one does."""
@@ -183,20 +189,20 @@ class FuseOverlayfs(Overlay2):
                 place.rmdir()
 
 
-def _tidy(own: Path, lower: Sequence[Path]) -> None:
+def _tidy(own: Path, lower: Sequence[Path], opaque: str) -> None:
     """Leave the marks that the kernel's overlayfs would, where it would: the attribute, on
     directories that hide one of the layers below (the uppermost first)."""
     for directory, _, files, descriptor in os.fwalk(own):
         marks = [mark for mark in _MARKS if mark in files]
-        attribute = _is_opaque(descriptor)
+        attribute = is_opaque(descriptor, opaque)
         if not marks and not attribute:
             continue
         status = os.fstat(descriptor)
-        hides = _hides(os.path.relpath(directory, own), lower)
+        hides = _hides(os.path.relpath(directory, own), lower, opaque)
         if hides and not attribute:
-            os.setxattr(descriptor, OPAQUE, b"y")
+            os.setxattr(descriptor, opaque, b"y")
         elif attribute and not hides:
-            os.removexattr(descriptor, OPAQUE)
+            os.removexattr(descriptor, opaque)
         for mark in marks:
             with suppress(FileNotFoundError):
                 os.unlink(mark, dir_fd=descriptor)
@@ -204,16 +210,7 @@ def _tidy(own: Path, lower: Sequence[Path]) -> None:
             os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _is_opaque(directory: int | Path) -> bool:
-    try:
-        return os.getxattr(directory, OPAQUE) == b"y"
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return False
-        raise
-
-
-def _hides(path: str, lower: Sequence[Path]) -> bool:
+def _hides(path: str, lower: Sequence[Path], opaque: str) -> bool:
     """Whether the layers below show a directory at ``path``."""
     above = [*reversed(Path(path).parents), Path(path)]
     for layer in lower:
@@ -225,7 +222,7 @@ def _hides(path: str, lower: Sequence[Path]) -> bool:
                 break
             if not stat.S_ISDIR(status.st_mode):
                 return False
-            ends = ends or _is_opaque(layer / part)
+            ends = ends or is_opaque(layer / part, opaque)
         else:
             return True
         if ends:

@@ -19,38 +19,38 @@ _ANCHOR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY = _ANCHOR | os.O_NOFOLLOW
 
 
-def join(layers: Iterable[Path], target: Path) -> None:
+def join(layers: Iterable[Path], target: Path, opaque: str) -> None:
     """Put the layers, the lowest first, into the empty directory ``target``, on the same file
-    system."""
+    system. ``opaque`` is the attribute of directories that hide what is below."""
     above = os.open(target, _ANCHOR)
     try:
         for layer in layers:
             below = os.open(layer, _ANCHOR)
             try:
-                _apply(below, above)
-                _attributes(below, above)
+                _apply(below, above, opaque)
+                _attributes(below, above, opaque)
             finally:
                 os.close(below)
     finally:
         os.close(above)
 
 
-def _apply(source: int, target: int) -> None:
-    if _is_opaque(source):
+def _apply(source: int, target: int, opaque: str) -> None:
+    if is_opaque(source, opaque):
         for name in os.listdir(target):
             _remove(target, name)
     with os.scandir(source) as entries:
         for entry in entries:
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                _directory(source, target, entry.name)
+                _directory(source, target, entry.name, opaque)
                 continue
             _remove(target, entry.name)
             if not tree.is_whiteout(status):
                 _link(source, target, entry.name)
 
 
-def _directory(source: int, target: int, name: str) -> None:
+def _directory(source: int, target: int, name: str, opaque: str) -> None:
     try:
         os.mkdir(name, 0o700, dir_fd=target)
     except FileExistsError:
@@ -61,27 +61,33 @@ def _directory(source: int, target: int, name: str) -> None:
     try:
         above = os.open(name, _DIRECTORY, dir_fd=target)
         try:
-            _apply(below, above)
+            _apply(below, above, opaque)
             # Last: what is put into a directory changes its times.
-            _attributes(below, above)
+            _attributes(below, above, opaque)
         finally:
             os.close(above)
     finally:
         os.close(below)
 
 
-def _attributes(source: int, target: int) -> None:
+def _attributes(source: int, target: int, opaque: str) -> None:
     for name in os.listxattr(target):
-        os.removexattr(target, name)
+        try:
+            os.removexattr(target, name)
+        except OSError as error:
+            # XFS shows access control lists under two names, and they go together.
+            if error.errno != errno.ENODATA:
+                raise
     tree.copy_attributes(source, target)
-    if _is_opaque(target):
+    if is_opaque(target, opaque):
         # All that it hid is gone: the tree stands for itself.
-        os.removexattr(target, tree.OPAQUE)
+        os.removexattr(target, opaque)
 
 
-def _is_opaque(directory: int) -> bool:
+def is_opaque(directory: int | Path, opaque: str) -> bool:
+    """Whether a directory has that attribute."""
     try:
-        return os.getxattr(directory, tree.OPAQUE) == b"y"
+        return os.getxattr(directory, opaque) == b"y"
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             return False

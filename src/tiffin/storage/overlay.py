@@ -87,7 +87,8 @@ class Overlay(Overlay2):
                 (fresh / "fs").mkdir(parents=True)
                 try:
                     (fresh / "stack").write_text(recorded)
-                    join((self.home / one for one in reversed(stack)), fresh / "fs")
+                    below = (self.home / one for one in reversed(stack))
+                    join(below, fresh / "fs", self.whiteouts.opaque)
                     os.rename(fresh, place)
                 except BaseException:
                     tree.delete(fresh)

@@ -30,8 +30,9 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 _INCAPABLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EBADF}
 )
-OVERLAY_XATTRS = ("trusted.overlay.", "user.fuseoverlayfs.")
-"""What overlayfs and fuse-overlayfs note on the files of own directories begins with these."""
+PRIVATE_XATTRS = ("trusted.overlay.", "user.fuseoverlayfs.", "trusted.SGI_ACL_")
+"""What overlayfs and fuse-overlayfs note on the files of own directories begins with these, and
+what XFS shows of access control lists beside ``system.posix_acl_*``."""
 OPAQUE = "trusted.overlay.opaque"
 """``y`` on a directory that hides all that lies below it."""
 
@@ -174,7 +175,7 @@ def _copy_xattrs(source: int | str, target: int | str) -> None:
         raise
     for name in names:
         # All but the opaque mark ties a copied-up file to the very layers that it came from.
-        if name.startswith(OVERLAY_XATTRS) and name != OPAQUE:
+        if name.startswith(PRIVATE_XATTRS) and name != OPAQUE:
             continue
         try:
             value = os.getxattr(source, name, follow_symlinks=follow)

@@ -42,6 +42,7 @@ class Vfs(WholeTrees):
             ("Native Diff", "false"),
             ("Quota", "false"),
             ("Reflinks", "true" if reflinks else "false"),
+            ("Using metacopy", "false"),
         )
         how = "contents are shared by reflinks" if reflinks else "each layer is a full copy"
         return Support(True, f"works everywhere; on {backing} {how}", features)

@@ -10,9 +10,10 @@ On disk (the folders' own rules are :mod:`tiffin.storage.shelf`'s)::
         trash/
 
 The dataset is called by the folder's name (``tank/tiffin/ID``) and has ``mountpoint=legacy``, so
-that nobody but who is asked mounts it. A clone holds its origin's snapshot; that is made for the
-clone alone and destroyed with it (``zfs destroy -d``). ``--storage-opt size=`` is the dataset's
-``quota``, which counts what the container writes itself.
+that nobody but who is asked mounts it, and access control lists, as Linux's other file systems. A
+clone holds its origin's snapshot; that is made for the clone alone and destroyed with it (``zfs
+destroy -d``). ``--storage-opt size=`` is the dataset's ``quota``, which counts what the container
+writes itself.
 
 The dataset that all lie in is ``zfs.fsname``, or, where the driver's folder lies on a zfs, the
 one there. Each step is a run of the ``zfs`` command, some 10 ms.
@@ -27,6 +28,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +43,10 @@ from tiffin.storage.filesystem import mount_source
 from tiffin.storage.shelved import Shelved
 
 _BUSY_SECONDS = 10.0
+# Access control lists, which zfs does not have by itself, are kept with the other attributes then.
+_PROPERTIES = tuple(
+    part for name in ("mountpoint=legacy", "acltype=posixacl", "xattr=sa") for part in ("-o", name)
+)
 _PACKAGES = (
     "install the packages zfs-dkms (of contrib, with the kernel's headers) and zfsutils-linux"
 )
@@ -51,10 +57,14 @@ class Zfs(Shelved):
 
     name: ClassVar[str] = "zfs"
     layered: ClassVar[bool] = False
-    whiteouts: ClassVar[Whiteouts] = Whiteouts.NONE
+    whiteouts: Whiteouts = Whiteouts.NONE
     settings: ClassVar[Mapping[str, str]] = {
         "zfs.fsname": "the pool or dataset that all lie in (tank/tiffin)",
     }
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, settings)
+        self._recording = threading.Lock()
 
     @classmethod
     def probe(cls, home: Path, settings: Mapping[str, str] | None = None) -> Support:
@@ -82,6 +92,8 @@ class Zfs(Shelved):
             ("Parent Dataset", parent),
             ("Native Diff", "false"),
             ("Quota", "true"),
+            ("Reflinks", "false"),
+            ("Using metacopy", "false"),
         )
         return Support(True, "each snapshot is a clone, which shares blocks", features)
 
@@ -115,6 +127,9 @@ class Zfs(Shelved):
         finally:
             os.close(fd)
 
+    def taken(self) -> int:
+        return int(_run("get", "-Hp", "-o", "value", "used", self._root()) or 0)
+
     def _root(self) -> str:
         """The dataset that all lie in; written down by the first who asks."""
         place = self.home / "parent"
@@ -123,9 +138,10 @@ class Zfs(Shelved):
         parent = _parent(self.home, self.options)
         if not parent:
             raise TiffinError("the zfs driver was given no dataset: --storage-opt zfs.fsname=tank")
-        fresh = place.with_name("parent~")
-        fresh.write_text(parent)
-        os.rename(fresh, place)
+        with self._recording:
+            fresh = place.with_name("parent~")
+            fresh.write_text(parent)
+            os.rename(fresh, place)
         return parent
 
     def _dataset(self, folder: str) -> str:
@@ -133,7 +149,6 @@ class Zfs(Shelved):
 
     def _make(self, key: str, below: str | None) -> None:
         root = self._root()
-        options = ["-o", "mountpoint=legacy"]
         with self._shelf.making(key) as folder:
             identifier = folder.name.removesuffix("~")
             # A dataset's name may not begin with what an identifier may.
@@ -142,10 +157,10 @@ class Zfs(Shelved):
                 record["origin"] = f"{self._dataset(below)}@x{identifier}"
             (folder / "dataset").write_text(json.dumps(record))
             if record["origin"] is None:
-                _run("create", *options, record["name"])
+                _run("create", *_PROPERTIES, record["name"])
                 return
             _run("snapshot", record["origin"])
-            _run("clone", *options, record["origin"], record["name"])
+            _run("clone", *_PROPERTIES, record["origin"], record["name"])
             # From now on it goes with its clone.
             _run("destroy", "-d", record["origin"])
 
@@ -158,11 +173,14 @@ class Zfs(Shelved):
             return
         deadline = time.monotonic() + _BUSY_SECONDS
         while _run("list", "-H", record["name"], check=False) is not None:
-            if _run("destroy", "-r", record["name"], check=False) is not None:
+            try:
+                _run("destroy", "-r", record["name"])
                 break
-            if time.monotonic() > deadline:
-                # Somebody has it mounted still: it stays in the trash until the next sweep.
-                return
+            except TiffinError as error:
+                # Somebody has it mounted still, or there are clones of it, which does not end by
+                # itself: it stays in the trash until a later sweep.
+                if "dependent clones" in str(error) or time.monotonic() > deadline:
+                    return
             time.sleep(0.05)
         if record["origin"] and _run("list", "-H", record["origin"], check=False) is not None:
             _run("destroy", "-d", record["origin"])

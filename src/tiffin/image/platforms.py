@@ -1,0 +1,50 @@
+"""Platforms: the operating system, architecture and variant that an image is made for.
+
+Source: OCI image specification, ``image-index.md``; the names are Go's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+# What uname calls a machine, and what Go (and so the specification) calls it.
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", "v8"),
+    "armv8l": ("arm", "v7"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What an image runs on; as text ``linux/amd64`` or ``linux/arm/v7``."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def of_host(cls) -> Platform:
+        """This machine's; what images made here say of themselves."""
+        machine = os.uname().machine
+        return cls("linux", *_ARCHITECTURES.get(machine, (machine, "")))
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+    def runs(self, other: Platform) -> int:
+        """How well an image for ``other`` runs on this platform: 0 not at all, more is better."""
+        if (self.os, self.architecture) != (other.os, other.architecture):
+            return 0
+        if self.variant == other.variant:
+            return 3
+        # A 32 bit Arm runs images for older variants; a missing variant is anybody's.
+        if not other.variant or not self.variant:
+            return 2
+        return 1 if self.architecture == "arm" and other.variant < self.variant else 0
