@@ -104,6 +104,8 @@ class Client:
     ) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
         lines = [f"{method} {target} HTTP/1.1", "Host: docker", f"Content-Length: {len(data)}"]
+        if data and not isinstance(body, bytes):
+            lines.append("Content-Type: application/json")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.send("\r\n".join([*lines, "", ""]).encode("latin-1") + data)
         return self.answer(method)

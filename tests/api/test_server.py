@@ -449,6 +449,7 @@ def test_a_hijacked_connection_is_just_the_socket(
     running = start(router)
     client = running.client()
     lines = [b"POST /attach HTTP/1.1", b"Host: d", b"Content-Length: %d" % len(body)]
+    lines += [b"Content-Type: application/json; charset=utf-8"] if body else []
     if upgrade:
         lines += [b"Connection: Upgrade", b"Upgrade: tcp"]
     # The first bytes of the new protocol come in one piece with the request.

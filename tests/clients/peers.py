@@ -58,7 +58,8 @@ class Peer:
         """One request of the API; its JSON answer, if it has one."""
         connection = _Connection(self.socket)
         try:
-            connection.request(method, path, body)
+            kind = "application/json" if body and body.startswith(b"{") else "application/x-tar"
+            connection.request(method, path, body, {"Content-Type": kind} if body else {})
             answer = connection.getresponse()
             data = answer.read()
             assert answer.status < 400 or answer.status in (404, 409), (method, path, data)

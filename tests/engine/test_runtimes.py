@@ -143,7 +143,8 @@ def test_options(kitchen: Kitchen) -> None:
         grep -E '^(CapEff|Seccomp:|NoNewPrivs)' /proc/self/status | tr '\\n' ' '; echo
         touch /x 2>/dev/null || echo read-only; touch /t/x && touch /v/x && echo made
         touch /r/y 2>/dev/null || echo read-only
-        cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max
+        cd /sys/fs/cgroup  # of version 1 or 2
+        cat memory/memory.limit_in_bytes pids/pids.max 2>/dev/null || cat memory.max pids.max
         cat /proc/self/oom_score_adj; df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2
         id -G | tr ' ' '\\n' | grep 4321; ulimit -n; cat /proc/sys/net/ipv4/ip_forward
     """

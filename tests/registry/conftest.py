@@ -28,7 +28,7 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
-def layer_tar(files: dict[str, bytes]) -> bytes:
+def layer_tar(files: dict[str, bytes], mode: int = 0o644) -> bytes:
     """A plain tar of files, with their folders."""
     buffer = io.BytesIO()
     folders: set[str] = set()
@@ -43,7 +43,7 @@ def layer_tar(files: dict[str, bytes]) -> bytes:
                     info.type, info.mode = tarfile.DIRTYPE, 0o755
                     tar.addfile(info)
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), 0o644
+            info.size, info.mode = len(content), mode
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
 KINDS = ("cut", "cut-head", "delay", "corrupt", "429", "500", "redirect", "drop")
+UPLOAD_KINDS = (*KINDS, "half")
+"""Also: the registry gets half of a request's body, and then the connection breaks."""
 
 
 class FaultyProxy:
@@ -88,7 +90,23 @@ class FaultyProxy:
             return
         if kind == "delay":
             threading.Event().wait(0.3)
+        if kind == "half":
+            self._forward_half(request, body)
+            return
         self._forward(request, body, kind)
+
+    def _forward_half(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        host, _, port = self.upstream.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        connection.putrequest(request.command, request.path, skip_accept_encoding=True)
+        for name, value in request.headers.items():
+            if name.lower() not in ("host", "connection"):
+                connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(body[: len(body) // 2])
+        connection.close()
+        request.close_connection = True
+        request.connection.close()
 
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
         host, _, port = self.upstream.rpartition(":")

@@ -20,6 +20,7 @@ from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import Registry
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.protocol import Policy
+from tiffin.registry.server import RegistryServer
 
 pytestmark = pytest.mark.root
 
@@ -221,32 +222,32 @@ def test_a_copy_within_a_registry_sends_nothing(
 def test_lists_of_manifests(tiffin: Command, registry: Registry) -> None:
     images = {
         name: MadeImage([layer_tar({"arch": name.encode()})], architecture=name)
-        for name in ("amd64", "arm64")
+        for name in ("amd64", "sparc64")
     }
     host = registry.host
     for name, image in images.items():
         image.push(registry, f"by/{name}", "1")
-    tiffin("manifest", "create", f"{host}/all:1", f"{host}/by/amd64:1", f"{host}/by/arm64:1")
+    tiffin("manifest", "create", f"{host}/all:1", f"{host}/by/amd64:1", f"{host}/by/sparc64:1")
     assert (
         "no --amend"
         in tiffin.result(
             "manifest", "create", f"{host}/all:1", f"{host}/by/amd64:1"
         ).stderr.decode()
     )
-    tiffin("manifest", "annotate", "--variant", "v8", f"{host}/all:1", f"{host}/by/arm64:1")
+    tiffin("manifest", "annotate", "--variant", "v8", f"{host}/all:1", f"{host}/by/sparc64:1")
     shown = json.loads(tiffin("manifest", "inspect", f"{host}/all:1"))
-    assert [each["platform"]["architecture"] for each in shown["manifests"]] == ["amd64", "arm64"]
+    assert [each["platform"]["architecture"] for each in shown["manifests"]] == ["amd64", "sparc64"]
     digest = tiffin("manifest", "push", "--purge", f"{host}/all:1").splitlines()[-1]
     assert digest_of(registry.raw_manifest("all", "1")[0]) == digest
     pushed = json.loads(tiffin("manifest", "inspect", f"{host}/all:1"))
     assert pushed["manifests"][1]["platform"]["variant"] == "v8"
-    tiffin("pull", "--platform", "linux/arm64", f"{host}/all:1")
+    tiffin("pull", "--platform", "linux/sparc64", f"{host}/all:1")
     refused = tiffin.result("run", "--network", "none", f"{host}/all:1", "true")
-    assert b"linux/arm64" in refused.stderr
+    assert b"linux/sparc64" in refused.stderr
     verbose = json.loads(tiffin("manifest", "inspect", "-v", f"{host}/all:1"))
     assert [entry["Descriptor"]["digest"] for entry in verbose] == [
         images["amd64"].digest,
-        images["arm64"].digest,
+        images["sparc64"].digest,
     ]
 
 
@@ -281,3 +282,15 @@ def test_a_registry_is_served(tiffin: Command, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert tiffin.result("registry", "serve", "s3://bucket").returncode == 1
+
+
+def test_what_is_younger_than_the_grace_period_stays(
+    tiffin: Command, registry: Registry, server: RegistryServer
+) -> None:
+    registry.put_blob("app", b"about to be named")
+    folder = str(server.storage.root)
+    assert "Removed 0 blobs" in tiffin("registry", "gc", "--grace", "1h", folder)
+    assert "Removed 1 blobs" in tiffin("registry", "gc", "--grace", "0s", folder)
+    refused = tiffin.result("registry", "gc", "--grace", "soon", folder)
+    assert refused.returncode == 125
+    assert b"invalid duration" in refused.stderr

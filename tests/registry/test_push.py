@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.conftest import HASTY, Connect, MadeImage, Start, digest_of, layer_tar
-from registry.faulty import KINDS, FaultyProxy
+from registry.faulty import UPLOAD_KINDS, FaultyProxy
 from tiffin.engine import Engine
 from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unauthorized
 from tiffin.image.manifest import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Manifest
@@ -168,7 +168,7 @@ def test_all_tags(holding: Engine, registry: Registry) -> None:
         holding.registries.push(f"{registry.host}/app@{digest_of(b'')}")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "redirect"])
+@pytest.mark.parametrize("kind", UPLOAD_KINDS)
 def test_every_request_in_turn_meets_a_fault(
     holding: Engine, registry: Registry, kind: str
 ) -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.conftest import Connect, MadeImage, digest_of, layer_tar
-from tiffin.errors import InvalidParameter, NotFound, Unreachable, Unsupported
+from tiffin.errors import InvalidParameter, NotFound, TiffinError, Unreachable, Unsupported
 from tiffin.image.manifest import Descriptor
+from tiffin.registry import leases as leasing
 from tiffin.registry.faults import Fault
+from tiffin.registry.leases import Leases
 from tiffin.registry.server import RegistryServer
 from tiffin.registry.sharing import measure
 from tiffin.registry.storage import Storage
 from tiffin.registry.stores import LocalStore, ObjectStore, Store
-from tiffin.registry.sweeping import sweep
+from tiffin.registry.sweeping import Swept, sweep
 
 BASE = layer_tar({"base": bytes(range(256)) * 40_000})
 ONE = MadeImage([BASE, layer_tar({"one": b"1"})])
@@ -155,6 +160,78 @@ def test_collection_in_a_bucket(url: str, tmp_path: Path, connect: Connect) -> N
         for layer in ONE.layers:
             assert registry.find_blob("app", layer.digest) is not None
         assert registry.find_blob("app", TWO.layers[1].digest) is None
+
+
+def test_two_machines_keep_each_others_collection_away(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    pushing = Storage(tmp_path / "one", store)
+    collecting = Storage(tmp_path / "two", store)
+    for blob in (*ONE.blobs, ONE.config):
+        upload = pushing.begin("app")
+        pushing.append("app", upload, _reader(blob), None)
+        pushing.finish("app", upload, digest_of(blob))
+    checked = pushing._check_references
+    swept: list[Swept] = []
+    collection = threading.Thread(target=lambda: swept.append(sweep(collecting, grace=-2)))
+
+    def check(name: str, document: dict[str, Any]) -> None:
+        checked(name, document)
+        # All blobs are there. A collection that begins now would remove them: no manifest has them.
+        collection.start()
+        while not store.names("locks/exclusive") and collection.is_alive():
+            time.sleep(0.01)
+
+    pushing._check_references = check  # type: ignore[method-assign]
+    document = json.loads(ONE.manifest)
+    kind = document["mediaType"]
+    pushing.put_manifest("app", ONE.digest, ONE.manifest, kind, ["one"], document)
+    collection.join(60)
+    assert swept[0].blobs == 0
+    for blob in (*ONE.blobs, ONE.config):
+        assert collecting.has_blob("app", digest_of(blob)) == len(blob)
+    # Nothing is left of the locks.
+    assert store.names("locks/shared") + store.names("locks/exclusive") == []
+
+
+def test_two_collections_come_one_after_the_other(store: Store) -> None:
+    leases = [Leases(store), Leases(store)]
+    inside: list[int] = []
+
+    def collect(number: int) -> None:
+        for _ in range(2):
+            with leases[number].held(exclusive=True):
+                inside.append(1)
+                assert len(store.names("locks/exclusive")) >= 1
+                assert sum(inside) == 1
+                inside.append(-1)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(collect, number) for number in range(2)]:
+            done.result(120)
+    assert store.names("locks/exclusive") == []
+
+
+def test_whoever_was_killed_holds_nobody_up(store: Store) -> None:
+    # As a machine leaves them that lost its power.
+    store.write("locks/exclusive/dead", b"")
+    store.write("locks/shared/dead", b"")
+    leases = Leases(store, lifetime=3)
+    with leases.held(exclusive=False) as hold:
+        hold.assure()
+    with leases.held(exclusive=True) as hold:
+        hold.assure()
+    assert store.names("locks/shared") + store.names("locks/exclusive") == []
+
+
+def test_whoever_was_asleep_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    now = leasing._now
+    with Leases(store).held(exclusive=True) as hold:
+        hold.assure()
+        monkeypatch.setattr(leasing, "_now", lambda: now() + 16)
+        with pytest.raises(TiffinError, match="was not renewed for 16 seconds"):
+            hold.assure()
 
 
 def test_wrong_bytes_leave_nothing_in_a_bucket(url: str, tmp_path: Path) -> None:

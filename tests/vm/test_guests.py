@@ -1,4 +1,4 @@
-"""The tests of limits, in guests with the other versions of cgroups."""
+"""The tests of limits, and of all runtimes, in guests with the other versions of cgroups."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from tiffin.linux.cgroups import Hierarchy
 from vm import guest
 
 TESTS = Path(__file__).parents[1]
-LIMITS = ("engine/test_limits.py", "engine/test_statistics.py")
+INSIDE = (
+    "engine/test_limits.py",
+    "engine/test_statistics.py",
+    "engine/test_runtimes.py::test_output_and_exit_code",
+    "engine/test_runtimes.py::test_options",
+)
 
 
-def test_limits_hold_on_every_version_of_cgroups() -> None:
+def test_limits_and_runtimes_hold_on_every_version_of_cgroups() -> None:
     # This machine's own is what the tests run on here.
     versions = {"1", "2"} - {Hierarchy.detect().version}
     if guest.KERNEL is None:
@@ -31,7 +36,7 @@ def test_limits_hold_on_every_version_of_cgroups() -> None:
         "--tb=short",
         "--color=no",
     ]
-    command += [str(TESTS / name) for name in LIMITS]
+    command += [str(TESTS / name) for name in INSIDE]
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(guest.run, version, command) for version in versions]
     for run in runs:

@@ -127,12 +127,21 @@ class Request:
         )
 
     def json(self) -> Any:
-        """The body's JSON; None if there is no body. Raises InvalidParameter."""
+        """The body's JSON; None if there is no body. Raises InvalidParameter.
+
+        It has to say that it is JSON, as Docker wants it: a page in somebody's browser can send
+        other types anywhere without being asked.
+        """
         data = self._body.read(MAX_JSON + 1)
         if len(data) > MAX_JSON:
             raise InvalidParameter(f"invalid JSON: the body is larger than {MAX_JSON} bytes")
         if not data.strip():
             return None
+        said = self.headers.get("content-type", "")
+        if said.partition(";")[0].strip().lower() != "application/json":
+            raise InvalidParameter(
+                f"unsupported Content-Type header ({said}): must be 'application/json'"
+            )
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

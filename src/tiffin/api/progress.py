@@ -6,6 +6,8 @@ last message carries the error, as Docker's clients expect: ``{"errorDetail": â€
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tiffin.api.exchange import Response, encode_json
@@ -34,3 +36,15 @@ class Progress:
             # The client exits with it.
             detail["code"] = error.exit_code
         self({"errorDetail": detail, "error": error.message})
+
+
+@contextmanager
+def reported(response: Response) -> Iterator[Progress]:
+    """A progress for the block, whose failure is told as its answer still can."""
+    progress = Progress(response)
+    try:
+        yield progress
+    except TiffinError as error:
+        if not progress.started:
+            raise
+        progress.fail(error)

@@ -35,6 +35,7 @@ from typing import Any
 
 from tiffin.build.cache import Record, Stacks
 from tiffin.errors import InvalidParameter
+from tiffin.units import human_size
 
 FILE = "builds.toml"
 _SECOND = 10**9
@@ -216,7 +217,9 @@ def prune(
         if unused_since is not None:
             reason = "it was not used since then"
         if keep:
-            reason = f"the longest unused of {size_text(holdings.total)}, {size_text(keep)} stay"
+            reason = (
+                f"the longest unused of {human_size(holdings.total, 3)}, {human_size(keep, 3)} stay"
+            )
         removals.append(Removal(record, holdings.release(record), reason))
     return Plan(removals, before)
 
@@ -239,10 +242,10 @@ def collect(
     holdings = Holdings(records, stacks)
     before = holdings.total
     limit = policy.limit
-    why = f"over the limit of {size_text(limit)}"
+    why = f"over the limit of {human_size(limit, 3)}"
     if free < policy.free and before - (policy.free - free) < limit:
         limit = max(0, before - (policy.free - free))
-        why = f"only {size_text(free)} of the disk free, {size_text(policy.free)} wanted"
+        why = f"only {human_size(free, 3)} of the disk free, {human_size(policy.free, 3)} wanted"
     if before <= limit:
         return Plan((), before, limit)
     since = min(last_builds, now - policy.keep_for)
@@ -273,14 +276,14 @@ def collect(
     for record, reason in order:
         if holdings.total <= limit:
             break
-        over = size_text(holdings.total - limit) if limit == policy.limit else ""
+        over = human_size(holdings.total - limit, 3) if limit == policy.limit else ""
         said = f"{reason}; {over} {why}" if over else f"{reason}; {why}"
         removals.append(Removal(record, holdings.release(record), said))
     note = ""
     if holdings.total > limit:
         note = (
-            f"{size_text(holdings.total)} stay, {size_text(holdings.total - limit)} over the limit:"
-            " the last builds use them"
+            f"{human_size(holdings.total, 3)} stay, {human_size(holdings.total - limit, 3)}"
+            " over the limit: the last builds use them"
         )
     return Plan(removals, before, limit, note)
 
@@ -291,13 +294,3 @@ def _age(duration: int) -> str:
             count = duration // unit
             return f"{count} {name}{'s' if count != 1 else ''}"
     return f"{duration // _SECOND} seconds"
-
-
-def size_text(size: int) -> str:
-    """Bytes as Docker writes them: ``1.98GB``."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g}TB"

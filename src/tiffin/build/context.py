@@ -29,7 +29,7 @@ from tiffin.build.dockerignore import Ignore, State, read_patterns
 from tiffin.build.tree import EmptyTree, Source, changed_meanwhile, parent
 from tiffin.errors import BuildFailure, InvalidParameter, NotFound
 from tiffin.layer.compression import decompressed
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
 from tiffin.layer.writer import OpenFile
 from tiffin.linux import syscalls
 
@@ -44,15 +44,6 @@ _LARGE = 1 << 20
 _CAPABILITY = "security.capability"
 _LARGEST_DOCKERFILE = 16 << 20
 _TAR_HEADER = 512
-
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class _Closing(Protocol):
@@ -396,7 +387,7 @@ class FolderSource:
     def _entry(self, item: os.DirEntry[str], path: bytes, directory: int) -> Entry | None:
         try:
             status = item.stat(follow_symlinks=False)
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+            kind = KINDS.get(stat.S_IFMT(status.st_mode))
             if kind is None:
                 return None  # a socket is no file to copy
             entry = Entry(path, kind, status.st_mode & 0o7777, mtime_ns=status.st_mtime_ns)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from tiffin.build.substitution import substitute
 from tiffin.build.suggestion import nearest
 from tiffin.errors import InvalidParameter
+from tiffin.units import Malformed, parse_size
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
@@ -55,7 +56,6 @@ _ONLY = {
     "env": ("secret",),
 }
 """The keys that only some types have."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def _number(key: str, text: str, base: int) -> int:
 def _size(text: str) -> int:
     if not text:
         return 0
-    match = _SIZE.fullmatch(text.lower())
-    if match is None:
-        raise InvalidParameter(f"invalid value for size: {text}")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2] or " "))
+    try:
+        return parse_size(text)
+    except Malformed as error:
+        raise InvalidParameter(f"invalid value for size: {text}") from error

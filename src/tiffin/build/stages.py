@@ -42,6 +42,7 @@ from tiffin.build.parser import Dockerfile, Node, error_at, heredoc_of, parse, u
 from tiffin.build.substitution import quoted
 from tiffin.build.suggestion import nearest
 from tiffin.errors import InvalidParameter
+from tiffin.units import Malformed, parse_duration
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 
@@ -382,27 +383,17 @@ def _healthcheck(node: Node) -> Instruction:
     )
 
 
-_UNITS = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,
-    "μs": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-
-
 def _interval(name: str, text: str) -> int:
     """A duration as Go writes it (``1m30s``), in nanoseconds."""
-    if not text or text == "0":
+    if not text:
         return 0
-    if not re.fullmatch(rf"(?:{_DURATION.pattern})+", text):
-        raise _Wrong(f"--{name}: invalid duration {quoted(text)} (write it as 30s, or 1m30s)")
-    total = round(sum(float(count) * _UNITS[unit] for count, unit in _DURATION.findall(text)))
-    if 0 < total < 1_000_000:
+    try:
+        total = parse_duration(text)
+    except Malformed:
+        raise _Wrong(
+            f"--{name}: invalid duration {quoted(text)} (write it as 30s, or 1m30s)"
+        ) from None
+    if total and total < 1_000_000:
         raise _Wrong(f"Interval {quoted(name)} cannot be less than 1ms")
     return total
 

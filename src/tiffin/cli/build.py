@@ -17,8 +17,8 @@ from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
 from tiffin.cli.registries import every_auth_header
 from tiffin.cli.sources import post_source
-from tiffin.cli.units import human_size
 from tiffin.client.sources import folder_tar, ignored_names
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.units import human_size, parse_size
+from tiffin.units import human_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import os
 from tiffin.cli.command import Command, CommandError, Invocation, report
 from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.terminal import is_terminal
-from tiffin.cli.units import human_size
 from tiffin.client.connection import DaemonError, escape
 from tiffin.client.sources import piped
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tiffin.cli.image_list import image_listing, image_rows
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago_text
 from tiffin.cli.tables import columns, short_id
-from tiffin.cli.units import human_size
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

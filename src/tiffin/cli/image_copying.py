@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.units import human_size
 from tiffin.errors import InvalidParameter
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, local
 from tiffin.cli.tables import short_id
-from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS, filters
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ diff IDs of ``RootFS.Layers``, which say exactly what is shared, whatever the im
 from __future__ import annotations
 
 from tiffin.cli.tables import columns, short_id
-from tiffin.cli.units import human_size
 from tiffin.client.connection import escape
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, rfc3339
 from tiffin.cli.tables import ellipsis, short_id
-from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS
 from tiffin.client.connection import DaemonError, escape
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tiffin.cli.units import human_duration, parse_duration
+from tiffin.units import human_duration, parse_duration
 
 _ZERO = "0001-01-01T00:00:00Z"
 
@@ -35,7 +35,7 @@ def timestamp(text: str, now: float | None = None) -> str:
     if not text:
         return text
     try:
-        ago = parse_duration(text)
+        ago = parse_duration(text) / 1e9
     except ValueError:
         ago = None
     if ago is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from tiffin.cli.flags import Kind
-from tiffin.cli.units import parse_size
+from tiffin.units import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from json import loads
 
 from tiffin.cli.command import CommandError
-from tiffin.cli.units import human_size
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from tiffin.cli.command import Invocation
-from tiffin.cli.units import human_size
 from tiffin.cli.values import filters
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from tiffin.cli.flags import BOOL, INT, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.progress import show_messages
 from tiffin.cli.tables import columns, ellipsis
-from tiffin.cli.units import human_size
 from tiffin.cli.values import FILTERS, filters
 from tiffin.client.connection import DaemonError, escape
 from tiffin.errors import Unauthorized
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

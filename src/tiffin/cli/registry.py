@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from tiffin.cli.command import Command, CommandError, Invocation, report
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.cli.units import human_size
+from tiffin.cli.values import DURATION
+from tiffin.units import human_size
 
 if TYPE_CHECKING:
     from tiffin.registry.storage import Storage
@@ -89,13 +90,11 @@ def serve(call: Invocation) -> int:
         f" {'https' if certificate else 'http'}://{server.address}",
         flush=True,
     )
-    if options["gc-interval"]:
-        from tiffin.cli.units import parse_duration
-
-        seconds = parse_duration(options["gc-interval"]) / 1e9
+    interval = options["gc-interval"]
+    if interval is not None and interval > 0:
 
         def collect() -> None:
-            while not ended.wait(seconds):
+            while not ended.wait(interval / 1e9):
                 sweep(server.storage)
 
         threading.Thread(target=collect, daemon=True).start()
@@ -133,11 +132,10 @@ def _is_local(host: str) -> bool:
 
 def collect(call: Invocation) -> int:
     """Removes what no image of a registry's folder needs; the registry may be running."""
-    from tiffin.cli.units import parse_duration
     from tiffin.registry.sweeping import GRACE, sweep
 
     grace = call.options["grace"]
-    seconds = parse_duration(grace) / 1e9 if grace else GRACE
+    seconds = GRACE if grace is None else grace / 1e9
     swept = sweep(_existing(call), untagged=call.options["untagged"], grace=seconds)
     print(f"Removed {swept.blobs} blobs, {swept.manifests} manifests, {swept.uploads} uploads")
     print(f"Total reclaimed space: {human_size(swept.bytes)}")
@@ -192,7 +190,7 @@ REGISTRY_SERVE = Command(
     "[OPTIONS] [FOLDER|URL]",
     (
         Flag("anonymous-pull", BOOL, "Let everybody pull although there are users"),
-        Flag("gc-interval", STRING, "Collect garbage this often (1h)"),
+        Flag("gc-interval", DURATION, "Collect garbage this often (1h)"),
         Flag("htpasswd", STRING, "File with the users who are let in"),
         Flag("listen", STRING, "Address to listen at", default="127.0.0.1:5000"),
         Flag("proxy", STRING, "Be a cache of this registry"),
@@ -214,7 +212,7 @@ REGISTRY_GC = Command(
     "Remove what no image of a registry needs",
     "[OPTIONS] [FOLDER|URL]",
     (
-        Flag("grace", STRING, "Keep what is younger (1h)"),
+        Flag("grace", DURATION, "Keep what is younger (1h)"),
         Flag("untagged", BOOL, "Remove manifests without a tag too"),
         _WORK,
     ),

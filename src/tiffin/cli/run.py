@@ -53,11 +53,14 @@ def _create(call: Invocation) -> dict[str, Any]:
     try:
         created: dict[str, Any] = client.post("/containers/create", body, **query)
     except DaemonError as error:
-        if error.http_status != 404 or "no such image" not in error.reason.lower():
+        if error.http_status != 404 or options["pull"] == "never":
             raise
-        if options["pull"] == "never":
+        # One for another platform is here, or none at all.
+        name = image
+        if "no such image" in error.reason.lower():
+            name = error.reason.rpartition("o such image: ")[2]
+        elif "does not match the specified platform" not in error.reason:
             raise
-        name = error.reason.rpartition("o such image: ")[2] or image
         report(f"Unable to find image '{name}' locally")
         _pull(client, image, options["platform"])
         created = client.post("/containers/create", body, **query)

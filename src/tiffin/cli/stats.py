@@ -9,8 +9,8 @@ from tiffin.cli.command import Command, Invocation
 from tiffin.cli.flags import BOOL, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.tables import short_id
-from tiffin.cli.units import binary_size, human_size
 from tiffin.client.connection import DaemonError, escape
+from tiffin.units import binary_size, human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import sys
 from tiffin.cli import values
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, INT, LIST, STRING, Flag
-from tiffin.cli.units import binary_size, human_size
 from tiffin.client.connection import Client
 from tiffin.errors import TiffinError, Unreachable
+from tiffin.units import binary_size, human_size
 from tiffin.version import API_VERSION, __version__
 
 TYPE_CHECKING = False

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from tiffin.cli.flags import Kind, parse_int, quote
-from tiffin.cli.units import parse_duration, parse_size
 from tiffin.errors import InvalidParameter
+from tiffin.units import parse_duration, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -222,11 +222,6 @@ def operations_device(text: str) -> dict[str, Any]:
     return {"Path": path, "Rate": int(number)}
 
 
-def nanoseconds(text: str) -> int:
-    """A duration (``1m30s``) in nanoseconds."""
-    return round(parse_duration(text) * 1_000_000_000)
-
-
 def stream_name(text: str) -> str:
     """``stdin``, ``stdout`` or ``stderr``."""
     name = text.lower()
@@ -281,7 +276,7 @@ def capabilities(names: list[str]) -> list[str]:
 BYTES = Kind("bytes", parse_size)
 SWAP = Kind("bytes", memory_swap)
 DECIMAL = Kind("decimal", cpus)
-DURATION = Kind("duration", nanoseconds)
+DURATION = Kind("duration", parse_duration)
 ENVIRONMENT = Kind("list", environment, many=True)
 LABELS = Kind("list", label, many=True)
 FILTERS = Kind("filter", filter_pair, many=True)

@@ -9,8 +9,8 @@ from tiffin.cli.command import Command, Invocation
 from tiffin.cli.container_list import labels_text
 from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
-from tiffin.cli.units import human_size
 from tiffin.client.connection import escape
+from tiffin.units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

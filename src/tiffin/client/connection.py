@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
     from tiffin.client.endpoint import Endpoint
 
+_AGENT = "tiffin-cli"
 _BLOCK = 1 << 20
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
+
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
+"""What a request says that wants to take its connection over."""
 
 
 class DaemonError(TiffinError):
@@ -53,6 +57,31 @@ def target(path: str, query: Mapping[str, Any]) -> str:
             text = "1" if item is True else str(item)
             pairs.append(f"{name}={escape(text).replace('/', '%2F')}")
     return f"{path}?{'&'.join(pairs)}" if pairs else path
+
+
+def request_head(agent: str, method: str, where: str, headers: Mapping[str, str] | None) -> str:
+    """The head of a request, but for what says of its body."""
+    lines = [f"{method} {where} HTTP/1.1", "Host: tiffin", f"User-Agent: {agent}"]
+    lines.extend(f"{name}: {value}" for name, value in (headers or {}).items())
+    return "\r\n".join(lines) + "\r\n"
+
+
+def request(
+    agent: str,
+    method: str,
+    path: str,
+    query: Mapping[str, Any] | None,
+    body: Any,
+    headers: Mapping[str, str] | None,
+) -> bytes:
+    """A whole request, with a JSON body or (None) without one."""
+    data = b"" if body is None else dumps(body).encode()
+    head = request_head(agent, method, target(path, query or {}), headers)
+    if body is not None:
+        head += "Content-Type: application/json\r\n"
+    if body is not None or method in ("POST", "PUT"):
+        head += f"Content-Length: {len(data)}\r\n"
+    return head.encode("latin-1") + b"\r\n" + data
 
 
 class Response:
@@ -113,6 +142,14 @@ class Response:
     def read(self) -> bytes:
         """The whole body."""
         return b"".join(map(bytes, self.parts()))
+
+    def complaint(self) -> str:
+        """What an answer of 400 and above says, in its whole body."""
+        text = self.read().decode(errors="replace").strip()
+        try:
+            return str(loads(text)["message"])
+        except (ValueError, KeyError, TypeError):
+            return text or f"HTTP status {self.status}"
 
     def json(self) -> Any:
         """The whole body, parsed; None when there is none."""
@@ -295,11 +332,7 @@ class Client:
 
         Raises DaemonError for an answer of 400 and above, and Unreachable.
         """
-        data = b"" if body is None else dumps(body).encode()
-        head = self._head(method, target(path, query or {}), headers, body is not None)
-        if body is not None or method in ("POST", "PUT"):
-            head += f"Content-Length: {len(data)}\r\n"
-        message = head.encode("latin-1") + b"\r\n" + data
+        message = request(_AGENT, method, path, query, body, headers)
         stream = self._take()
         try:
             response = stream.ask(message, bodiless=method == "HEAD")
@@ -312,25 +345,13 @@ class Client:
             response = stream.ask(message, bodiless=method == "HEAD")
         return self._checked(stream, response)
 
-    def _head(self, method: str, where: str, headers: Mapping[str, str] | None, json: bool) -> str:
-        lines = [f"{method} {where} HTTP/1.1", "Host: tiffin", "User-Agent: tiffin-cli"]
-        if json:
-            lines.append("Content-Type: application/json")
-        lines.extend(f"{name}: {value}" for name, value in (headers or {}).items())
-        return "\r\n".join(lines) + "\r\n"
-
     def _checked(self, stream: Stream, response: Response) -> Response:
         stream.used = True
         self._last = response
         self._tiffin = response.headers.get("server", "").lower().startswith("tiffin")
         if response.status < 400:
             return response
-        text = response.read().decode(errors="replace").strip()
-        try:
-            message = loads(text)["message"]
-        except (ValueError, KeyError, TypeError):
-            message = text or f"HTTP status {response.status}"
-        raise DaemonError(message, response.status)
+        raise DaemonError(response.complaint(), response.status)
 
     def close(self) -> None:
         """Lets go of the connection that is kept."""
@@ -382,7 +403,7 @@ class Client:
         """
         from tiffin.client.upload import send_body
 
-        head = self._head(method, target(path, query), headers, False)
+        head = request_head(_AGENT, method, target(path, query), headers)
         head += f"Content-Type: {content_type}\r\n"
         stream = self._take()
         try:
@@ -401,15 +422,8 @@ class Client:
         Returns the socket, what has arrived already, and the content type, which says whether the
         stream is multiplexed. Raises as ``call`` does.
         """
-        data = b"" if body is None else dumps(body).encode()
-        head = self._head(
-            "POST",
-            target(path, query or {}),
-            {"Connection": "Upgrade", "Upgrade": "tcp", "Content-Length": str(len(data))},
-            body is not None,
-        )
         stream = Stream(self._endpoint.connect(start=self._start))
-        stream.socket.sendall(head.encode("latin-1") + b"\r\n" + data)
+        stream.socket.sendall(request(_AGENT, "POST", path, query, body, UPGRADE))
         response = stream.answer()
         if response.status >= 400:
             self._checked(stream, response)

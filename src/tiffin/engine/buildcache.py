@@ -17,11 +17,12 @@ from typing import Any
 
 from tiffin.build import collection
 from tiffin.build.cache import BuildCache, Record, identifier
-from tiffin.build.collection import Plan, Policy, size_text
+from tiffin.build.collection import Plan, Policy
 from tiffin.build.folders import CacheFolders
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.errors import InvalidParameter
+from tiffin.units import human_size
 
 JSON = dict[str, Any]
 
@@ -146,7 +147,7 @@ class Cache:
             return
         say(
             f"Garbage collection: removed {len(plan.removals)} records of the build cache, "
-            f"{size_text(plan.frees)} of {size_text(plan.before)}"
+            f"{human_size(plan.frees, 3)} of {human_size(plan.before, 3)}"
         )
         for each in plan.removals[:_SHOWN]:
             say(f" - {_line(each)}")
@@ -205,7 +206,7 @@ def _line(removal: collection.Removal) -> str:
     record = removal.record
     text = " ".join(record.step.split())
     text = text if len(text) <= 60 else f"{text[:59]}…"
-    return f"{record.identifier[:12]} {text} ({size_text(removal.frees)}): {removal.reason}"
+    return f"{record.identifier[:12]} {text} ({human_size(removal.frees, 3)}): {removal.reason}"
 
 
 def _answer(plan: Plan, *, reasons: bool) -> JSON:

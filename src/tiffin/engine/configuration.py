@@ -75,7 +75,7 @@ def _host_defaults() -> JSON:
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": {}},
         "NetworkMode": "bridge",
-        "PortBindings": {},
+        "PortBindings": None,
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
         "VolumeDriver": "",
@@ -225,6 +225,9 @@ def merge(config: JSON, image: Mapping[str, Any]) -> JSON:
     for key in ("Labels", "ExposedPorts", "Volumes"):
         merged[key] = {**(image.get(key) or {}), **(config.get(key) or {})} or None
     merged["Labels"] = merged["Labels"] or {}
+    for key in ("ExposedPorts", "StopSignal"):
+        if not merged[key]:
+            del merged[key]
     own = list(config.get("Env") or [])
     named = {variable.partition("=")[0] for variable in own}
     merged["Env"] = own + [

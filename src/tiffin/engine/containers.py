@@ -45,6 +45,7 @@ from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
+from tiffin.storage.driver import Mount
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
@@ -109,10 +110,20 @@ class Containers:
         return inspection.inspect(
             container,
             self._root.container(container.id),
-            self._layers.driver_of(container.base).name,
+            self._graph(container),
             self._listing.sizes(container) if size else None,
             self._lifecycle.sandboxes,
         )
+
+    def _graph(self, container: Container) -> JSON:
+        driver = self._layers.driver_of(container.base).name
+        mounts: list[Mount] = []
+        # Elsewhere asking for mounts may make something ready to be mounted. What is just being
+        # removed has none any more.
+        if driver == "overlay2":
+            with suppress(NotFound, FileNotFoundError):
+                mounts = self._layers.mounts(container.snapshot)
+        return inspection.graph_view(driver, mounts, container.state.pid)
 
     def top(self, reference: str, arguments: str = "") -> JSON:
         """The processes of a running container, as ``ps`` of the host shows them."""

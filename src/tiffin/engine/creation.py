@@ -58,9 +58,18 @@ class Creation:
         self._trees = trees
         self._events = events
 
-    def create(self, body: JSON, name: str | None = None) -> JSON:
+    def create(
+        self,
+        body: JSON,
+        name: str | None = None,
+        *,
+        platform: str = "",
+        readonly_recursive: bool = True,
+    ) -> JSON:
         """Make a container out of the body of ``POST /containers/create``.
 
+        ``platform`` is what the image has to be for, if it was asked for; read-only binds are
+        ``readonly_recursive`` unless they say otherwise.
         Gives ``{"Id", "Warnings"}``. Raises NotFound (no such image), Conflict (name taken),
         InvalidParameter, Unsupported.
         """
@@ -71,19 +80,24 @@ class Creation:
             name = check_name(name)
         if config.get("StopSignal"):
             parse_signal(config["StopSignal"])
+        reference = config.get("Image") or ""
         with self._layers.lease():
-            image = self._images.find(config.get("Image") or "")
-            self._images.check_platform(image)
+            image = self._images.find(reference, platform)
+            foreign = self._images.check_platform(image)
+            if foreign and not platform:
+                warnings = [*warnings, foreign]
             merged = configuration.merge(config, image.config.config)
             inherited = self._inherited(host.get("VolumesFrom") or [])
             points = mountpoints.mount_points(merged, host, inherited)
+            if not readonly_recursive:
+                mountpoints.leave_inner_writable(points)
             mountpoints.check_sources(points)
             container_id = secrets.token_hex(32)
             if not merged["Hostname"]:
                 merged["Hostname"] = (
                     os.uname().nodename if host["NetworkMode"] == "host" else container_id[:12]
                 )
-            spec = Spec(merged, host, networks, points, config.get("Image") or "")
+            spec = Spec(merged, host, networks, points, reference)
             self._lifecycle.sandboxes.settle(spec)
             container = Container(
                 container_id,

@@ -258,7 +258,7 @@ class Execs:
                 "entrypoint": body["Cmd"][0],
                 "privileged": bool(body.get("Privileged")),
                 "tty": bool(body.get("Tty")),
-                "user": body.get("User") or "",
+                **({"user": body["User"]} if body.get("User") else {}),
             },
             "Running": one.running,
             "Pid": one.pid,

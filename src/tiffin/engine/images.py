@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiffin.engine import filters as filtering
-from tiffin.engine import timestamps
+from tiffin.engine import platforms, timestamps
+from tiffin.engine.blobs import BlobMemory
 from tiffin.engine.events import Events
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
-from tiffin.image.platforms import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
@@ -95,12 +95,16 @@ class Images:
         )
         return [self._image(row) for row in rows]
 
-    def find(self, reference: str) -> Image:
-        """The image that a name, an ID or a prefix of an ID names.
+    def find(self, reference: str, platform: str = "") -> Image:
+        """The image that a name, an ID or a prefix of an ID names, if it is for ``platform``
+        (``os/architecture[/variant]``; empty: whatever it is for).
 
         Raises NotFound with Docker's sentence, InvalidParameter for a malformed reference.
         """
-        return self.named(reference)[0]
+        image = self.named(reference)[0]
+        if platform:
+            platforms.match(image.config, platforms.parse(platform), reference)
+        return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:
         """As :meth:`find`: the image, and the tag that named it, if a tag did."""
@@ -137,20 +141,13 @@ class Images:
                 raise InvalidParameter(f"multiple IDs found with provided prefix: {reference}")
         raise NotFound(f"No such image: {name.familiar if name else reference}")
 
-    @staticmethod
-    def check_platform(image: Image) -> None:
-        """Raise InvalidParameter where the image is for another machine."""
-        config = image.config
-        if config.os and config.os != "linux":
-            raise InvalidParameter(f"image {image.id} is for {config.os}, this machine runs linux")
-        here = Platform.of_host().architecture
-        if config.architecture and config.architecture != here:
-            if config.architecture == "386" and here == "amd64":
-                return
-            raise InvalidParameter(
-                f"image {image.id} is for {config.platform}, this machine is linux/{here}: build "
-                "or load it for this platform"
-            )
+    def check_platform(self, image: Image) -> str:
+        """Raise InvalidParameter where the image does not run here; else "", or a warning."""
+
+        def has(path: bytes) -> bool:
+            return self._layers.lookup(image.top, path, follow=True) is not None
+
+        return platforms.check(image.config, image.id, has)
 
     def tags(self, image_id: str) -> list[str]:
         """The canonical names of an image, sorted."""
@@ -244,6 +241,7 @@ class Images:
         all: bool = False,
         filters: filtering.Filters | None = None,
         shared_size: bool = False,
+        manifests: bool = False,
     ) -> Rows:
         """The rows of ``images``, the newest first. ``all`` changes nothing: there are no
         intermediate images here, the build cache keeps layers without them."""
@@ -286,6 +284,7 @@ class Images:
                 continue
             rows.append(
                 {
+                    **({"Manifests": self._manifests(image)} if manifests else {}),
                     "Id": image.id,
                     "ParentId": "",
                     "RepoTags": [tag.familiar for tag in tags if tag.digest is None],
@@ -312,7 +311,7 @@ class Images:
             for image, stack in stacks.items()
         }
 
-    def inspect(self, reference: str) -> JSON:
+    def inspect(self, reference: str, *, manifests: bool = False) -> JSON:
         """Docker's whole view of an image."""
         image = self.find(reference)
         config = image.config
@@ -336,7 +335,41 @@ class Images:
         }
         if config.variant:
             view["Variant"] = config.variant
+        if manifests:
+            view["Manifests"] = self._manifests(image)
         return view
+
+    def _manifests(self, image: Image) -> Rows:
+        """The manifests that an image was pulled or pushed as; layers are kept unpacked alone."""
+        config = image.config
+        users = self._database.all("SELECT id FROM containers WHERE image = ?", (image.id,))
+        data = {
+            "Platform": {
+                "architecture": config.architecture,
+                "os": config.os,
+                **({"variant": config.variant} if config.variant else {}),
+            },
+            "Containers": [row["id"] for row in users],
+            "Size": {"Unpacked": image.size},
+        }
+        found = []
+        for manifest in BlobMemory(self._database).manifests(image.id):
+            content = len(manifest.raw) + manifest.config.size
+            found.append(
+                {
+                    "ID": manifest.digest,
+                    "Descriptor": {
+                        "mediaType": manifest.media_type,
+                        "digest": manifest.digest,
+                        "size": len(manifest.raw),
+                    },
+                    "Available": True,
+                    "Size": {"Content": content, "Total": content + image.size},
+                    "Kind": "image",
+                    "ImageData": data,
+                }
+            )
+        return found
 
     def _parent(self, image: Image) -> str:
         """The ID of the image that a commit made this one from, if it is there: it has all the

@@ -5,6 +5,7 @@ Source: Docker Engine API v1.50, ``ContainerInspectResponse`` and ``ContainerSum
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,37 +17,11 @@ from tiffin.engine.container import Container
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.networkviews import NetworkViews
 from tiffin.engine.sandboxes import Sandboxes
+from tiffin.storage.driver import Mount
+from tiffin.units import human_duration
 
 JSON = dict[str, Any]
 Names = Sequence[str]
-
-
-def human_duration(seconds: float) -> str:
-    """A duration as Docker says it: ``Less than a second``, ``About a minute``, ``3 hours``."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < 60:
-        return f"{whole} seconds"
-    minutes = whole // 60
-    if minutes == 1:
-        return "About a minute"
-    if minutes < 60:
-        return f"{minutes} minutes"
-    hours = int(whole / 3600 + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    if hours < 24 * 7 * 2:
-        return f"{hours // 24} days"
-    if hours < 24 * 30 * 2:
-        return f"{hours // 24 // 7} weeks"
-    if hours < 24 * 365 * 2:
-        return f"{hours // 24 // 30} months"
-    return f"{hours // 24 // 365} years"
 
 
 def status_text(container: Container, now: float | None = None) -> str:
@@ -155,14 +130,50 @@ def state_view(container: Container) -> JSON:
     return view
 
 
+_UNSAID: JSON = {
+    **dict.fromkeys(("Cgroup", "CgroupParent", "CpusetCpus", "CpusetMems"), ""),
+    **dict.fromkeys(("Isolation", "UsernsMode"), ""),
+    **dict.fromkeys(("BlkioWeight", "CpuCount", "CpuPercent", "CpuPeriod", "CpuQuota"), 0),
+    **dict.fromkeys(("CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "NanoCpus"), 0),
+    **dict.fromkeys(("IOMaximumBandwidth", "IOMaximumIOps"), 0),
+    **dict.fromkeys(("Memory", "MemoryReservation", "MemorySwap"), 0),
+    **dict.fromkeys(("BlkioDeviceReadBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteBps"), None),
+    **dict.fromkeys(("BlkioDeviceWriteIOps", "BlkioWeightDevice", "DeviceCgroupRules"), None),
+    **dict.fromkeys(("DeviceRequests", "Devices"), None),
+    **dict.fromkeys(("PidsLimit", "Ulimits"), None),
+    "ConsoleSize": [0, 0],
+    "PublishAllPorts": False,
+    "OomKillDisable": False,
+}
+"""Members of ``HostConfig`` that are there, in Docker's answers, though nobody asked for them."""
+
+
+def graph_view(driver: str, mounts: Sequence[Mount], pid: int) -> JSON:
+    """``GraphDriver``: where the parts of an overlay mount are. Merged they are seen by the
+    container alone, so what says where is its process."""
+    data: dict[str, str] = {}
+    for mount in mounts:
+        if mount.fstype != "overlay":
+            continue
+        for option in mount.options:
+            key, _, value = option.partition("=")
+            name = {"lowerdir": "LowerDir", "upperdir": "UpperDir", "workdir": "WorkDir"}.get(key)
+            if name is not None:
+                paths = [posixpath.join(mount.directory or "/", one) for one in value.split(":")]
+                data[name] = ":".join(paths)
+    if data and pid:
+        data["MergedDir"] = f"/proc/{pid}/root"
+    return {"Name": driver, "Data": data}
+
+
 def inspect(
     container: Container,
     folder: Path,
-    driver: str,
+    graph: JSON,
     sizes: tuple[int, int] | None,
     sandboxes: Sandboxes,
 ) -> JSON:
-    """The whole of ``inspect``."""
+    """The whole of ``inspect``; ``graph`` is what :func:`graph_view` made."""
     arguments = container.arguments
     files = sandboxes.files.folder(container)
     log = container.log_path
@@ -180,14 +191,18 @@ def inspect(
         "LogPath": str(folder / log) if log and "/" not in log else "",
         "Name": f"/{container.name}",
         "RestartCount": container.state.restarts,
-        "Driver": driver,
+        "Driver": graph["Name"],
         "Platform": container.spec.platform,
         "MountLabel": mount_label,
         "ProcessLabel": process_label,
         "AppArmorProfile": security.apparmor_name(container.spec.host),
         "ExecIDs": sorted(container.execs) or None,
-        "HostConfig": {**container.spec.host, "Links": sandboxes.links.view(container)},
-        "GraphDriver": {"Name": driver, "Data": {}},
+        "HostConfig": {
+            **_UNSAID,
+            **container.spec.host,
+            "Links": sandboxes.links.view(container),
+        },
+        "GraphDriver": graph,
         "Mounts": mounts(container),
         "Config": container.spec.config,
         "NetworkSettings": sandboxes.views.settings_view(container),

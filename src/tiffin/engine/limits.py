@@ -13,10 +13,10 @@ import os
 import stat
 from typing import Any
 
-from tiffin.engine.logdrivers import parse_size
 from tiffin.errors import Conflict, InvalidParameter
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.runtime.settings import Resources
+from tiffin.units import parse_size
 
 JSON = dict[str, Any]
 
@@ -74,7 +74,7 @@ def storage_size(host: JSON) -> int:
     Raises InvalidParameter.
     """
     for text in (host.get("StorageOpt") or {}).values():
-        return parse_size(text) or 0
+        return parse_size(text)
     return 0
 
 

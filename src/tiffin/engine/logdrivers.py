@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from tiffin.engine.container import Container
 from tiffin.errors import InvalidParameter, StartFailure
+from tiffin.units import Malformed, parse_duration, parse_size
 
 JSON = dict[str, Any]
 
@@ -87,7 +88,7 @@ def _check_values(kind: str, options: Mapping[str, str]) -> None:
         )
     for name in ("max-size", "cache-max-size", "max-buffer-size", "fluentd-buffer-limit"):
         if name in options:
-            parse_size(options[name])
+            _size(options[name])
     for name in ("max-file", "cache-max-file"):
         if name in options and not (options[name].isdigit() and int(options[name]) > 0):
             raise InvalidParameter(f"{name} must be a number greater than 0: '{options[name]}'")
@@ -128,15 +129,15 @@ def _boolean(name: str, text: str) -> bool:
     return text.lower() in ("true", "1", "t")
 
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
 def _seconds(name: str, text: str) -> float:
     """A duration as Go writes it (``1m30s``, ``500ms``; 0 needs no unit)."""
-    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
-    if "".join(number + unit for number, unit in parts) != text and text != "0":
+    try:
+        nanoseconds = parse_duration(text)
+    except Malformed:
+        nanoseconds = -1
+    if nanoseconds < 0:
         raise InvalidParameter(f"{name} is a duration such as 500ms or 1m30s, not '{text}'")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return nanoseconds / 1e9
 
 
 def _facility(text: str) -> int:
@@ -147,17 +148,9 @@ def _facility(text: str) -> int:
     raise InvalidParameter(f"invalid syslog facility: '{text}'")
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of a size such as ``10m`` (units are powers of 1024); None for ``-1``, no limit."""
-    if text == "-1":
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InvalidParameter(f"invalid size: '{text}': write it as 10m or 1g")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
+def _size(text: str) -> int | None:
+    """Bytes of a size such as ``10m``; None for ``-1``, no limit."""
+    return None if text == "-1" else parse_size(text)
 
 
 # What is said of the container with each message.
@@ -232,7 +225,7 @@ def keeper_options(container: Container, folder: Path) -> JSON | None:
     result: JSON = {"path": str(folder / path) if path else None}
     if kind == "json-file":
         result.update(
-            max_size=parse_size(options.get("max-size") or "-1"),
+            max_size=_size(options.get("max-size") or "-1"),
             max_file=int(options.get("max-file") or 1),
             compress=_boolean("compress", options.get("compress") or "false"),
         )
@@ -244,7 +237,7 @@ def keeper_options(container: Container, folder: Path) -> JSON | None:
         return result
     prefix = "" if kind == "local" else "cache-"
     result.update(
-        max_size=parse_size(options.get(f"{prefix}max-size") or "20m"),
+        max_size=_size(options.get(f"{prefix}max-size") or "20m"),
         max_file=int(options.get(f"{prefix}max-file") or 5),
         compress=_boolean("compress", options.get(f"{prefix}compress") or "true"),
     )
@@ -262,7 +255,7 @@ def _forward(container: Container, kind: str, options: Mapping[str, str]) -> JSO
     limit = options.get("max-buffer-size") or options.get("fluentd-buffer-limit")
     forward: JSON = {
         "driver": kind,
-        "buffer": (parse_size(limit) if limit else None) or _BUFFER,
+        "buffer": (_size(limit) if limit else None) or _BUFFER,
         "blocking": (options.get("mode") or "blocking") == "blocking",
         "tag": tag,
     }

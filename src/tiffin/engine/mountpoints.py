@@ -239,6 +239,13 @@ def mount_points(config: JSON, host: JSON, inherited: list[MountPoint]) -> list[
     return sorted(points.values(), key=lambda point: point.target.count("/"))
 
 
+def leave_inner_writable(points: list[MountPoint]) -> None:
+    """Let read-only binds be so at their top alone, as before version 1.44 of the API."""
+    for point in points:
+        if point.kind == "bind":
+            point.readonly_recursive = False
+
+
 def check_sources(points: list[MountPoint]) -> None:
     """Raise InvalidParameter, in Docker's words, for a bind whose source does not exist."""
     for point in points:

@@ -20,12 +20,19 @@ from tiffin.errors import Forbidden, InvalidParameter, NotFound, TiffinError, Un
 from tiffin.network.fabric import Fabric
 from tiffin.network.ledger import Network
 from tiffin.network.realm import DEFAULT
-from tiffin.network.settings import NetworkSettings
+from tiffin.network.settings import DEFAULT_BRIDGE, HOST_BINDING, MTU, NetworkSettings
 from tiffin.store.database import Database
 
 JSON = dict[str, Any]
 Rows = list[JSON]
 
+_OPTIONS_OF_DEFAULT = {
+    "com.docker.network.bridge.enable_icc": "true",
+    "com.docker.network.bridge.enable_ip_masquerade": "true",
+    HOST_BINDING: "0.0.0.0",
+    MTU: "1500",
+}
+"""What Docker shows of the default network, though nobody has asked for it."""
 _FILTERS = {"driver", "id", "label", "name", "scope", "type", "dangling"}
 _DRIVERS = {"none": "null", "host": "host"}
 
@@ -101,12 +108,12 @@ class Networks:
             **attributes,
         )
 
-    def list(self, filters: filtering.Filters | None = None) -> Rows:
-        """Docker's view of the networks."""
+    def list(self, filters: filtering.Filters | None = None, *, members: bool = False) -> Rows:
+        """Docker's view of the networks; with ``members`` who is in them."""
         filters = filters or {}
         filtering.check(filters, _FILTERS)
         rows = [self._built_in(name) for name in BUILT_IN]
-        rows += [self._view(network, members=False) for network in self._fabric.ledger.networks()]
+        rows += [self._view(network, members=members) for network in self._fabric.ledger.networks()]
         dangling = filtering.boolean(filters, "dangling")
         return sorted(
             (
@@ -164,7 +171,9 @@ class Networks:
             },
             Internal=settings.internal,
             Attachable=settings.attachable,
-            Options=settings.options,
+            Options={**_OPTIONS_OF_DEFAULT, **settings.options}
+            if DEFAULT_BRIDGE in settings.options
+            else settings.options,
             Labels=settings.labels,
         )
         if members:

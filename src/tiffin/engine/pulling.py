@@ -12,22 +12,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tiffin.engine.endpoints import Endpoints
 from tiffin.engine.spools import Spools
 from tiffin.errors import (
     CorruptArchive,
     DigestMismatch,
     InvalidParameter,
-    NotFound,
     TiffinError,
-    TooManyRequests,
-    Unauthorized,
-    Unreachable,
     Unsupported,
 )
 from tiffin.image.config import ImageConfig
@@ -42,8 +39,6 @@ PARALLEL = 3
 """Layers at a time, as Docker."""
 _INTERVAL = 0.1
 """Seconds between two messages about one layer."""
-_NEXT = (NotFound, Unreachable, TooManyRequests, Unauthorized)
-"""What a mirror may fail with, so that the next endpoint is asked."""
 
 
 @dataclass
@@ -102,14 +97,14 @@ class Pull:
         self,
         layers: LayerStore,
         spools: Spools,
-        clients: Sequence[Registry],
+        endpoints: Endpoints,
         repository: str,
         say: Say,
     ) -> None:
-        """``clients`` are asked in order; the first one gave the manifest."""
+        """The first of the endpoints gave the manifest."""
         self._layers = layers
         self._spools = spools
-        self._clients = clients
+        self._endpoints = endpoints
         self._repository = repository
         self._mutex = threading.Lock()
         self._say = say
@@ -135,7 +130,9 @@ class Pull:
                 raise Unsupported(
                     f"{layer.digest}: layers of the media type {layer.media_type} are not supported"
                 )
-        raw = self._each(lambda client: client.read_blob(self._repository, manifest.config))
+        raw = self._endpoints.first(
+            lambda client: client.read_blob(self._repository, manifest.config)
+        )
         config = ImageConfig.parse(raw)
         if len(config.diff_ids) != len(manifest.layers):
             raise InvalidParameter(
@@ -143,15 +140,6 @@ class Pull:
                 f" {len(config.diff_ids)}, got {len(manifest.layers)}"
             )
         return config
-
-    def _each(self, ask: Callable[[Registry], Any]) -> Any:
-        """The first answer of the endpoints."""
-        for client in self._clients[:-1]:
-            try:
-                return ask(client)
-            except _NEXT:
-                continue
-        return ask(self._clients[-1])
 
     def run(self, manifest: Manifest, config: ImageConfig) -> str | None:
         """Bring the layers; the chain ID of the top one. Call it under a lease.
@@ -255,13 +243,7 @@ class Pull:
                 self.say("Already exists", task)
                 return
             task.report.origin = "fetched"
-            for number, client in enumerate(self._clients):
-                try:
-                    self._fetch(task, client, base)
-                    break
-                except _NEXT:
-                    if number + 1 == len(self._clients):
-                        raise
+            self._endpoints.first(lambda client: self._fetch(task, client, base))
         task.report.seconds += time.monotonic() - start
 
     def _fetch(self, task: _Task, client: Registry, base: tuple[str | None] | None) -> None:

@@ -7,15 +7,16 @@ while the engine runs. urllib3 is imported by the first call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from tiffin.engine import platforms
 from tiffin.engine.blobs import BlobMemory
+from tiffin.engine.endpoints import Endpoints
 from tiffin.engine.events import Events
 from tiffin.engine.images import Image, Images
+from tiffin.engine.pulled import Pulled
 from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import (
@@ -23,13 +24,11 @@ from tiffin.errors import (
     InvalidParameter,
     NotFound,
     TiffinError,
-    TooManyRequests,
     Unauthorized,
-    Unreachable,
     Unsupported,
 )
 from tiffin.image.config import ImageConfig
-from tiffin.image.manifest import Descriptor, Index, Manifest, Platform
+from tiffin.image.manifest import Index, Manifest, Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import LayerStore
 from tiffin.registry.credentials import Credentials, host_of, parse_config_header, parse_header
@@ -37,60 +36,13 @@ from tiffin.registry.endpoints import SYSTEM_FOLDERS, Configuration
 from tiffin.store.database import Database
 
 if TYPE_CHECKING:
-    from tiffin.engine.pulling import LayerReport
     from tiffin.registry.client import Patience, Registry
 
 JSON = dict[str, Any]
 Progress = Callable[[JSON], None]
 Cancelled = Callable[[], bool]
 
-_DEPTH = 4
-"""Indexes in indexes."""
 _SEARCH_LIMIT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """What a pull has brought."""
-
-    image: Image
-    name: Reference
-    digest: str
-    """Of what the name stands for in the registry: an index, or a manifest."""
-    previous: Image | None
-    """What the name stood for before."""
-    layers: list[LayerReport] = field(default_factory=list)
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the name stands for another image than before."""
-        return self.previous is None or self.previous.id != self.image.id
-
-    def why(self) -> JSON:
-        """Which layers were new, what they cost, and which step made each."""
-        rows = []
-        for step, chain in self.image.config.steps():
-            if chain is not None:
-                rows.append(step.created_by)
-        before = set(self.previous.config.diff_ids) if self.previous is not None else set()
-        layers = []
-        for number, report in enumerate(self.layers):
-            layers.append(
-                {
-                    **report.document(),
-                    "CreatedBy": rows[number] if number < len(rows) else "",
-                    "Before": report.diff_id in before,
-                }
-            )
-        return {
-            "Name": self.name.familiar,
-            "Image": self.image.id,
-            "Previous": self.previous.id if self.previous is not None else "",
-            "Digest": self.digest,
-            "Layers": layers,
-            "Fetched": sum(report.fetched for report in self.layers),
-            "Size": sum(report.size for report in self.layers),
-        }
 
 
 class Registries:
@@ -194,80 +146,52 @@ class Registries:
         Unsupported; complete layers stay for the next attempt then.
         """
         reference = Reference.parse(name)
-        wanted = parse_platform(platform)
+        wanted = platforms.parse(platform)
         say = progress or (lambda message: None)
         if all_tags and not reference.is_name_only:
             raise InvalidParameter("tag can't be used with --all-tags/-a")
         with self._clients(reference.domain, auth, cancelled, mirrors=True) as clients:
+            endpoints = Endpoints(clients)
             if not all_tags:
-                return [
-                    self._pull(reference.with_default_tag(), wanted, bool(platform), clients, say)
-                ]
-            tags = self._asked(reference, clients, lambda client: list(client.tags(reference.path)))
+                one = reference.with_default_tag()
+                return [self._pull(one, wanted, bool(platform), endpoints, say)]
+            tags = endpoints.lead(reference, lambda client: list(client.tags(reference.path)))
             done = []
-            for tag in tags[0]:
+            for tag in tags:
                 one = reference.with_tag(tag)
                 try:
-                    done.append(self._pull(one, wanted, bool(platform), clients, say))
+                    done.append(self._pull(one, wanted, bool(platform), endpoints, say))
                 except Unsupported as error:
                     # An artifact among the images.
                     say({"status": f"{one.familiar}: {error.message}"})
             return done
-
-    def _asked(
-        self,
-        reference: Reference,
-        clients: Sequence[Registry],
-        ask: Callable[[Registry], Any],
-    ) -> tuple[Any, list[Registry]]:
-        """The first endpoint's answer, and the endpoints with that one in front."""
-        refusal: TiffinError | None = None
-        for client in clients:
-            try:
-                answer = ask(client)
-            except (NotFound, Unauthorized, Forbidden, Unreachable, TooManyRequests) as error:
-                refusal = error
-                continue
-            return answer, [client, *(other for other in clients if other is not client)]
-        assert refusal is not None
-        if isinstance(refusal, Unauthorized | Forbidden):
-            raise type(refusal)(
-                f"pull access denied for {reference.familiar_name}, repository does not exist or"
-                f" may require 'docker login': {refusal.message}"
-            ) from refusal
-        if isinstance(refusal, NotFound):
-            raise NotFound(
-                f"manifest for {reference.familiar} not found: manifest unknown: {refusal.message}"
-            ) from refusal
-        raise refusal
 
     def _pull(
         self,
         reference: Reference,
         wanted: Platform,
         strict: bool,
-        clients: Sequence[Registry],
+        endpoints: Endpoints,
         say: Progress,
     ) -> Pulled:
         from tiffin.engine.pulling import Pull
 
         repository = reference.path
         asked = reference.digest or reference.tag or ""
-        top, ordered = self._asked(
-            reference, clients, lambda client: client.manifest(repository, asked)
-        )
+        top = endpoints.lead(reference, lambda client: client.manifest(repository, asked))
         say({"status": f"Pulling from {reference.path}", "id": asked})
-        manifest = self._choose(top, wanted, ordered, repository)
+        manifest = endpoints.image(top, wanted, repository)
         names = [reference.without_tag().with_digest(top.digest)]
         if reference.digest is None:
             names.append(reference)
         previous = self._named(names[-1])
-        work = Pull(self._layers, self.spools, ordered, repository, say)
+        work = Pull(self._layers, self.spools, endpoints, repository, say)
         with self._layers.lease():
             config = work.config(manifest)
-            self._check(reference, config, wanted, strict and top is manifest)
+            if strict and top is manifest:
+                platforms.match(config, wanted, reference.familiar)
             chain = work.run(manifest, config)
-            image = self._record(config, chain, names, manifest, reference, ordered)
+            image = self._record(config, chain, names, manifest, reference, endpoints)
         pulled = Pulled(image, reference, top.digest, previous, work.reports)
         say({"status": f"Digest: {top.digest}"})
         fresh = "Downloaded newer image for" if pulled.fresh else "Image is up to date for"
@@ -282,12 +206,12 @@ class Registries:
         names: list[Reference],
         manifest: Manifest,
         reference: Reference,
-        clients: Sequence[Registry],
+        endpoints: Endpoints,
     ) -> Image:
         with self._database.transaction():
             image = self._images.add(config, chain, names)
             # What a mirror has, the registry itself need not have.
-            if not clients[0].endpoint.mirror:
+            if not endpoints.clients[0].endpoint.mirror:
                 for diff_id, descriptor in zip(config.diff_ids, manifest.layers, strict=True):
                     self.memory.remember(diff_id, descriptor, reference.domain, reference.path)
             self.memory.remember_manifest(image.id, manifest)
@@ -298,41 +222,6 @@ class Registries:
             return self._images.find(name.canonical)
         except NotFound:
             return None
-
-    def _choose(
-        self,
-        found: Manifest | Index,
-        wanted: Platform,
-        clients: Sequence[Registry],
-        repository: str,
-    ) -> Manifest:
-        """The manifest for a platform, through indexes."""
-        for _ in range(_DEPTH):
-            if isinstance(found, Manifest):
-                return found
-            entries = found.best_first(wanted)
-            if not entries:
-                raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
-            found = self._first(clients, partial(_manifest_of, repository, entries[0]))
-        raise InvalidParameter("invalid manifest: its indexes are nested too deeply")
-
-    @staticmethod
-    def _first(clients: Sequence[Registry], ask: Callable[[Registry], Any]) -> Any:
-        for client in clients[:-1]:
-            try:
-                return ask(client)
-            except (NotFound, Unreachable, TooManyRequests, Unauthorized):
-                continue
-        return ask(clients[-1])
-
-    @staticmethod
-    def _check(reference: Reference, config: ImageConfig, wanted: Platform, strict: bool) -> None:
-        actual = Platform(config.os, config.architecture, config.variant)
-        if strict and not wanted.runs(actual):
-            raise NotFound(
-                f"image with reference {reference.familiar} was found but does not match the"
-                f" specified platform: wanted {wanted}, actual: {actual}"
-            )
 
     # Pushing.
 
@@ -439,14 +328,15 @@ class Registries:
         reference = Reference.parse(name).with_default_tag()
         asked = reference.digest or reference.tag or ""
         with self._clients(reference.domain, auth, mirrors=True) as clients:
-            found, ordered = self._asked(
-                reference, clients, lambda client: client.manifest(reference.path, asked)
-            )
+            endpoints = Endpoints(clients)
+            found = endpoints.lead(reference, lambda client: client.manifest(reference.path, asked))
             platforms = []
             if isinstance(found, Index):
                 platforms = [entry.platform for entry in found.manifests if entry.platform]
             elif found.is_image:
-                config = ImageConfig.parse(ordered[0].read_blob(reference.path, found.config))
+                config = ImageConfig.parse(
+                    endpoints.clients[0].read_blob(reference.path, found.config)
+                )
                 platforms = [Platform(config.os, config.architecture, config.variant)]
         return {
             "Descriptor": {
@@ -505,27 +395,3 @@ def credentials_by_host(header: str) -> dict[str, Credentials]:
 def credentials_in(document: JSON) -> Credentials:
     """The credentials of the API's AuthConfig; raises InvalidParameter."""
     return Credentials.of_document(document)
-
-
-def _manifest_of(repository: str, entry: Descriptor, client: Registry) -> Manifest | Index:
-    return client.manifest(repository, entry.digest, entry)
-
-
-def parse_platform(text: str) -> Platform:
-    """``os/architecture[/variant]``, or an architecture alone; this machine's if empty.
-
-    Raises InvalidParameter.
-    """
-    if not text:
-        return Platform.of_host()
-    parts = text.lower().split("/")
-    if len(parts) > 3 or not all(parts):
-        raise InvalidParameter(f"invalid platform {text!r}: expected os/architecture[/variant]")
-    if len(parts) == 1:
-        parts = ["linux", parts[0]]
-    names = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
-    architecture = names.get(parts[1], parts[1])
-    variant = parts[2] if len(parts) == 3 else ""
-    if architecture == "arm64" and not variant:
-        variant = "v8"
-    return Platform(parts[0], architecture, variant)

@@ -117,7 +117,8 @@ class System:
             ],
             "Plugins": {
                 "Volume": ["local"],
-                "Network": ["host", "null"],
+                "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
+                "Authorization": None,
                 "Log": list(logdrivers.NAMES),
             },
             "MemoryLimit": "memory" in controllers,
@@ -171,7 +172,14 @@ class System:
                 **{name: {"path": path} for name in foreign.NAMES if (path := foreign.find(name))},
             },
             "DefaultRuntime": "native",
-            "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "NodeAddr": "", "Error": ""},
+            "Swarm": {
+                "NodeID": "",
+                "NodeAddr": "",
+                "LocalNodeState": "inactive",
+                "ControlAvailable": False,
+                "Error": "",
+                "RemoteManagers": None,
+            },
             "LiveRestoreEnabled": True,
             "Isolation": "",
             "InitBinary": "tiffin",
@@ -179,6 +187,7 @@ class System:
             "RuncCommit": {"ID": ""},
             "InitCommit": {"ID": ""},
             "SecurityOptions": security.described(),
+            "CDISpecDirs": [],
             "Warnings": [],
         }
 

@@ -8,6 +8,7 @@ import time
 
 from tiffin.errors import InvalidParameter
 from tiffin.image.moment import format_moment
+from tiffin.units import Malformed, parse_duration
 
 ZERO = "0001-01-01T00:00:00Z"
 """Go's zero time: what Docker says for "never"."""
@@ -15,27 +16,11 @@ ZERO = "0001-01-01T00:00:00Z"
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9})\d*)?)?)?(Z|[+-]\d\d:\d\d)?"
 )
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
-_UNITS["h"] = 60 * _UNITS["m"]
 
 
 def rfc3339(nanoseconds: int) -> str:
     """Nanoseconds since the epoch as ``2026-11-24T06:57:00.123456789Z``; 0 is Docker's never."""
     return format_moment(nanoseconds) if nanoseconds else ZERO
-
-
-def parse_duration(text: str) -> int:
-    """A Go duration (``1h30m``, ``10ms``) in nanoseconds; raises InvalidParameter."""
-    position = total = 0
-    for match in _DURATION.finditer(text):
-        if match.start() != position:
-            break
-        total += round(float(match[1]) * _UNITS[match[2]])
-        position = match.end()
-    if not text or position != len(text):
-        raise InvalidParameter(f'invalid duration "{text}": write it as 10s, 5m or 1h30m')
-    return total
 
 
 def parse(text: str) -> int:
@@ -49,7 +34,12 @@ def parse(text: str) -> int:
         return int(seconds) * 1_000_000_000 + int((fraction + "0" * 9)[:9])
     match = _RFC3339.fullmatch(text)
     if not match:
-        return time.time_ns() - parse_duration(text)
+        try:
+            return time.time_ns() - parse_duration(text)
+        except Malformed as error:
+            raise InvalidParameter(
+                f'invalid time "{text}": write it as a date, a Unix time, or 10s, 5m or 1h30m ago'
+            ) from error
     year, month, day, hour, minute, second, fraction, zone = match.groups()
     offset = datetime.timedelta()
     if zone and zone != "Z":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tiffin.engine.container import Container
+from tiffin.engine.hasty import HastyMounts
 from tiffin.engine.mountpoints import MountPoint
 from tiffin.engine.root import Root
 from tiffin.errors import InvalidParameter, NotFound, TiffinError
@@ -29,9 +30,11 @@ class Trees:
     def __init__(self, root: Root, layers: LayerStore) -> None:
         self._place = root.path / "mount"
         self._place.mkdir(exist_ok=True, mode=0o700)
+        self._hasty = HastyMounts(root.path / "hasty")
         self._layers = layers
 
     def _mounted(self, mounts: Sequence[Mount], after: Callable[[str], None] | None = None) -> int:
+        """The mounts as a descriptor of their tree."""
         place = str(self._place)
 
         def mount() -> None:
@@ -57,16 +60,24 @@ class Trees:
         Of a running container it is what its own processes see; with ``volumes`` false, and of a
         stopped one, the layers alone or with the volumes and binds mounted in their places.
         """
-        fd = _living(container, volumes) if container.running else None
-        if fd is None:
-            fd = self._mounted(
-                self._layers.mounts(container.snapshot),
-                (lambda place: _mount_volumes(container, place)) if volumes else None,
-            )
+        fd = None
+        while fd is None:
+            if container.running:
+                fd = _living(container, volumes)
+                continue
+            # Nobody starts it while its layers are being mounted here.
+            with container.lock:
+                if not container.running:
+                    fd = self._resting(container, volumes)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _resting(self, container: Container, volumes: bool) -> int:
+        mounts = self._layers.mounts(container.snapshot)
+        after = (lambda place: _mount_volumes(container, place)) if volumes else None
+        return self._hasty.mounted(mounts, lambda given: self._mounted(given, after))
 
 
 def _living(container: Container, volumes: bool) -> int | None:

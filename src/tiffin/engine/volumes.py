@@ -26,7 +26,6 @@ from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
 from tiffin.engine.container import Container
 from tiffin.engine.events import Events
-from tiffin.engine.logdrivers import parse_size
 from tiffin.engine.names import check_volume_name
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -34,8 +33,12 @@ from tiffin.errors import Conflict, InvalidParameter, NotFound, Unsupported
 from tiffin.linux import mounts as mounting
 from tiffin.linux import quota, syscalls
 from tiffin.store.database import Database, Row
+from tiffin.units import parse_size
 
 JSON = dict[str, Any]
+
+_ANONYMOUS = "com.docker.volume.anonymous"
+"""Docker's label of a volume that nobody named."""
 
 
 class Volumes:
@@ -93,13 +96,15 @@ class Volumes:
         options = {key: value for key, value in (options or {}).items() if value}
         _check_options(options)
         anonymous = not name
+        if anonymous:
+            labels = {_ANONYMOUS: "", **(labels or {})}
         name = check_volume_name(name) if name else secrets.token_hex(32)
         if not self.exists(name):
             self.path(name).mkdir(parents=True, exist_ok=True)
             self.path(name).chmod(0o755)
             if "size" in options:
                 try:
-                    _limit(self.path(name), parse_size(options["size"]) or 0)
+                    _limit(self.path(name), parse_size(options["size"]))
                 except BaseException:
                     self.discard(name)
                     raise

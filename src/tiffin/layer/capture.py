@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from tiffin.errors import InvalidParameter, Unsupported
 from tiffin.layer import tarwriter
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
 from tiffin.layer.failure import explain
 from tiffin.layer.folders import MAX_DEPTH
 from tiffin.layer.index import Index
@@ -36,14 +36,6 @@ _OPEN_DIRECTORY = _OPEN_ANCHOR | os.O_NOFOLLOW
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _REFUSED_XATTRS = ("redirect", "metacopy")
 _PREFIX = tarwriter.WHITEOUT_PREFIX
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-}
 
 
 class _Found(NamedTuple):
@@ -313,7 +305,7 @@ def _entry(path: bytes, status: os.stat_result) -> Entry:
     form = mode & 0o170000
     entry = Entry(
         path,
-        _KINDS[form],
+        KINDS[form],
         mode & 0o7777,
         status.st_uid,
         status.st_gid,

@@ -26,7 +26,7 @@ from typing import BinaryIO
 from tiffin.errors import NotFound, TiffinError
 from tiffin.layer.capture import own_entries
 from tiffin.layer.compression import decompressed
-from tiffin.layer.entry import Entry, Kind
+from tiffin.layer.entry import KINDS, Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.layer.layer import Layer
 from tiffin.layer.store import LayerStore
@@ -37,15 +37,7 @@ from tiffin.storage.driver import StorageDriver, Whiteouts
 
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _MARKS = (Kind.WHITEOUT, Kind.OPAQUE)
-_FORMS = {
-    Kind.FILE: stat.S_IFREG,
-    Kind.HARDLINK: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-}
+_FORMS = {kind: form for form, kind in KINDS.items()} | {Kind.HARDLINK: stat.S_IFREG}
 
 Fetch = Callable[[str], AbstractContextManager[BinaryIO | None]]
 """The packed tar of a layer, by diff ID, from wherever it can be had again; None for nowhere."""

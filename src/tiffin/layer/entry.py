@@ -6,6 +6,7 @@ Source: OCI image specification, ``layer.md`` (file types, whiteouts, opaque whi
 from __future__ import annotations
 
 import enum
+import stat
 from dataclasses import dataclass
 
 
@@ -23,6 +24,17 @@ class Kind(enum.StrEnum):
     """The path is deleted from the layers below."""
     OPAQUE = "o"
     """What the layers below have inside the directory ``path`` is hidden."""
+
+
+KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
+    stat.S_IFBLK: Kind.BLOCK_DEVICE,
+    stat.S_IFIFO: Kind.FIFO,
+}
+"""What a file's mode says of its form; a socket is no entry."""
 
 
 @dataclass(slots=True)

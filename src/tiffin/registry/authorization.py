@@ -112,9 +112,10 @@ class Authorization:
         """
         for challenge in challenges:
             if challenge.scheme == "bearer" and "realm" in challenge.parameters:
-                if refused is not None and refused.startswith("Bearer ") and self._fresh(scopes):
-                    return False
-                self._fetch(challenge, scopes)
+                if refused is None or not self._renewed(scopes, refused):
+                    if self._credentials is not None and self._credentials.registry_token:
+                        return False
+                    self._fetch(challenge, scopes)
                 return True
         for challenge in challenges:
             if challenge.scheme == "basic":
@@ -126,10 +127,17 @@ class Authorization:
                 return True
         return False
 
-    def _fresh(self, scopes: frozenset[str]) -> bool:
+    def _renewed(self, scopes: frozenset[str], refused: str) -> bool:
+        """Whether another thread has got a new token meanwhile; the refused one is forgotten.
+
+        A registry may refuse a token before its time: its clock differs, or its key is new.
+        """
         with self._lock:
-            token = self._tokens.pop(scopes, None)
-        return token is not None and token[1] - time.monotonic() > 0
+            token, _ = self._tokens.get(scopes, ("", 0.0))
+            if token and f"Bearer {token}" != refused:
+                return True
+            self._tokens.pop(scopes, None)
+        return False
 
     def login(self, challenges: list[Challenge]) -> bool:
         """Like :meth:`answer` for a login, which wants a refresh token too."""
@@ -145,11 +153,11 @@ class Authorization:
         realm = challenge.parameters["realm"]
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise TiffinError(f"registry {self._host} names a malformed realm: {realm!r}")
+            raise TiffinError(f"registry {self._host} names a malformed realm")
         if self._secure and parts.scheme != "https":
             raise Forbidden(
-                f"registry {self._host} asks for credentials to be sent to {realm}, which has no"
-                " TLS: refused"
+                f"registry {self._host} asks for credentials to be sent to"
+                f" {parts.hostname}, which has no TLS: refused"
             )
         named = challenge.parameters.get("scope", "")
         wanted = sorted(scopes | set(named.split()))

@@ -75,10 +75,7 @@ class Upstream:
             request.begin(200, headers, size)
             return
         with self._locks.held(digest):
-            if storage.has_bytes(digest):
-                with storage.lock():
-                    storage.adopt(name, digest)
-            else:
+            if not storage.mount(name, digest, None):
                 streaming = "Range" not in request.headers and size >= 0
                 self._fetch(request if streaming else None, name, digest, size, headers)
                 if streaming:
@@ -107,8 +104,9 @@ class Upstream:
                             # The client is gone; the next one is glad to have it here.
                             request.close_connection = True
                             request = None
-            with storage.lock():
+            with storage.lock() as hold:
                 storage.place(path, digest)
+                hold.assure()
                 storage.adopt(name, digest)
         finally:
             with contextlib.suppress(Fault):

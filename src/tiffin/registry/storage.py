@@ -11,13 +11,15 @@ In the store, which is a local folder unless another is given::
 Always in the local folder::
 
     lock                                  flock: shared by who adds references, exclusive by gc
+                                          (with another store, leases in it on top)
     uploads/UUID/data, repository         uploads under way
 
 No component of a repository's name starts with ``_``, so the names don't collide.
 
 Rules: contents appear complete. A blob is there before anything refers to it, and a reference is
-gone before its blob is. Several processes may use one local folder; those that share another store
-must share the local folder too, since the lock is there.
+gone before its blob is. Several processes may use one local folder, and several machines, each with
+a local folder of its own, another store: the lock is there then (:mod:`tiffin.registry.leases`). An
+upload is where it was begun.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from tiffin.image.reference import is_digest
 from tiffin.layer.space import space_needed
 from tiffin.registry.client import referrer
 from tiffin.registry.faults import Fault
+from tiffin.registry.leases import Hold, Leases
 from tiffin.registry.stores import LocalStore, Store
 
 MANIFEST_LIMIT = 8 << 20
@@ -65,6 +68,7 @@ class Storage:
         """``root`` is the local folder; ``store`` keeps what is not local, if anything isn't."""
         self.root = root
         self.store: Store = store or LocalStore(root)
+        self._leases = None if store is None else Leases(store)
         self.uploads_folder = root / "uploads"
         self.uploads_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Running hashes of uploads, which are made again from the data if they are lost.
@@ -73,12 +77,19 @@ class Storage:
         self._mutex = threading.Lock()
 
     @contextmanager
-    def lock(self, *, exclusive: bool = False) -> Iterator[None]:
-        """Keep the collection (or, if ``exclusive``, everybody who adds references) away."""
+    def lock(self, *, exclusive: bool = False) -> Iterator[Hold]:
+        """Keep the collection (or, if ``exclusive``, everybody who adds references) away.
+
+        What is given is to be asked before anything is written or removed.
+        """
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield
+            if self._leases is None:
+                yield Hold()
+            else:
+                with self._leases.held(exclusive=exclusive) as hold:
+                    yield hold
         finally:
             os.close(fd)
 
@@ -150,11 +161,12 @@ class Storage:
 
     def mount(self, name: str, digest: str, source: str | None) -> bool:
         """Make a blob of another repository (any, if None) this one's too; whether there is one."""
-        with self.lock():
+        with self.lock() as hold:
             if not self.has_bytes(digest):
                 return False
             if source is not None and not self.is_linked(source, "_blobs", digest):
                 return False
+            hold.assure()
             self.adopt(name, digest)
         return True
 
@@ -260,8 +272,9 @@ class Storage:
                     digest=digest,
                     found=f"{algorithm}:{found}",
                 )
-            with self.lock():
+            with self.lock() as hold:
                 self.place(path, digest)
+                hold.assure()
                 self.adopt(name, digest)
             self._forget(upload)
 
@@ -323,9 +336,10 @@ class Storage:
         Raises Fault where it names a blob that the repository does not have (unless not ``check``,
         for a cache, which gets blobs when they are asked for).
         """
-        with self.lock():
+        with self.lock() as hold:
             if check:
                 self._check_references(name, document)
+            hold.assure()
             if not self.has_bytes(digest):
                 self.store.write(bytes_key(digest), raw)
             self.store.write(link_key(name, "_manifests", digest), media_type.encode())

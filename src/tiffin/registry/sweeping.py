@@ -90,10 +90,11 @@ def _sweep_manifests(storage: Storage, name: str, young: float, swept: Swept) ->
         # What refers to a live manifest (a signature) lives with it.
         pending += [entry["digest"] for entry in storage.referrers(name, found)]
     for digest in set(documents) - live:
-        with storage.lock(exclusive=True):
+        with storage.lock(exclusive=True) as hold:
             tagged = {storage.resolve(name, tag) for tag in storage.tags(name)}
             if digest in tagged or _is_young(storage, name, "_manifests", digest, young):
                 continue
+            hold.assure()
             storage.forget_manifest(name, digest, documents[digest])
             swept.manifests += 1
 
@@ -123,12 +124,13 @@ def _sweep_links(storage: Storage, name: str, young: float, swept: Swept) -> Non
     ]
     if not candidates:
         return
-    with storage.lock(exclusive=True):
+    with storage.lock(exclusive=True) as hold:
         # Under the lock no manifest arrives that would need one of them.
         needed = _needed(storage, name)
         for digest in candidates:
             if digest in needed or _is_young(storage, name, "_blobs", digest, young):
                 continue
+            hold.assure()
             with contextlib.suppress(FileNotFoundError):
                 storage.store.delete(link_key(name, "_blobs", digest))
             swept.links += 1
@@ -143,11 +145,18 @@ def _sweep_bytes(storage: Storage, young: float, swept: Swept) -> None:
         if digest in linked:
             continue
         key = bytes_key(digest)
-        with storage.lock(exclusive=True):
+        # Before the lock, which costs more.
+        try:
+            if storage.store.time(key) > young:
+                continue
+        except FileNotFoundError:
+            continue
+        with storage.lock(exclusive=True) as hold:
             try:
                 size, age = storage.store.size(key), storage.store.time(key)
                 if age > young or _linked_now(storage, digest):
                     continue
+                hold.assure()
                 storage.store.delete(key)
             except FileNotFoundError:
                 # Another collection was quicker.

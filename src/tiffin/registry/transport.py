@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.exceptions import (
@@ -106,7 +106,7 @@ class Answer:
         data = self._response.read(limit + 1, decode_content=True)
         if len(data) > limit:
             self._response.close()
-            raise InvalidParameter(f"the answer of {self.url} is longer than {limit} bytes")
+            raise InvalidParameter(f"the answer of {shown(self.url)} is longer than {limit} bytes")
         self._response.release_conn()
         return data
 
@@ -132,8 +132,10 @@ class Transport:
         self.cancelled = cancelled
         self._scheme = endpoint.schemes[0] if len(endpoint.schemes) == 1 else ""
         self._finding = threading.Lock()
-        self._own = self._manager(endpoint.host, self._context())
-        self._others: urllib3.PoolManager | None = None
+        self._own = self._context()
+        self._pooling = threading.Lock()
+        # By whether it is for the endpoint itself, and by proxy.
+        self._pools: dict[tuple[bool, str | None], urllib3.PoolManager] = {}
         self.authorization = Authorization(
             endpoint.host,
             credentials,
@@ -143,9 +145,9 @@ class Transport:
 
     def close(self) -> None:
         """Close all connections."""
-        self._own.clear()
-        if self._others is not None:
-            self._others.clear()
+        with self._pooling:
+            for pool in self._pools.values():
+                pool.clear()
 
     def _context(self) -> ssl.SSLContext:
         endpoint = self.endpoint
@@ -166,7 +168,19 @@ class Transport:
             context.verify_mode = ssl.CERT_NONE
         return context
 
-    def _manager(self, host: str, context: ssl.SSLContext | None) -> urllib3.PoolManager:
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """The connections for a URL: through the proxy of its host, if it has one, and with this
+        endpoint's certificates only to the endpoint itself."""
+        parts = urlsplit(url)
+        own = parts.netloc == self.endpoint.host
+        proxy = _proxy(parts.scheme, parts.netloc)
+        with self._pooling:
+            found = self._pools.get((own, proxy))
+            if found is None:
+                found = self._pools[own, proxy] = self._manager(proxy, self._own if own else None)
+            return found
+
+    def _manager(self, proxy: str | None, context: ssl.SSLContext | None) -> urllib3.PoolManager:
         options: dict[str, Any] = {
             "num_pools": 8,
             "maxsize": 16,
@@ -175,24 +189,15 @@ class Transport:
         }
         if context is not None:
             options["ssl_context"] = context
-        scheme = self.endpoint.schemes[0]
-        proxy = _proxy(scheme, host)
         if proxy is None:
             return urllib3.PoolManager(**options)
         parts = urlsplit(proxy)
         headers = None
         if parts.username:
-            headers = urllib3.make_headers(
-                proxy_basic_auth=f"{parts.username}:{parts.password or ''}"
-            )
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers = urllib3.make_headers(proxy_basic_auth=pair)
             proxy = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
-
-    def _foreign(self) -> urllib3.PoolManager:
-        """For other hosts: without this endpoint's certificates."""
-        if self._others is None:
-            self._others = self._manager("", None)
-        return self._others
 
     # Requests.
 
@@ -280,10 +285,12 @@ class Transport:
             answer.close()
             before, url = answer.url, urljoin(answer.url, location)
             if urlsplit(before).scheme == "https" and urlsplit(url).scheme != "https":
-                raise Forbidden(f"refused a redirect from {before} to {url}, which has no TLS")
+                raise Forbidden(
+                    f"refused a redirect from {shown(before)} to {shown(url)}, which has no TLS"
+                )
             if answer.status == 303 and method != "HEAD":
                 method, body = "GET", None
-        raise TiffinError(f"{target} of {self.endpoint.host} redirects too often")
+        raise TiffinError(f"{shown(target)} of {self.endpoint.host} redirects too often")
 
     def _send(
         self,
@@ -295,18 +302,11 @@ class Transport:
     ) -> Answer:
         if not target.startswith("/"):
             own = self._is_own(target)
-            return self._open(
-                self._own if own else self._foreign(),
-                method,
-                target,
-                headers,
-                body,
-                authorization if own else None,
-            )
+            return self._open(method, target, headers, body, authorization if own else None)
         path = self.endpoint.prefix + target
         if self._scheme:
             url = f"{self._scheme}://{self.endpoint.host}{path}"
-            return self._open(self._own, method, url, headers, body, authorization)
+            return self._open(method, url, headers, body, authorization)
         with self._finding:
             return self._find(method, path, headers, body, authorization)
 
@@ -323,8 +323,10 @@ class Transport:
         for scheme in (self._scheme,) if self._scheme else self.endpoint.schemes:
             url = f"{scheme}://{self.endpoint.host}{path}"
             try:
-                answer = self._open(self._own, method, url, headers, body, authorization)
+                answer = self._open(method, url, headers, body, authorization)
             except BROKEN as error:
+                if _speaks_tls(error):
+                    raise
                 failure = error
             else:
                 self._scheme = scheme
@@ -334,7 +336,6 @@ class Transport:
 
     def _open(
         self,
-        manager: urllib3.PoolManager,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -344,7 +345,7 @@ class Transport:
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         if authorization is not None:
             sent["Authorization"] = authorization
-        response = manager.request(
+        response = self._pool(url).request(
             method,
             url,
             body=body,
@@ -364,11 +365,9 @@ class Transport:
     def _ask_realm(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
-        own = self._is_own(url)
-        manager = self._own if own else self._foreign()
         for attempt in range(self.patience.attempts):
             try:
-                answer = self._open(manager, method, url, headers, body, None)
+                answer = self._open(method, url, headers, body, None)
                 data = answer.whole()
                 if answer.status not in _PASSING or attempt + 1 == self.patience.attempts:
                     return answer.status, data
@@ -390,6 +389,11 @@ class Transport:
                 f"tls: failed to verify the certificate of registry {host}: {_reason(error)}: put"
                 f" its CA into certs.d/{host}/ca.crt"
             )
+        if isinstance(error, SSLError) and "CERTIFICATE_REQUIRED" in str(error):
+            return Unreachable(
+                f"tls: registry {host} wants a client certificate: put it and its key into"
+                f" certs.d/{host}/client.cert and client.key"
+            )
         return Unreachable(f"registry {host} can't be reached: {_reason(error)}")
 
 
@@ -408,7 +412,7 @@ def failure(answer: Answer, what: str) -> TiffinError:
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         said = body[:200].decode(errors="replace").strip() if body[:1] not in (b"<", b"") else ""
-    host = urlsplit(answer.url).netloc
+    host = urlsplit(answer.url).netloc.rpartition("@")[2]
     text = f"{what}: registry {host} answers {answer.status}" + (f" ({said})" if said else "")
     if answer.status == 401:
         return Unauthorized(text)
@@ -417,6 +421,13 @@ def failure(answer: Answer, what: str) -> TiffinError:
     if answer.status in (502, 503, 504):
         return Unreachable(text)
     return TiffinError(text)
+
+
+def shown(url: str) -> str:
+    """A URL as a message may have it: without user, password and query, which may be secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if host else parts.path
 
 
 def _proxy(scheme: str, host: str) -> str | None:
@@ -433,7 +444,14 @@ def _bypassed(host: str) -> bool:
 
 
 def _hopeless(error: Exception) -> bool:
-    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    return _speaks_tls(error) or (
+        isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    )
+
+
+def _speaks_tls(error: Exception) -> bool:
+    """Whether TLS is refused in its own words: plain HTTP is then no answer to that."""
+    return isinstance(error, SSLError) and "_ALERT_" in str(error)
 
 
 def _reason(error: Exception) -> str:

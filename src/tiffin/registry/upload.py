@@ -63,22 +63,22 @@ class Upload:
         if self.offset and data:
             self.send(data)
             data = b""
-        separator = "&" if "?" in self._location else "?"
-        location = f"{self._location}{separator}digest={digest}"
         headers = dict(_TYPE)
+        start = self.offset
         for failures in range(1, self._transport.patience.attempts + 1):
+            separator = "&" if "?" in self._location else "?"
+            location = f"{self._location}{separator}digest={digest}"
             try:
-                answer = self._request("PUT", location, headers, data)
+                # What arrived of an attempt before this one stays.
+                answer = self._request("PUT", location, headers, data[self.offset - start :])
             except FAILED as error:
-                # Whether it was finished shows in the next answer: then there is no such upload.
-                self._wait(failures, error)
+                if self._finished(failures, error):
+                    return
                 continue
             if answer.status in (500, 502, 504):
-                self._wait(failures, failure(answer, f"upload of {digest}"))
+                if self._finished(failures, failure(answer, f"upload of {digest}")):
+                    return
                 continue
-            if answer.status == 404 and failures > 1:
-                answer.close()
-                return
             if answer.status not in (200, 201, 204):
                 refusal = failure(answer, f"upload of {digest}")
                 if answer.status == 400 and "digest" in refusal.message:
@@ -86,6 +86,14 @@ class Upload:
                 raise refusal
             answer.close()
             return
+
+    def _finished(self, failures: int, error: Exception) -> bool:
+        """After an end that failed: whether it was one all the same, since the upload is gone."""
+        try:
+            self._failed(failures, error)
+        except NotFound:
+            return True
+        return False
 
     def cancel(self) -> None:
         """Tell the registry that nothing more comes; whatever it says, this is over."""

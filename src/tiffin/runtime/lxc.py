@@ -195,6 +195,7 @@ def _become(plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket
         operation.execute(kernel)
         if isinstance(operation, EnterRoot):
             syscalls.mount("tmpfs", _SCRATCH, "tmpfs", 0, "mode=755")
+            _count_from_the_root()
     fds = stdio.fds or nothing()
     found = _look_up(mountpoint, process)
     if "error" in found:
@@ -233,6 +234,20 @@ def _become(plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     os.execve(command[0], [*command, *first], {"PATH": path})
+
+
+def _count_from_the_root() -> None:
+    """Have LXC find its groups where ours are: it looks for them below the group of the machine's
+    first process, which in a machine that is itself a container is not the root."""
+    with open("/proc/1/cgroup") as file:
+        lines = file.read().splitlines()
+    rows = [line.split(":", 2) for line in lines]
+    if all(path in ("/", "/init.scope") for _, _, path in rows):
+        return
+    place = f"{_SCRATCH}/first-process"
+    with open(place, "w") as file:
+        file.write("".join(f"{number}:{names}:/\n" for number, names, _ in rows))
+    syscalls.mount(place, "/proc/1/cgroup", None, syscalls.MS_BIND)
 
 
 def _look_up(mountpoint: str, process: JSON) -> JSON:

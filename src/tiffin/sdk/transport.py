@@ -14,11 +14,19 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from json import dumps, loads
+from json import loads
 from typing import Any, BinaryIO
 
 from tiffin import errors
-from tiffin.client.connection import Response, Stream, escape, target
+from tiffin.client.connection import (
+    UPGRADE,
+    Response,
+    Stream,
+    escape,
+    request,
+    request_head,
+    target,
+)
 from tiffin.version import __version__
 
 __all__ = ["Hijacked", "Source", "Transport", "escape"]
@@ -26,6 +34,7 @@ __all__ = ["Hijacked", "Source", "Transport", "escape"]
 Source = bytes | BinaryIO | Iterator[bytes]
 """What can be sent as a body: bytes, a file that is open, or pieces."""
 
+_AGENT = f"tiffin-sdk/{__version__}"
 _BLOCK = 1 << 20
 _KEPT = 16
 
@@ -114,18 +123,12 @@ class Transport:
         body: Any,
         headers: Mapping[str, str] | None,
     ) -> tuple[Stream, Response]:
-        data = b"" if body is None else dumps(body).encode()
-        head = _head(method, target(path, query or {}), headers)
-        if body is not None:
-            head += "Content-Type: application/json\r\n"
-        if body is not None or method in ("POST", "PUT"):
-            head += f"Content-Length: {len(data)}\r\n"
-        message = head.encode("latin-1") + b"\r\n" + data
+        message = request(_AGENT, method, path, query, body, headers)
         stream = self._take()
         try:
             response = stream.ask(message, bodiless=method == "HEAD")
         except TimeoutError as error:
-            raise errors.TimedOut(f"No answer to {method} {path} within the time given") from error
+            raise _late(method, path) from error
         self._checked(stream, response)
         return stream, response
 
@@ -133,13 +136,9 @@ class Transport:
         if response.status < 400:
             return
         try:
-            text = response.read().decode(errors="replace").strip()
+            message = response.complaint()
         finally:
             self._finish(stream, response)
-        try:
-            message = loads(text)["message"]
-        except (ValueError, KeyError, TypeError):
-            message = text or f"HTTP status {response.status}"
         raise errors.of_status(response.status, message)
 
     def _finish(self, stream: Stream, response: Response) -> None:
@@ -177,7 +176,7 @@ class Transport:
             data = response.read()
         except TimeoutError as error:
             stream.close()
-            raise errors.TimedOut(f"No answer to {method} {path} within the time given") from error
+            raise _late(method, path) from error
         except BaseException:
             stream.close()
             raise
@@ -215,7 +214,8 @@ class Transport:
         """Sends a body of any length; the answer is read as that of :meth:`stream`."""
         from tiffin.client.upload import send_body
 
-        head = _head(method, target(path, query), headers) + "Content-Type: application/x-tar\r\n"
+        head = request_head(_AGENT, method, target(path, query), headers)
+        head += "Content-Type: application/x-tar\r\n"
         stream = self._take()
         stream.socket.settimeout(None)
         try:
@@ -231,8 +231,7 @@ class Transport:
         self, path: str, query: Mapping[str, Any] | None = None, body: Any = None
     ) -> Hijacked:
         """A POST that takes its connection over."""
-        headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
-        stream, _ = self._ask("POST", path, query, {} if body is None else body, headers)
+        stream, _ = self._ask("POST", path, query, {} if body is None else body, UPGRADE)
         stream.socket.settimeout(None)
         return Hijacked(stream)
 
@@ -252,10 +251,8 @@ class _Once(Transport):
         stream.close()
 
 
-def _head(method: str, where: str, headers: Mapping[str, str] | None) -> str:
-    lines = [f"{method} {where} HTTP/1.1", "Host: tiffin", f"User-Agent: tiffin-sdk/{__version__}"]
-    lines.extend(f"{name}: {value}" for name, value in (headers or {}).items())
-    return "\r\n".join(lines) + "\r\n"
+def _late(method: str, path: str) -> errors.TimedOut:
+    return errors.TimedOut(f"No answer to {method} {path} within the time given")
 
 
 def _readable(connection: socket.socket) -> bool:

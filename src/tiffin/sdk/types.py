@@ -8,25 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiffin.errors import InvalidParameter
-
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+from tiffin.units import parse_size
 
 
 def size_of(value: int | float | str) -> int:
     """Bytes, from a number or a text with a unit (``512m``); raises InvalidParameter."""
     if isinstance(value, int | float):
         return int(value)
-    text = value.strip().lower()
-    digits = text.rstrip("bkmgt")
-    unit = text[len(digits) :]
-    unit = unit[:-1] if len(unit) == 2 and unit.endswith("b") else unit
-    try:
-        return int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError):
-        raise InvalidParameter(
-            f"{value!r} is no size: give a number of bytes, with b, k, m, g or t behind it"
-        ) from None
+    return -1 if value.strip() == "-1" else parse_size(value)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -10,9 +10,10 @@ On disk (the folders' own rules are :mod:`tiffin.storage.shelf`'s)::
         trash/
 
 The dataset is called by the folder's name (``tank/tiffin/ID``) and has ``mountpoint=legacy``, so
-that nobody but who is asked mounts it, and access control lists, as Linux's other file systems. A clone holds its origin's snapshot; that is made for the
-clone alone and destroyed with it (``zfs destroy -d``). ``--storage-opt size=`` is the dataset's
-``quota``, which counts what the container writes itself.
+that nobody but who is asked mounts it, and access control lists, as Linux's other file systems. A
+clone holds its origin's snapshot; that is made for the clone alone and destroyed with it (``zfs
+destroy -d``). ``--storage-opt size=`` is the dataset's ``quota``, which counts what the container
+writes itself.
 
 The dataset that all lie in is ``zfs.fsname``, or, where the driver's folder lies on a zfs, the
 one there. Each step is a run of the ``zfs`` command, some 10 ms.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
-from tiffin.api.progress import Progress
+from tiffin.api.progress import reported
 from tiffin.api.routing import Router
 from tiffin.api.source import source
 from tiffin.errors import BuildFailure, InvalidParameter, TiffinError, Unsupported
@@ -64,25 +64,23 @@ class BuildRoutes:
         options: BuildOptions,
         context: Path | BinaryIO,
     ) -> None:
-        progress = Progress(response)
         builds = self._engine.builds
         verify = query.boolean(request, "verify")
         if verify and not isinstance(context, Path):
             raise Unsupported("--verify needs a folder that the daemon can read twice")
-        try:
-            image = builds.build(options, context, progress, cancelled=request.cancelled)
-            if verify:
-                progress({"stream": "Building once more, without the cache\n"})
-                found = builds.verify(options, context, image, cancelled=request.cancelled)
-                if found:
-                    raise BuildFailure(f"the second build gave another image: {found}")
-                progress({"stream": "Verified: the second build gave the same image\n"})
-        except TiffinError as error:
-            if error.excerpt and query.boolean(request, "excerpt"):
-                error.args = (f"{error.message}\n{error.excerpt}", *error.args[1:])
-            if not progress.started:
+        with reported(response) as say:
+            try:
+                image = builds.build(options, context, say, cancelled=request.cancelled)
+                if verify:
+                    say({"stream": "Building once more, without the cache\n"})
+                    found = builds.verify(options, context, image, cancelled=request.cancelled)
+                    if found:
+                        raise BuildFailure(f"the second build gave another image: {found}")
+                    say({"stream": "Verified: the second build gave the same image\n"})
+            except TiffinError as error:
+                if error.excerpt and query.boolean(request, "excerpt"):
+                    error.args = (f"{error.message}\n{error.excerpt}", *error.args[1:])
                 raise
-            progress.fail(error)
 
     def _check(self, response: Response, options: BuildOptions, context: Path | BinaryIO) -> None:
         report, text = self._engine.builds.check(options, context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tiffin.api import query, shapes
+from tiffin.api import query, shapes, versions
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routes.streams import Crossing
 from tiffin.api.routing import Router
@@ -50,17 +50,24 @@ class ContainerRoutes:
         response.json(rows)
 
     def create(self, request: Request, response: Response) -> None:
-        name = query.text(request, "name") or None
-        response.json(
-            self._engine.containers.create(request.json_object(shapes.CONTAINER), name), 201
+        body = request.json_object(shapes.CONTAINER)
+        versions.container_wanted(body, request.version)
+        made = self._engine.containers.create(
+            body,
+            query.text(request, "name") or None,
+            platform=query.text(request, "platform") if request.version >= (1, 41) else "",
+            readonly_recursive=versions.readonly_is_recursive(request.version),
         )
+        response.json(made, 201)
 
     def prune(self, request: Request, response: Response) -> None:
         response.json(self._engine.containers.prune(query.filters(request)))
 
     def inspect(self, request: Request, response: Response) -> None:
         size = query.boolean(request, "size")
-        response.json(self._engine.containers.inspect(request.names["name"], size=size))
+        view = self._engine.containers.inspect(request.names["name"], size=size)
+        versions.container_shown(view, request.version)
+        response.json(view)
 
     def top(self, request: Request, response: Response) -> None:
         arguments = query.text(request, "ps_args", "-ef")

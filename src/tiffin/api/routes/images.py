@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query
+from tiffin.api import query, versions
 from tiffin.api.exchange import Request, Response
-from tiffin.api.progress import Progress
+from tiffin.api.progress import Progress, reported
 from tiffin.api.routing import Router
 from tiffin.api.source import source
 from tiffin.errors import InvalidParameter, TiffinError, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
-
-_NOT_OF_IMAGES = (
-    *("Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty"),
-    *("OpenStdin", "StdinOnce", "Image", "NetworkDisabled", "MacAddress", "StopTimeout"),
-)
-"""Members of a container's Config, which older clients see in an image's too."""
 
 
 class ImageRoutes:
@@ -40,30 +34,36 @@ class ImageRoutes:
         router.add("DELETE", "/images/{name:.*}", self.remove)
 
     def list(self, request: Request, response: Response) -> None:
+        filters = query.filters(request)
+        if request.version < (1, 41) and query.text(request, "filter"):
+            filters.setdefault("reference", [query.text(request, "filter")])
         rows = self._engine.images.list(
             all=query.boolean(request, "all"),
-            filters=query.filters(request),
+            filters=filters,
             shared_size=query.boolean(request, "shared-size"),
+            manifests=request.version >= (1, 47) and query.boolean(request, "manifests"),
         )
         for row in rows:
-            _as_of(row, request.version)
+            versions.image_listed(row, request.version)
         response.json(rows)
 
     def inspect(self, request: Request, response: Response) -> None:
-        view = self._engine.images.inspect(request.names["name"])
-        if request.version < (1, 44):
-            view.setdefault("VirtualSize", view["Size"])
-        if request.version < (1, 45):
-            # The container that made the image: there is none, as with BuildKit.
-            view.setdefault("Container", "")
-            view.setdefault("ContainerConfig", dict.fromkeys(view["Config"]))
-        if request.version >= (1, 50):
-            for member in _NOT_OF_IMAGES:
-                view["Config"].pop(member, None)
+        manifests = request.version >= (1, 48) and query.boolean(request, "manifests")
+        platform = query.platform(request, (1, 49))
+        if manifests and platform:
+            raise InvalidParameter(
+                "conflicting options: manifests and platform options cannot both be set"
+            )
+        name = request.names["name"]
+        self._engine.images.find(name, platform)
+        view = self._engine.images.inspect(name, manifests=manifests)
+        versions.image_shown(view, request.version)
         response.json(view)
 
     def history(self, request: Request, response: Response) -> None:
-        response.json(self._engine.images.history(request.names["name"]))
+        name = request.names["name"]
+        self._engine.images.find(name, query.platform(request, (1, 48)))
+        response.json(self._engine.images.history(name))
 
     def tag(self, request: Request, response: Response) -> None:
         self._engine.images.tag(
@@ -87,6 +87,9 @@ class ImageRoutes:
         names = [name] if name is not None else query.texts(request, "names")
         if not names:
             raise InvalidParameter("no images to save: give their names")
+        if platform := query.platform(request, (1, 48)):
+            for one in names:
+                self._engine.images.find(one, platform)
         output = response.stream("application/x-tar")
         self._engine.images.save(names, output.file)
 
@@ -113,8 +116,7 @@ class ImageRoutes:
         file = source(request)
         if origin != "-" and file is None:
             raise Unsupported(f"cannot import from {origin} yet: download it, and import the file")
-        progress = Progress(response)
-        try:
+        with reported(response) as say:
             self._engine.images.import_(
                 file or request.body,
                 query.text(request, "repo"),
@@ -122,19 +124,7 @@ class ImageRoutes:
                 query.text(request, "message"),
                 query.texts(request, "changes"),
                 query.text(request, "platform"),
-                progress,
+                say,
                 # Not Docker's: what `tiffin image pack` makes is the same image each time.
                 created=query.integer(request, "created"),
             )
-        except TiffinError as error:
-            if not progress.started:
-                raise
-            progress.fail(error)
-
-
-def _as_of(row: dict[str, Any], version: tuple[int, int]) -> None:
-    """Give a row of the list the members that older clients know."""
-    if version < (1, 44):
-        row["VirtualSize"] = row["Size"]
-    if version < (1, 43) and not row["RepoTags"] and not row["RepoDigests"]:
-        row["RepoTags"], row["RepoDigests"] = ["<none>:<none>"], ["<none>@<none>"]

@@ -30,7 +30,9 @@ class NetworkRoutes:
         router.add("DELETE", "/networks/{name:.*}", self.remove)
 
     def list(self, request: Request, response: Response) -> None:
-        response.json(self._engine.networks.list(query.filters(request)))
+        # From 1.28 on the list is without the containers, which one inspect has.
+        members = request.version < (1, 28)
+        response.json(self._engine.networks.list(query.filters(request), members=members))
 
     def inspect(self, request: Request, response: Response) -> None:
         response.json(self._engine.networks.inspect(request.names["name"]))

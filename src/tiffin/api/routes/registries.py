@@ -5,12 +5,11 @@ Credentials come in ``X-Registry-Auth`` with each request, and are neither kept 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
-from tiffin.api.progress import Progress
+from tiffin.api.progress import reported
 from tiffin.api.routes.images import ImageRoutes
 from tiffin.api.routing import Handler, Router
 from tiffin.errors import (
@@ -55,38 +54,23 @@ class RegistryRoutes:
             # The CLI gives a digest in the place of the tag.
             name = f"{name}@{tag}" if ":" in tag else f"{_without_tag(name)}:{tag}"
         why = query.boolean(request, "why")
-
-        def pull(say: Callable[[dict[str, Any]], None]) -> None:
-            pulled = self._engine.registries.pull(
-                name,
-                platform=query.text(request, "platform"),
-                all_tags=_is_bare(name),
-                auth=self._auth(request),
-                progress=say,
-                cancelled=request.cancelled,
-            )
-            if why:
-                # tiffin's own: what was new, and what it cost.
-                for one in pulled:
-                    say({"aux": {"Why": one.why()}})
-
         try:
-            self._reported(response, pull)
+            with reported(response) as say:
+                pulled = self._engine.registries.pull(
+                    name,
+                    platform=query.text(request, "platform"),
+                    all_tags=_is_bare(name),
+                    auth=self._auth(request),
+                    progress=say,
+                    cancelled=request.cancelled,
+                )
+                if why:
+                    # tiffin's own: what was new, and what it cost.
+                    for one in pulled:
+                        say({"aux": {"Why": one.why()}})
         except (Unauthorized, Forbidden) as error:
             # As Docker: to 401 its client would answer by asking a person for a password.
             raise NotFound(error.message) from error
-
-    @staticmethod
-    def _reported(
-        response: Response, work: Callable[[Callable[[dict[str, Any]], None]], object]
-    ) -> None:
-        progress = Progress(response)
-        try:
-            work(progress)
-        except TiffinError as error:
-            if not progress.started:
-                raise
-            progress.fail(error)
 
     @staticmethod
     def _auth(request: Request) -> Any:
@@ -97,8 +81,7 @@ class RegistryRoutes:
 
     def push(self, request: Request, response: Response) -> None:
         level = query.integer(request, "compression-level")
-
-        def push(say: Callable[[dict[str, Any]], None]) -> None:
+        with reported(response) as say:
             self._engine.registries.push(
                 request.names["name"],
                 query.text(request, "tag"),
@@ -108,8 +91,6 @@ class RegistryRoutes:
                 progress=say,
                 cancelled=request.cancelled,
             )
-
-        self._reported(response, push)
 
     def search(self, request: Request, response: Response) -> None:
         filters = query.filters(request)

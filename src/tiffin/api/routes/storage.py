@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tiffin.api import query
 from tiffin.api.exchange import Request, Response
-from tiffin.api.progress import Progress
+from tiffin.api.progress import reported
 from tiffin.api.routing import Router
 from tiffin.errors import TiffinError
 
@@ -30,7 +29,8 @@ class StorageRoutes:
     def migrate(self, request: Request, response: Response) -> None:
         to = query.text(request, "to")
         options = [text for text in query.text(request, "options").split(",") if text]
-        self._told(response, lambda say: self._engine.storage.migrate(to, options, say))
+        with reported(response) as say:
+            self._engine.storage.migrate(to, options, say)
 
     def check(self, request: Request, response: Response) -> None:
         repair = query.boolean(request, "repair")
@@ -39,24 +39,12 @@ class StorageRoutes:
             from tiffin.engine.registries import credentials_by_host
 
             credentials = credentials_by_host(header)
-
-        def check(say: Progress) -> None:
+        with reported(response) as say:
             found = self._engine.storage.check(repair=repair, credentials=credentials, say=say)
             if left := found["Problems"] - found["Repaired"]:
                 raise TiffinError(f"{left} files of layers are not as they should be")
 
-        self._told(response, check)
-
     def benchmark(self, request: Request, response: Response) -> None:
         short = query.boolean(request, "short")
-        self._told(response, lambda say: self._engine.storage.benchmark(short=short, say=say))
-
-    @staticmethod
-    def _told(response: Response, work: Callable[[Progress], Any]) -> None:
-        progress = Progress(response)
-        try:
-            work(progress)
-        except TiffinError as error:
-            if not progress.started:
-                raise
-            progress.fail(error)
+        with reported(response) as say:
+            self._engine.storage.benchmark(short=short, say=say)

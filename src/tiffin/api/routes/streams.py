@@ -82,14 +82,16 @@ class StreamRoutes:
         with ours:
             with theirs, self._attaching.inside():
                 connection, initial = response.switch("websocket", ("Sec-WebSocket-Accept", key))
+                # Before 1.42 these were described, and not looked at.
+                every = request.version < (1, 42)
                 engine.attach(
                     container["Id"],
                     theirs,
                     stream=query.boolean(request, "stream", True),
                     logs=query.boolean(request, "logs"),
-                    stdin=query.boolean(request, "stdin"),
-                    stdout=query.boolean(request, "stdout"),
-                    stderr=query.boolean(request, "stderr"),
+                    stdin=every or query.boolean(request, "stdin"),
+                    stdout=every or query.boolean(request, "stdout"),
+                    stderr=every or query.boolean(request, "stderr"),
                     detach_keys=query.text(request, "detachKeys") or None,
                     multiplexed=False,
                 )
@@ -102,7 +104,7 @@ class StreamRoutes:
             )
 
     def wait(self, request: Request, response: Response) -> None:
-        condition = query.text(request, "condition") or "not-running"
+        condition = query.text(request, "condition") if request.version >= (1, 30) else ""
         waiter = self._engine.containers.wait_later(request.names["name"], condition)
         # Clients start the container only once they have seen the head of this answer, so that
         # the end can't come before the waiting.
@@ -139,7 +141,7 @@ class StreamRoutes:
     def stats(self, request: Request, response: Response) -> None:
         containers, name = self._engine.containers, request.names["name"]
         lasting = query.boolean(request, "stream", True)
-        one_shot = query.boolean(request, "one-shot")
+        one_shot = request.version >= (1, 41) and query.boolean(request, "one-shot")
         if lasting and one_shot:
             raise InvalidParameter("cannot have stream=true and one-shot=true")
         earlier = None

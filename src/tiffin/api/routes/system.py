@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query
+from tiffin.api import query, versions
 from tiffin.api.exchange import Request, Response, encode_json
 from tiffin.api.routing import Router
 from tiffin.errors import InvalidParameter, NotFound, NotModified
@@ -55,10 +55,7 @@ class SystemRoutes:
 
     def info(self, request: Request, response: Response) -> None:
         view = self._engine.system.info()
-        if request.version < (1, 42):
-            view.update(KernelMemory=False, KernelMemoryTCP=False)
-        if request.version < (1, 25):
-            view["ExecutionDriver"] = "<not supported>"
+        versions.engine_shown(view, request.version)
         response.json(view)
 
     def usage(self, request: Request, response: Response) -> None:
@@ -70,8 +67,7 @@ class SystemRoutes:
         if kinds:
             wanted = {member for kind in kinds for member in _USAGE[kind]}
             usage = {member: value for member, value in usage.items() if member in wanted}
-        if request.version >= (1, 42):
-            usage.pop("BuilderSize", None)
+        versions.usage_shown(usage, request.version)
         response.json(usage)
 
     def events(self, request: Request, response: Response) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiffin.cli.units import (
+from tiffin.units import (
     binary_size,
     human_duration,
     human_size,
@@ -96,11 +96,22 @@ def test_durations_are_shown_in_one_unit(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("0", 0), ("5s", 5), ("1h30m", 5400), ("1.5s", 1.5), ("300ms", 0.3), ("-1m", -60)],
+    ("text", "nanoseconds"),
+    [
+        ("0", 0),
+        ("5s", 5 * 10**9),
+        ("1h30m", 5400 * 10**9),
+        ("1.5s", 1_500_000_000),
+        (".5s", 500_000_000),
+        ("300ms", 300_000_000),
+        ("2\u00b5s", 2000),
+        ("2\u03bcs", 2000),
+        ("7ns", 7),
+        ("-1m", -60 * 10**9),
+    ],
 )
-def test_durations_are_read_in_go_notation(text: str, seconds: float) -> None:
-    assert parse_duration(text) == pytest.approx(seconds)
+def test_durations_are_read_in_go_notation(text: str, nanoseconds: int) -> None:
+    assert parse_duration(text) == nanoseconds
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,7 @@ def test_durations_are_read_in_go_notation(text: str, seconds: float) -> None:
         ("3x", 'time: unknown unit "x" in duration "3x"'),
         ("", 'time: invalid duration ""'),
         ("s", 'time: invalid duration "s"'),
+        (f"{'9' * 400}h", "time: invalid duration"),
     ],
 )
 def test_a_duration_that_makes_no_sense_is_refused(text: str, message: str) -> None:
@@ -127,5 +139,13 @@ def test_a_whole_number_of_any_unit_is_read_exactly(number: int, unit: str) -> N
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     try:
         assert parse_size(text) >= 0
+    except ValueError:
+        return
+
+
+@given(st.text() | st.from_regex(r"([0-9.]+(ns|us|ms|s|m|h))+", fullmatch=True))
+def test_any_text_is_a_duration_or_refused(text: str) -> None:
+    try:
+        parse_duration(text)
     except ValueError:
         return

@@ -2,15 +2,30 @@
 
 Docker counts file and image sizes in powers of 1000 (``1.98MB``) and memory in powers of 1024
 (``512MiB``); what a person types is always in powers of 1024 (``-m 512m``). Durations are shown
-rounded to one unit (``About an hour``).
+rounded to one unit (``About an hour``), and written in Go's notation (``1h30m``).
 """
 
 from __future__ import annotations
 
+from tiffin.errors import InvalidParameter
+
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "\u00b5s": 10**3,  # the micro sign
+    "\u03bcs": 10**3,  # the Greek letter
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+
+
+class Malformed(InvalidParameter, ValueError):
+    """A text that is no size, or no duration."""
 
 
 def human_size(size: float, digits: int = 4) -> str:
@@ -32,7 +47,7 @@ def _scaled(size: float, base: float, units: tuple[str, ...], digits: int) -> st
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``512``, ``512m``, ``1.5GiB``; raises ValueError with the reason."""
+    """Bytes from ``512``, ``512m``, ``1.5GiB``; raises Malformed with the reason."""
     number = text.strip()
     split = len(number)
     while split and not (number[split - 1].isdigit() or number[split - 1] == "."):
@@ -41,29 +56,29 @@ def parse_size(text: str) -> int:
     try:
         value = float(digits)
     except ValueError:
-        raise ValueError(f"invalid size: '{text}'") from None
+        raise Malformed(f"invalid size: '{text}'") from None
     if value < 0 or value != value or value in (float("inf"),):
-        raise ValueError(f"invalid size: '{text}'")
+        raise Malformed(f"invalid size: '{text}'")
     shift = 0
     if suffix:
         unit = suffix[0]
         if unit in _SUFFIXES and suffix[1:] in ("", "b", "ib"):
             shift = _SUFFIXES[unit]
         elif suffix != "b":
-            raise ValueError(f"invalid suffix: '{suffix}'")
+            raise Malformed(f"invalid suffix: '{suffix}'")
     return int(value * (1 << shift))
 
 
-def parse_duration(text: str) -> float:
-    """Seconds from ``1h30m``, ``1.5s``, ``300ms`` (Go's notation); raises ValueError."""
-    rest, total, sign = text, 0.0, 1.0
+def parse_duration(text: str) -> int:
+    """Nanoseconds from ``1h30m``, ``1.5s``, ``300ms`` (Go's notation); raises Malformed."""
+    rest, total, sign = text, 0, 1
     if rest[:1] in ("+", "-"):
-        sign = -1.0 if rest[0] == "-" else 1.0
+        sign = -1 if rest[0] == "-" else 1
         rest = rest[1:]
     if rest == "0":
-        return 0.0
+        return 0
     if not rest:
-        raise ValueError(f'time: invalid duration "{text}"')
+        raise Malformed(f'time: invalid duration "{text}"')
     while rest:
         split = 0
         while split < len(rest) and (rest[split].isdigit() or rest[split] == "."):
@@ -75,11 +90,13 @@ def parse_duration(text: str) -> float:
         try:
             number = float(rest[:split])
         except ValueError:
-            raise ValueError(f'time: invalid duration "{text}"') from None
-        if unit not in _SECONDS:
+            raise Malformed(f'time: invalid duration "{text}"') from None
+        if unit not in _NANOSECONDS:
             reason = f'unknown unit "{unit}" in' if unit else "missing unit in"
-            raise ValueError(f'time: {reason} duration "{text}"')
-        total += number * _SECONDS[unit]
+            raise Malformed(f'time: {reason} duration "{text}"')
+        if number == float("inf"):
+            raise Malformed(f'time: invalid duration "{text}"')
+        total += round(number * _NANOSECONDS[unit])
         rest = rest[end:]
     return sign * total
 
