@@ -178,7 +178,7 @@ def test_the_files_in_etc(engine: Engine) -> None:
         f"{settings['IPAddress']}\thost1.example.com host1",
     ]
     assert "nameserver 9.9.9.9" in inside(engine, box, "cat /etc/resolv.conf")
-    assert inside(engine, box, "hostname; cat /etc/hostname") == "host1\nhost1.example.com\n"
+    assert inside(engine, box, "hostname; cat /etc/hostname") == "host1\nhost1\n"
     echo = Echo(None, 7)
     try:
         assert inside(engine, box, "nc gw 7") == f"{settings['IPAddress']}\n"

@@ -22,6 +22,7 @@ from traffic import (
     address,
     client,
     create,
+    eventually,
     fetch,
     inside,
     leftovers,
