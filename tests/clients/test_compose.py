@@ -146,6 +146,83 @@ NETWORK_COMMANDS = (
 )
 
 
+CLASSIC = """
+version: "2.4"
+services:
+  db:
+    image: busybox
+    stop_grace_period: 0s
+    command: sh -c "echo kept > /d/index.html; echo db up; exec httpd -f -h /d"
+    healthcheck:
+      {test: ["CMD", "wget", "-q", "-O", "-", "http://localhost/"], interval: 1s, retries: 30}
+    volumes: ["data:/d"]
+    environment: {A: "1"}
+    mem_limit: 64m
+    cap_drop: [NET_RAW]
+    tmpfs: [/t]
+    networks: {back: {aliases: [database], ipv4_address: 10.231.8.9}}
+  web:
+    stop_grace_period: 0s
+    build: {context: ., args: [WORD=said]}
+    depends_on: {db: {condition: service_healthy}}
+    command: httpd -f -h /w
+    ports: ["127.0.0.1:18094:80"]
+    extra_hosts: ["elsewhere:192.0.2.1"]
+    networks: [front, back]
+    links: ["db:linked"]
+  alone:
+    image: busybox
+    stop_grace_period: 0s
+    command: sleep 1000
+    networks: [front]
+volumes: {data: {labels: {e: f}}}
+networks:
+  front: {driver: bridge}
+  back: {ipam: {config: [{subnet: 10.231.8.0/24}]}}
+"""
+CLASSIC_COMMANDS = (
+    "config --services",
+    "build > /dev/null",
+    "up -d",
+    "ps -q | wc -l",
+    "ps --services --filter status=running | sort",
+    "port web 80",
+    "exec -T db sh -c 'echo $A; exit 3'",
+    "exec -T web sh -c 'cat /built; wget -q -O - http://database/; wget -q -O - http://linked/'",
+    "exec -T web grep elsewhere /etc/hosts",
+    "exec -T alone sh -c 'nslookup -type=a db > /dev/null || exit 3'",
+    "logs --no-color db",
+    "run --rm -T alone sh -c 'ip -o -4 addr show eth0 | wc -l; exit 3'",
+    "up -d --scale alone=3",
+    "exec -T --index=3 alone hostname | wc -l",
+    "pause db",
+    "unpause db",
+    "top alone | grep -c 'sleep 1000'",
+    "restart -t 0 alone",
+    "kill alone",
+    "rm -f alone",
+    "stop -t 0",
+    "start",
+    "up -d --force-recreate -t 0",
+    "exec -T web wget -q -O - http://db/",
+    "down -t 0",
+    "run --rm -T db cat /d/index.html",
+    "down -t 0 -v --rmi local",
+    "ps -q",
+)
+
+
+@pytest.fixture(scope="session")
+def classic_compose() -> list[str]:
+    """The words that compose 1, the one in Python, begins with."""
+    named = os.environ.get("DOCKER_COMPOSE_1") or shutil.which("docker-compose")
+    if named is not None:
+        done = subprocess.run([named, "version", "--short"], capture_output=True, check=False)
+        if done.stdout.startswith(b"1."):
+            return [named]
+    pytest.skip("docker-compose 1 is not installed, and no DOCKER_COMPOSE_1 names it")
+
+
 def run(
     compose: list[str],
     peer: Any,
@@ -156,7 +233,10 @@ def run(
     (folder / "compose.yaml").write_text(project)
     (folder / "s").write_text("secret\n")
     (folder / "cfg").write_text("config\n")
-    (folder / "Dockerfile").write_text("FROM busybox\nRUN echo built > /b\n")
+    (folder / "Dockerfile").write_text(
+        "FROM busybox\nARG WORD=x\n"
+        "RUN echo built > /b; echo $WORD > /built; mkdir /w; echo page > /w/index.html\n"
+    )
     found = []
     try:
         for command in commands:
@@ -203,4 +283,21 @@ def test_services_find_each_other(compose: list[str], tmp_path: Path, busybox: P
                 "host",
                 "none",
             }
+    assert outcomes[1] == outcomes[0]
+
+
+def test_classic_compose(
+    classic_compose: list[str], tmp_path: Path, busybox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It needs members of images that are gone from 1.45 on, of dockerd's answers too.
+    monkeypatch.setenv("COMPOSE_API_VERSION", "1.41")
+    outcomes = []
+    for start in (peers.dockerd, peers.tiffin):
+        with start(own_network=True) as peer:
+            folder = tmp_path / peer.name
+            folder.mkdir()
+            outcomes.append(
+                "\n".join(run(classic_compose, peer, folder, CLASSIC, CLASSIC_COMMANDS))
+            )
+            assert len(peer.request("GET", "/networks")) == 3
     assert outcomes[1] == outcomes[0]

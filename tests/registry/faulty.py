@@ -98,9 +98,11 @@ class FaultyProxy:
     def _forward_half(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         host, _, port = self.upstream.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
-        connection.putrequest(request.command, request.path, skip_accept_encoding=True)
+        connection.putrequest(
+            request.command, request.path, skip_host=True, skip_accept_encoding=True
+        )
         for name, value in request.headers.items():
-            if name.lower() not in ("host", "connection"):
+            if name.lower() != "connection":
                 connection.putheader(name, value)
         connection.endheaders()
         connection.send(body[: len(body) // 2])
@@ -115,7 +117,8 @@ class FaultyProxy:
             headers = {
                 name: value
                 for name, value in request.headers.items()
-                if name.lower() not in ("host", "connection")
+                # With its Host: some registries answer with URLs of it, which lead back here.
+                if name.lower() != "connection"
             }
             path = request.path.replace("&moved=1", "").replace("?moved=1", "")
             connection.request(request.command, path, body or None, headers)
