@@ -194,6 +194,23 @@ def test_options_of_a_network(engine: Engine, outside: Namespace) -> None:
     assert [row["Name"] for row in engine.networks.list({"type": ["custom"]})] == ["tuned"]
 
 
+def test_interfaces_are_called_as_the_network_says(engine: Engine) -> None:
+    option = "com.docker.network.container_iface_prefix"
+    engine.networks.create({"Name": "named", "Options": {option: "lan"}})
+    engine.networks.create({"Name": "other", "Options": {option: "lan"}})
+    engine.networks.create({"Name": "plain"})
+    all_four = {"lo", "lan0", "eth0", "lan1"}
+    box = serve(engine, "box", "named")
+    for network in ("plain", "other"):
+        engine.networks.connect(network, box)
+    assert set(inside(engine, box, "ls /sys/class/net").split()) == all_four
+    engine.containers.restart(box, 0)
+    assert set(inside(engine, box, "ls /sys/class/net").split()) == all_four
+    for prefix in ("far-too-long-a-name", "a/b", "1st"):
+        with pytest.raises(InvalidParameter, match="container_iface_prefix"):
+            engine.networks.create({"Name": "bad", "Options": {option: prefix}})
+
+
 def test_a_network_is_not_made_over_what_the_host_has(engine: Engine, outside: Namespace) -> None:
     with rtnetlink.Socket() as kernel:
         link = kernel.link("wire")

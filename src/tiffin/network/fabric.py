@@ -117,8 +117,10 @@ class Fabric:
         try:
             namespace = self._namespaces[container] = Namespace.new()
             links.prepare(namespace)
-            for number, place in enumerate(plan.places):
-                self._join(plan, place, f"eth{number}", namespace)
+            used: set[str] = set()
+            for place in plan.places:
+                used.add(name := place.network.settings.free_interface(used))
+                self._join(plan, place, name, namespace)
             self._route(container, plan, namespace)
             if held:
                 self.ledger.publish(container, [port for port, _ in held])
@@ -259,11 +261,11 @@ class Fabric:
         container = plan.container
         before = self.ledger.of_container(container)
         used = {endpoint.interface for _, endpoint in before}
-        number = next(n for n in range(len(used) + 1) if f"eth{n}" not in used)
+        name = place.network.settings.free_interface(used)
         rules = self._port_elements(container)
         with Namespace.of_process(self._pids[container]) as namespace:
             try:
-                endpoint = self._join(plan, place, f"eth{number}", namespace)
+                endpoint = self._join(plan, place, name, namespace)
             except OSError as error:
                 raise TiffinError(f"the network can't be set up: {error}") from error
             try:

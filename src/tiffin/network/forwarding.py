@@ -37,11 +37,6 @@ class Forwarding:
         if noted["where"] == self._here:
             self._foreign = noted["foreign"]
 
-    @property
-    def guards(self) -> bool:
-        """Whether there is something to drop."""
-        return bool(self._foreign)
-
     def elements(self) -> list[firewall.Element]:
         """What the firewall holds of it: the interfaces between which nothing passes."""
         return [

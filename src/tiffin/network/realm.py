@@ -69,7 +69,7 @@ class Realm:
     @staticmethod
     def _check(settings: NetworkSettings) -> None:
         # Asking for them makes them complain about values that make no sense.
-        _ = (settings.mtu, settings.icc, settings.masquerade)
+        _ = (settings.mtu, settings.icc, settings.masquerade, settings.interface_prefix)
 
     def _fill_in(self, settings: NetworkSettings) -> None:
         """Choose the subnets that were not given."""

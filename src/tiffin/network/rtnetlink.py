@@ -45,10 +45,8 @@ IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_LINK = 5
 IFLA_MASTER = 10
-IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
-IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
@@ -243,20 +241,6 @@ def set_master(name: str, master: int) -> Request:
     return Request(RTM_SETLINK, 0, body, f"put {name} at bridge {master}")
 
 
-def set_name(index: int, name: str) -> Request:
-    """Give a link another name; it must be down."""
-    return Request(
-        RTM_SETLINK, 0, _link_body(index, 0, 0, text(IFLA_IFNAME, name)), f"name a link {name}"
-    )
-
-
-def set_mtu(index: int, mtu: int) -> Request:
-    """Set the largest packet of a link."""
-    return Request(
-        RTM_SETLINK, 0, _link_body(index, 0, 0, _number(IFLA_MTU, mtu)), f"set MTU {mtu}"
-    )
-
-
 def set_port(name: str, *, isolated: bool, hairpin: bool) -> Request:
     """How a bridge treats a port. ``isolated``: it does not talk to other isolated ports, whatever
     filters there are. ``hairpin``: frames may leave where they came from."""
@@ -364,16 +348,6 @@ class Socket(netlink.Socket):
                 index = struct.unpack("=I", said.get(RTA_OIF, b"\0\0\0\0"))[0]
                 network = ipaddress.ip_network((said[RTA_DST], length), strict=False)
                 found.append((network, index))
-        return found
-
-    def default_links(self) -> list[int]:
-        """The indices of the links that the default routes lead through."""
-        found = []
-        for body in self.dump(RTM_GETROUTE, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
-            _, length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
-            said = attributes(body, _ROUTE.size)
-            if kind == RTN_UNICAST and not length and RTA_OIF in said:
-                found.append(struct.unpack("=I", said[RTA_OIF])[0])
         return found
 
 

@@ -6,6 +6,8 @@ Both are kept in the database, the settings as JSON.
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Set
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ MTU = f"{_PREFIX}driver.mtu"
 INTERFACE_PREFIX = f"{_PREFIX}container_iface_prefix"
 DEFAULT_BRIDGE = f"{_PREFIX}bridge.default_bridge"
 
+_INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,11}")
 _TRUE = frozenset(("1", "t", "true"))
 _FALSE = frozenset(("0", "f", "false"))
 
@@ -50,6 +53,22 @@ class NetworkSettings(msgspec.Struct):
         if text.lower() not in _TRUE | _FALSE:
             raise InvalidParameter(f"invalid value for {option}: {text!r}: true or false")
         return text.lower() in _TRUE
+
+    def free_interface(self, used: Set[str]) -> str:
+        """The name of a container's interface in this network, beside those that it has."""
+        prefix = self.interface_prefix
+        return next(name for n in range(len(used) + 1) if (name := f"{prefix}{n}") not in used)
+
+    @property
+    def interface_prefix(self) -> str:
+        """What the names of containers' interfaces begin with; raises InvalidParameter."""
+        prefix = self.options.get(INTERFACE_PREFIX) or "eth"
+        if not _INTERFACE.fullmatch(prefix):
+            raise InvalidParameter(
+                f"invalid value for {INTERFACE_PREFIX}: {prefix!r}: up to 12 letters, digits, "
+                "'.', '_' and '-', a letter first"
+            )
+        return prefix
 
     @property
     def icc(self) -> bool:

@@ -49,7 +49,6 @@ from tiffin.registry.stores import LocalStore, Store
 
 MANIFEST_LIMIT = 8 << 20
 _BLOCK = 1 << 20
-_EMPTY_REFERENCES: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
