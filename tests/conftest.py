@@ -17,7 +17,7 @@ import pytest
 from tiffin.engine import Engine
 from tiffin.linux import syscalls
 from tiffin.linux.cgroups import Hierarchy
-from tiffin.network import netlink
+from tiffin.network import rtnetlink
 from tiffin.network.links import Links
 
 APPLETS = (
@@ -64,8 +64,8 @@ def leave_host_network() -> None:
     So neither several runs of tests, nor they and whatever networks the machine has, ever meet.
     """
     syscalls.unshare(syscalls.CLONE_NEWNET)
-    with netlink.Socket() as kernel:
-        kernel.run(netlink.set_up(1))
+    with rtnetlink.Socket() as kernel:
+        kernel.run(rtnetlink.set_up(1))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,17 +7,44 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tiffin.engine import Engine
-from tiffin.network import netlink
+from tiffin.network import rtnetlink
+from tiffin.network.namespace import Namespace
 
 HTTPD = "mkdir -p /w; echo {} > /w/index.html; exec httpd -f -p {} -h /w"
 HOST_BRIDGE = "172.17.0.1"
 OUTSIDE, HOST = "198.51.100.2", "198.51.100.1"
+
+
+class Echo:
+    """A server that says to whoever connects where the connection came from."""
+
+    def __init__(self, place: Namespace | None, port: int) -> None:
+        with place.visit() if place is not None else nullcontext():
+            self._socket = socket.create_server(("0.0.0.0", port))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, peer = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(peer[0].encode() + b"\n")
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
 
 
 def clear_networks() -> None:
@@ -26,11 +53,11 @@ def clear_networks() -> None:
     The namespace stays the same: the library that sets rules belongs to the one it began in.
     """
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    with netlink.Socket() as kernel:
+    with rtnetlink.Socket() as kernel:
         for link in kernel.links():
             made = link.kind in ("bridge", "veth", "macvlan", "ipvlan", "dummy", "vlan")
             if made and kernel.link(link.name) is not None:
-                kernel.run(netlink.delete_link(link.name))
+                kernel.run(rtnetlink.delete_link(link.name))
 
 
 def create(engine: Engine, command: str, network: str = "bridge", **options: Any) -> str:
@@ -128,7 +155,7 @@ def fetch_or_nothing(where: str, port: int) -> str:
 
 def leftovers() -> tuple[list[str], str]:
     """Interfaces (but the loopback and the tests' own), and nftables, of the host."""
-    with netlink.Socket() as kernel:
+    with rtnetlink.Socket() as kernel:
         names = [link.name for link in kernel.links() if link.name not in ("lo", "wire")]
     done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
     return names, done.stdout

@@ -41,7 +41,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tiffin.linux import syscalls
-from tiffin.network import netlink
+from tiffin.network import rtnetlink
 
 JSON = dict[str, Any]
 BLOCK = 2000
@@ -468,7 +468,7 @@ def leftovers(root: Path) -> Counter[str]:
         with contextlib.suppress(OSError):
             if f"/tiffin/{mark}/" in Path(f"/proc/{pid}/cgroup").read_text():
                 found[f"process {words}"] += 1
-    with netlink.Socket() as kernel:
+    with rtnetlink.Socket() as kernel:
         for link in kernel.links():
             if link.kind == "veth":
                 found[f"interface {link.name}"] += 1
@@ -496,8 +496,8 @@ def main() -> int:
     options = parser.parse_args()
     # Networks of its own: neither the machine's are touched, nor those of another run.
     syscalls.unshare(syscalls.CLONE_NEWNET)
-    with netlink.Socket() as kernel:
-        kernel.run(netlink.set_up(1))
+    with rtnetlink.Socket() as kernel:
+        kernel.run(rtnetlink.set_up(1))
     with tempfile.TemporaryDirectory(prefix="tiffin-soak-") as folder:
         root = Path(folder, "root")
         root.mkdir()

@@ -21,6 +21,9 @@ from typing import Any
 
 import pytest
 
+from clients import peers
+from clients.conftest import need
+
 pytestmark = [pytest.mark.peer, pytest.mark.root]
 
 CASES = Path(__file__).parent / "cases"
@@ -53,7 +56,9 @@ def cases() -> Iterator[Case]:
             yield case
 
 
-ALL = list(cases())
+NETWORKED = [case for case in cases() if case.name.startswith("networks: ")]
+"""Those that need the default network."""
+ALL = [case for case in cases() if not case.name.startswith("networks: ")]
 
 _EVENED = [
     (re.compile(pattern, re.MULTILINE), text)
@@ -134,8 +139,25 @@ def agreed(theirs: list[str], ours: list[str]) -> list[str]:
     return result
 
 
+@pytest.fixture(scope="module")
+def networked(busybox: Path) -> Iterator[tuple[Any, Any]]:
+    """Both engines, each with a default network on a machine of its own."""
+    need("docker", "dockerd", "unshare")
+    with peers.dockerd(own_network=True) as one, peers.tiffin(own_network=True) as other:
+        yield one, other
+
+
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_docker_does_the_same_with_both(case: Case, dockerd: Any, tiffin: Any) -> None:
+    compare(case, dockerd, tiffin)
+
+
+@pytest.mark.parametrize("case", NETWORKED, ids=lambda case: case.name)
+def test_docker_does_the_same_on_networks(case: Case, networked: tuple[Any, Any]) -> None:
+    compare(case, *networked)
+
+
+def compare(case: Case, dockerd: Any, tiffin: Any) -> None:
     with ThreadPoolExecutor(2) as pool:
         theirs, ours = pool.map(lambda peer: run(case, peer), (dockerd, tiffin))
     left, right = "\n".join(theirs).split("\n"), "\n".join(ours).split("\n")

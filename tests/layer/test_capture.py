@@ -86,7 +86,7 @@ def plant(root: Path, items: dict, order: list[bytes]) -> None:
 
 def tar_of(index: Index, directory: Path) -> bytes:
     output = io.BytesIO()
-    write_tar(index, directory, Whiteouts.OVERLAY, Path("/nonexistent"), output)
+    write_tar(index, directory, Path("/nonexistent"), output)
     return output.getvalue()
 
 

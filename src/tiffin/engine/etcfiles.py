@@ -53,7 +53,7 @@ class EtcFiles:
         folder = self._root.container(container.id)
         name = hostname(container)
         domain = container.spec.config.get("Domainname") or ""
-        (folder / "hostname").write_text(f"{name}.{domain}\n" if domain else f"{name}\n")
+        (folder / "hostname").write_text(f"{name}\n")
         joined = self._ledger.of_container(container.id)
         extra = self._extra_hosts(container, joined)
         if mode == "host":

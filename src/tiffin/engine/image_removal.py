@@ -49,8 +49,10 @@ class ImageRemoval:
     def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
         """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
 
+        ``noprune`` changes nothing: what an image was made from is an image of its own, or none.
         Raises Conflict where a container uses it, or where an ID has several names.
         """
+        del noprune
         image, name = self._images.named(reference)
         tags = self._images.tags(image.id)
         done: Rows = []

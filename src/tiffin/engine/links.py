@@ -41,7 +41,10 @@ class Links:
         found = []
         for text in links:
             target, alias = split(text)
-            found.append(f"{self._roster.get(target).id}:{alias}")
+            try:
+                found.append(f"{self._roster.get(target).id}:{alias}")
+            except NotFound as error:
+                raise NotFound(f"could not get container for {target}: {error.message}") from error
         return found
 
     def _targets(self, container: Container) -> Iterator[tuple[Container, str]]:

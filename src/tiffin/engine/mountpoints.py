@@ -23,6 +23,13 @@ _BIND_MODES = frozenset(
 )
 _PROPAGATION = frozenset("private rprivate shared rshared slave rslave".split())
 
+_ALTERNATIVES = (
+    frozenset({"ro", "rw"}),
+    frozenset({"z", "Z"}),
+    _PROPAGATION,
+    frozenset({"consistent", "cached", "delegated"}),
+)
+
 ANONYMOUS = "anonymous"
 """The mode of a mount point whose volume was made for its container alone."""
 
@@ -72,7 +79,7 @@ def _target(path: str, what: str) -> str:
         )
     normal = posixpath.normpath(path)
     if normal in ("/", "//"):
-        raise InvalidParameter(f"invalid {what}: destination can't be '/'")
+        raise InvalidParameter(f"invalid {what}: invalid specification: destination can't be '/'")
     return normal
 
 
@@ -88,9 +95,13 @@ def parse_bind(text: str) -> MountPoint:
     kind = "bind" if source.startswith("/") else "volume"
     target = _target(parts[1], f'{what}: invalid mount config for type "{kind}"')
     modes = parts[2].split(",") if len(parts) == 3 and parts[2] else []
-    for mode in modes:
-        if mode not in _BIND_MODES:
-            raise InvalidParameter(f"invalid mode: \"{mode}\" in '{text}'")
+    if not set(modes) <= _BIND_MODES or any(len(set(modes) & one) > 1 for one in _ALTERNATIVES):
+        raise InvalidParameter(f"invalid mode: {parts[2]}")
+    if kind == "bind" and "nocopy" in modes:
+        raise InvalidParameter(
+            f'invalid {what}: invalid mount config for type "bind": field VolumeOptions must not '
+            "be specified"
+        )
     point = MountPoint(
         "bind",
         target,
@@ -113,9 +124,12 @@ def parse_mount(mount: JSON) -> MountPoint:
     target = _target(mount.get("Target") or "", f'mount config for type "{kind}"')
     source = mount.get("Source") or ""
     point = MountPoint(kind, target, writable=not mount.get("ReadOnly"))
-    point.mode = "ro" if mount.get("ReadOnly") else ""
     if kind == "bind":
         options = mount.get("BindOptions") or {}
+        if not source:
+            raise InvalidParameter(
+                'invalid mount config for type "bind": field Source must not be empty'
+            )
         if not source.startswith("/"):
             raise InvalidParameter(
                 f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount "
@@ -124,7 +138,10 @@ def parse_mount(mount: JSON) -> MountPoint:
         point.source = posixpath.normpath(source)
         point.propagation = options.get("Propagation") or "rprivate"
         if point.propagation not in _PROPAGATION:
-            raise InvalidParameter(f"invalid propagation mode: {point.propagation}")
+            raise InvalidParameter(
+                'invalid mount config for type "bind": invalid propagation mode: '
+                + point.propagation
+            )
         point.recursive = not options.get("NonRecursive")
         point.readonly_recursive = not options.get("ReadOnlyNonRecursive")
         if options.get("ReadOnlyForceRecursive"):
@@ -157,7 +174,7 @@ def parse_mount(mount: JSON) -> MountPoint:
         options = mount.get("TmpfsOptions") or {}
         if source:
             raise InvalidParameter(
-                'invalid mount config for type "tmpfs": field Source must be empty'
+                'invalid mount config for type "tmpfs": field Source must not be specified'
             )
         point.size = options.get("SizeBytes") or 0
         point.permissions = options.get("Mode") or 0o1777
@@ -175,8 +192,8 @@ def parse_mount(mount: JSON) -> MountPoint:
         point.source, point.writable = source, False
     else:
         raise InvalidParameter(
-            f'invalid mount config for type "{kind}": mount type unknown: bind, volume, tmpfs, '
-            "image"
+            f'invalid mount config for type "{kind}": mount type unknown (bind, volume, tmpfs, '
+            "image)"
         )
     return point
 
@@ -195,9 +212,11 @@ def _subpath(text: str, kind: str) -> str:
 
 def parse_tmpfs(target: str, options: str) -> MountPoint:
     """``--tmpfs TARGET[:OPTIONS]``; the options go to the mount as they are."""
+    if not target.startswith("/"):
+        raise InvalidParameter(f"invalid mount path: '{target}' mount path must be absolute")
     return MountPoint(
         "tmpfs",
-        _target(target, "tmpfs"),
+        _target(target, 'mount config for type "tmpfs"'),
         tmpfs_options=[option for option in options.split(",") if option],
         mode=options,
     )

@@ -87,13 +87,17 @@ def normalise(config: JSON, host: JSON, networking: JSON) -> JSON:
 def _check_shared(config: JSON, host: JSON, mac: str) -> None:
     for wrong, what in (
         (config.get("Hostname"), "hostname"),
-        (host.get("Links"), "links"),
         (host.get("Dns") or host.get("DnsSearch") or host.get("DnsOptions"), "dns"),
         (host.get("ExtraHosts"), "custom host-to-IP mapping"),
         (mac, "mac-address"),
     ):
         if wrong:
             raise InvalidParameter(f"conflicting options: {what} and the network mode")
+    if host.get("Links"):
+        raise InvalidParameter(
+            "conflicting options: container type network can't be used with links. This would "
+            "result in undefined behavior"
+        )
     if host.get("PortBindings") or host.get("PublishAllPorts"):
         raise InvalidParameter(
             "conflicting options: port publishing and the container type network mode"

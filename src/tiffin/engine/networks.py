@@ -231,8 +231,13 @@ class Networks:
     def connect(self, reference: str, container: str, body: JSON | None = None) -> None:
         """Put a container into a network; ``body`` is Docker's EndpointSettings."""
         if reference in (*BUILT_IN, *NETWORK_IDS.values()):
-            raise InvalidParameter(
-                "container cannot be connected to host network or to none: choose it at create"
+            if reference in ("none", NETWORK_IDS["none"]):
+                raise InvalidParameter(
+                    "container cannot be connected to multiple networks with one of the networks "
+                    "in private (none) mode"
+                )
+            raise Forbidden(
+                "container cannot be disconnected from host network or connected to host network"
             )
         network = self._fabric.ledger.get(reference)
         one = self._roster.get(container)

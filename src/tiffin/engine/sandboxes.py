@@ -66,6 +66,9 @@ class Sandboxes:
             if mode.startswith(SHARED):
                 target = self._roster.get(mode.removeprefix(SHARED))
                 spec.host["NetworkMode"] = f"{SHARED}{target.id}"
+                # It is called as the other is, whose files in /etc it has.
+                for key in ("Hostname", "Domainname"):
+                    spec.config[key] = target.spec.config.get(key) or ""
             if spec.host.get("Links"):
                 spec.host["Links"] = self.links.settle(spec.host["Links"])
         except NotFound as error:

@@ -94,7 +94,10 @@ class Volumes:
                 "found: the one driver is local"
             )
         options = {key: value for key, value in (options or {}).items() if value}
-        _check_options(options)
+        try:
+            _check_options(options)
+        except InvalidParameter as error:
+            raise InvalidParameter(f"create {name}: {error.message}") from error
         anonymous = not name
         if anonymous:
             labels = {_ANONYMOUS: "", **(labels or {})}

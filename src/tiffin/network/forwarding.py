@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from tiffin.errors import Unsupported
-from tiffin.network import firewall, netlink
+from tiffin.network import firewall, rtnetlink
 from tiffin.network.namespace import write_sysctls
 
 _V4 = "ipv4/ip_forward"
@@ -79,7 +79,7 @@ class Forwarding:
             write_sysctls([(_V4, "1")])
         if not ipv6 or _text(f"net/{_V6}") == "1":
             return
-        with netlink.Socket() as kernel:
+        with rtnetlink.Socket() as kernel:
             names = [link.name for link in kernel.links()]
         for name in names:
             try:
@@ -106,7 +106,7 @@ class Forwarding:
 
 def _strange() -> list[str]:
     """The interfaces that are not ours."""
-    with netlink.Socket() as kernel:
+    with rtnetlink.Socket() as kernel:
         return [
             link.name
             for link in kernel.links()

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
-from tiffin.network import netlink
+from tiffin.network import rtnetlink
 from tiffin.network.ledger import Network
 from tiffin.network.namespace import Namespace, write_sysctls
 from tiffin.network.settings import BRIDGE_NAME, Endpoint
@@ -39,7 +39,7 @@ class Links:
         self._prefix = f"tf{mark[:5]}"
         self._capacity = bridge_ports
         self._lock = threading.RLock()
-        self._socket: netlink.Socket | None = None
+        self._socket: rtnetlink.Socket | None = None
         # Of each network that is up: its bridges' (index, name), and who is at each.
         self._bridges: dict[str, list[tuple[int, str, set[str]]]] = {}
 
@@ -51,9 +51,9 @@ class Links:
                 self._socket = None
             self._bridges.clear()
 
-    def _kernel(self) -> netlink.Socket:
+    def _kernel(self) -> rtnetlink.Socket:
         if self._socket is None:
-            self._socket = netlink.Socket()
+            self._socket = rtnetlink.Socket()
         return self._socket
 
     def _name(self, kind: str, key: str) -> str:
@@ -154,18 +154,18 @@ class Links:
         else:
             write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
         requests = [
-            netlink.add_address(
+            rtnetlink.add_address(
                 index, ipaddress.ip_interface(f"{subnet.gateway}/{subnet.network.prefixlen}")
             )
             for subnet in network.subnets
             if subnet.gateway is not None
         ]
         try:
-            kernel.run(*requests, netlink.set_up(index))
+            kernel.run(*requests, rtnetlink.set_up(index))
             write_sysctls([(f"ipv4/conf/{name}/route_localnet", "1")])
-            kernel.run(netlink.set_alias(name, self._alias(network)))
+            kernel.run(rtnetlink.set_alias(name, self._alias(network)))
         except BaseException:
-            kernel.run(netlink.delete_link(name))
+            kernel.run(rtnetlink.delete_link(name))
             raise
         return index, name, set()
 
@@ -175,11 +175,11 @@ class Links:
         kernel = self._kernel()
         try:
             kernel.run(
-                netlink.new_bridge(name, mac, network.settings.mtu),
-                netlink.set_alias(name, self._unfinished(network)),
+                rtnetlink.new_bridge(name, mac, network.settings.mtu),
+                rtnetlink.set_alias(name, self._unfinished(network)),
             )
         except OSError as error:
-            kernel.run(netlink.delete_link(name))
+            kernel.run(rtnetlink.delete_link(name))
             raise _explained(error, "bridge") from error
         link = kernel.link(name)
         assert link is not None
@@ -194,19 +194,19 @@ class Links:
         near, far = self._name("x", key), self._name("y", key)
         requests = [
             # One that an engine was killed at.
-            netlink.delete_link(near),
-            netlink.new_veth(near, bridges[0][0], far, mtu=network.settings.mtu),
-            netlink.set_master(far, index),
+            rtnetlink.delete_link(near),
+            rtnetlink.new_veth(near, bridges[0][0], far, mtu=network.settings.mtu),
+            rtnetlink.set_master(far, index),
         ]
         if not network.settings.icc:
             # Those of the further bridge reach the first one's gateway, and nobody at its ports.
-            requests.append(netlink.set_port(near, isolated=True, hairpin=False))
+            requests.append(rtnetlink.set_port(near, isolated=True, hairpin=False))
         try:
             self._kernel().run(*requests)
             write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
-            self._kernel().run(netlink.set_alias(name, self._alias(network)))
+            self._kernel().run(rtnetlink.set_alias(name, self._alias(network)))
         except BaseException:
-            self._kernel().run(netlink.delete_link(near), netlink.delete_link(name))
+            self._kernel().run(rtnetlink.delete_link(near), rtnetlink.delete_link(name))
             raise
         bridge = (index, name, set[str]())
         bridges.append(bridge)
@@ -219,7 +219,7 @@ class Links:
             kernel = self._kernel()
             names = [name for _, name, _ in bridges]
             links = [self._name("x", f"{network.id} {number}") for number in range(1, len(names))]
-            kernel.run(*(netlink.delete_link(name) for name in [*links, *names]))
+            kernel.run(*(rtnetlink.delete_link(name) for name in [*links, *names]))
 
     def clear(self) -> None:
         """Remove the bridges of all networks."""
@@ -233,7 +233,7 @@ class Links:
                 or (link.kind == "bridge" and link.alias.startswith(f"tiffin {self._mark} "))
             ]
             if doomed:
-                kernel.run(*(netlink.delete_link(name) for name in doomed))
+                kernel.run(*(rtnetlink.delete_link(name) for name in doomed))
 
     # -- endpoints --------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class Links:
             further = [ipaddress.ip_interface(text) for text in endpoint.link_local]
             if not endpoint.ipv6 and not any(one.version == 6 for one in further):
                 write_sysctls([(f"ipv6/conf/{endpoint.interface}/disable_ipv6", "1")])
-            with netlink.Socket() as inside:
+            with rtnetlink.Socket() as inside:
                 link = inside.link(endpoint.interface)
                 if link is None:
                     raise TiffinError(
@@ -264,10 +264,10 @@ class Links:
                     )
                 inside.run(
                     *(
-                        netlink.add_address(link.index, one)
+                        rtnetlink.add_address(link.index, one)
                         for one in [*endpoint.interfaces, *further]
                     ),
-                    netlink.set_up(link.index),
+                    rtnetlink.set_up(link.index),
                 )
         return after > before
 
@@ -282,7 +282,7 @@ class Links:
                 (one for one in self._bridges[network.id] if len(one[2]) < self._capacity), None
             ) or self._make_further(network)
             requests = [
-                netlink.new_veth(
+                rtnetlink.new_veth(
                     name,
                     bridge[0],
                     endpoint.interface,
@@ -293,13 +293,13 @@ class Links:
             ]
             isolated = not network.settings.icc
             if isolated or published:
-                requests.append(netlink.set_port(name, isolated=isolated, hairpin=published))
+                requests.append(rtnetlink.set_port(name, isolated=isolated, hairpin=published))
             try:
                 kernel.run(*requests)
             except OSError as error:
                 if error.errno == _EXFULL:
                     # Those that have just left are still on their way out.
-                    kernel.run(netlink.delete_link(name))
+                    kernel.run(rtnetlink.delete_link(name))
                     self._make_further(network)
                     continue
                 if error.errno == errno.ENODEV and kernel.link(bridge[1]) is None:
@@ -322,10 +322,10 @@ class Links:
             )
         mode = None
         if driver == "macvlan":
-            mode = netlink.MACVLAN_MODES[options.get("macvlan_mode") or "bridge"]
+            mode = rtnetlink.MACVLAN_MODES[options.get("macvlan_mode") or "bridge"]
         else:
-            mode = netlink.IPVLAN_MODES[options.get("ipvlan_mode") or "l2"]
-        request = netlink.new_child(
+            mode = rtnetlink.IPVLAN_MODES[options.get("ipvlan_mode") or "l2"]
+        request = rtnetlink.new_child(
             endpoint.interface,
             parent.index,
             driver,
@@ -359,14 +359,14 @@ class Links:
             base, dot, number = name.rpartition(".")
             try:
                 if not network.settings.options.get("parent"):
-                    kernel.run(netlink.new_dummy(name))
+                    kernel.run(rtnetlink.new_dummy(name))
                 elif dot and number.isdigit() and (link := kernel.link(base)) is not None:
-                    kernel.run(netlink.new_vlan(name, link.index, int(number)))
+                    kernel.run(rtnetlink.new_vlan(name, link.index, int(number)))
                 else:
                     raise InvalidParameter(
                         f"the parent interface {name} of network {network.name} does not exist"
                     )
-                kernel.run(netlink.set_alias(name, self._alias(network)))
+                kernel.run(rtnetlink.set_alias(name, self._alias(network)))
             except OSError as error:
                 kind = "VLAN" if network.settings.options.get("parent") else "dummy"
                 raise _explained(error, kind) from error
@@ -376,17 +376,17 @@ class Links:
         with self._lock:
             link = self._kernel().link(self.parent(network))
             if link is not None and link.alias == self._alias(network):
-                self._kernel().run(netlink.delete_link(link.name))
+                self._kernel().run(rtnetlink.delete_link(link.name))
 
     def probe(self, driver: str, namespace: Namespace) -> None:
         """Raise Unsupported, by name, where the kernel has no such kind of interface."""
-        with namespace.visit(), netlink.Socket() as inside:
+        with namespace.visit(), rtnetlink.Socket() as inside:
             try:
-                inside.run(netlink.new_veth("parent", 0, "other"))
+                inside.run(rtnetlink.new_veth("parent", 0, "other"))
                 parent = inside.link("parent")
                 assert parent is not None
                 inside.run(
-                    netlink.new_child("probe", parent.index, driver, None, namespace=namespace.fd)
+                    rtnetlink.new_child("probe", parent.index, driver, None, namespace=namespace.fd)
                 )
             except OSError as error:
                 raise _explained(error, driver) from error
@@ -398,15 +398,15 @@ class Links:
             for _, _, members in self._bridges.get(network.id, ()):
                 members.discard(endpoint.id)
             if network.settings.driver == "bridge":
-                self._kernel().run(netlink.set_down(self.host_link(endpoint)))
+                self._kernel().run(rtnetlink.set_down(self.host_link(endpoint)))
 
     def pull(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> None:
         """Take an endpoint's interface out of a container that goes on running."""
         with self._lock:
             for _, _, members in self._bridges.get(network.id, ()):
                 members.discard(endpoint.id)
-        with namespace.visit(), netlink.Socket() as inside:
-            inside.run(netlink.delete_link(endpoint.interface))
+        with namespace.visit(), rtnetlink.Socket() as inside:
+            inside.run(rtnetlink.delete_link(endpoint.interface))
 
     # -- start-up ---------------------------------------------------------------------------
 
@@ -428,23 +428,23 @@ class Links:
                 if stray or (ours and link.alias not in aliases):
                     gone.append(link.name)
             if gone:
-                kernel.run(*(netlink.delete_link(name) for name in gone))
+                kernel.run(*(rtnetlink.delete_link(name) for name in gone))
             return left
 
 
 def set_routes(namespace: Namespace, gateways: Sequence[tuple[str, str]]) -> None:
     """The default routes of a namespace: (interface, gateway) a version, or an interface alone
     with an empty gateway for both. What was there before goes."""
-    with namespace.visit(), netlink.Socket() as inside:
-        requests = [netlink.delete_default_route(4), netlink.delete_default_route(6)]
+    with namespace.visit(), rtnetlink.Socket() as inside:
+        requests = [rtnetlink.delete_default_route(4), rtnetlink.delete_default_route(6)]
         for interface, gateway in gateways:
             link = inside.link(interface)
             if link is None:
                 continue
             if gateway:
-                requests.append(netlink.add_route(link.index, ipaddress.ip_address(gateway)))
+                requests.append(rtnetlink.add_route(link.index, ipaddress.ip_address(gateway)))
             else:
-                requests.append(netlink.add_route(link.index, None))
+                requests.append(rtnetlink.add_route(link.index, None))
         inside.run(*requests)
 
 
@@ -459,8 +459,8 @@ def prepare(namespace: Namespace) -> None:
                 ("ipv6/conf/default/accept_ra", "0"),
             ]
         )
-        with netlink.Socket() as inside:
-            inside.run(netlink.set_up(1))
+        with rtnetlink.Socket() as inside:
+            inside.run(rtnetlink.set_up(1))
 
 
 _ROOM = {"gc_thresh1": 2048, "gc_thresh2": 8192, "gc_thresh3": 16384}

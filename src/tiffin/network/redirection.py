@@ -17,18 +17,26 @@ import socket
 import struct
 
 from tiffin.errors import TiffinError, Unsupported
+from tiffin.network import netlink
+from tiffin.network.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    attribute,
+    nest,
+    text,
+)
 
 _NETLINK_NETFILTER = 12
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NFTABLES = 10
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE = (_NFTABLES << 8 | kind for kind in (0, 2, 3, 6))
-_REQUEST, _ACK, _EXCLUSIVE, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
-_NESTED = 0x8000
 _IPV4, _LOCAL_OUT, _PRIORITY, _ACCEPT = 2, 3, -100, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _L4PROTO = 16
 _DESTINATION_NAT = 1
-_HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("!BBH")
 _TABLE, _CHAIN = "tiffin", "names"
 _Request = tuple[int, int, bytes]
@@ -41,15 +49,18 @@ def redirect(address: str, port: int) -> None:
 
     Raises Unsupported where there is no nftables; TiffinError.
     """
-    name = _text(1, _TABLE)
+    name = text(1, _TABLE)
     to = ipaddress.IPv4Address(address).packed
-    hook = _nested(4, _number(1, _LOCAL_OUT), _number(2, _PRIORITY))
-    chain = name + _text(3, _CHAIN) + hook + _number(5, _ACCEPT) + _text(7, "nat")
+    hook = nest(4, _number(1, _LOCAL_OUT), _number(2, _PRIORITY))
+    chain = name + text(3, _CHAIN) + hook + _number(5, _ACCEPT) + text(7, "nat")
     rules = [
-        (_NEW_RULE, _CREATE | _APPEND, name + _text(2, _CHAIN) + _rule(to, protocol, port))
+        (_NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, name + text(2, _CHAIN) + _rule(to, protocol, port))
         for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP)
     ]
-    made: list[_Request] = [(_NEW_TABLE, _CREATE | _EXCLUSIVE, name), (_NEW_CHAIN, _CREATE, chain)]
+    made: list[_Request] = [
+        (_NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, name),
+        (_NEW_CHAIN, NLM_F_CREATE, chain),
+    ]
     code = _send([*made, *rules])
     if code == errno.EEXIST:
         # From an earlier time. Never removed at first: the kernel takes long for that.
@@ -68,10 +79,10 @@ def redirect(address: str, port: int) -> None:
 def _send(requests: list[_Request]) -> int:
     """Carry requests out as one transaction: the number of the error, or 0."""
     last = len(requests)
-    data = _message(_BATCH_BEGIN, _REQUEST, 0, b"", _NFTABLES)
+    data = _message(_BATCH_BEGIN, NLM_F_REQUEST, 0, b"", _NFTABLES)
     for number, (kind, flags, body) in enumerate(requests, 1):
-        data += _message(kind, _REQUEST | _ACK | flags, number, body)
-    data += _message(_BATCH_END, _REQUEST, last + 1, b"", _NFTABLES)
+        data += _message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, number, body)
+    data += _message(_BATCH_END, NLM_F_REQUEST, last + 1, b"", _NFTABLES)
     try:
         with socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
@@ -79,14 +90,10 @@ def _send(requests: list[_Request]) -> int:
             kernel.send(data)
             acknowledged = 0
             while acknowledged < last:
-                answer = kernel.recv(1 << 16)
-                offset = 0
-                while offset < len(answer):
-                    code = -int(struct.unpack_from("=i", answer, offset + _HEADER.size)[0])
-                    if code:
+                for _, _, body in netlink.messages(kernel.recv(1 << 16)):
+                    if code := netlink.code(body):
                         return code
                     acknowledged += 1
-                    offset += (_HEADER.unpack_from(answer, offset)[0] + 3) & ~3
     except OSError as error:
         return error.errno or errno.EIO
     return 0
@@ -94,14 +101,14 @@ def _send(requests: list[_Request]) -> int:
 
 def _rule(address: bytes, protocol: int, port: int) -> bytes:
     """The expressions of a rule: ``ip daddr … meta l4proto … th dport 53 dnat to …``."""
-    return _nested(
+    return nest(
         4,
         *_load(_NETWORK_HEADER, 16, address),
         _expression("meta", _number(1, 1), _number(2, _L4PROTO)),
         _compare(bytes([protocol])),
         *_load(_TRANSPORT_HEADER, 2, struct.pack("!H", 53)),
-        _expression("immediate", _number(1, 1), _nested(2, _attribute(1, address))),
-        _expression("immediate", _number(1, 2), _nested(2, _attribute(1, struct.pack("!H", port)))),
+        _expression("immediate", _number(1, 1), nest(2, attribute(1, address))),
+        _expression("immediate", _number(1, 2), nest(2, attribute(1, struct.pack("!H", port)))),
         _expression(
             "nat",
             _number(1, _DESTINATION_NAT),
@@ -119,29 +126,17 @@ def _load(header: int, offset: int, value: bytes) -> tuple[bytes, bytes]:
 
 
 def _compare(value: bytes) -> bytes:
-    return _expression("cmp", _number(1, 1), _number(2, 0), _nested(3, _attribute(1, value)))
+    return _expression("cmp", _number(1, 1), _number(2, 0), nest(3, attribute(1, value)))
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return _nested(1, _text(1, name), _nested(2, *attributes))
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", len(data) + 4, kind) + data + bytes(-len(data) % 4)
-
-
-def _nested(kind: int, *attributes: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(attributes))
-
-
-def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
+    return nest(1, text(1, name), nest(2, *attributes))
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!i", value))
+    return attribute(kind, struct.pack("!i", value))
 
 
 def _message(kind: int, flags: int, sequence: int, body: bytes, resource: int = 0) -> bytes:
     content = _GENERIC.pack(0 if resource else _IPV4, 0, resource) + body
-    return _HEADER.pack(_HEADER.size + len(content), kind, flags, sequence, 0) + content
+    return netlink.message(kind, flags, sequence, content)
