@@ -42,7 +42,7 @@ ALLOWED = {
     ("client", "build.dockerignore"): "a context for another engine leaves out what is ignored",
     ("cli", "registry"): "credentials, copies between registries and a registry of one's own are"
     " the client's: no daemon is needed for them",
-    ("cli", "image.manifest"): "platforms of what is copied",
+    ("cli", "image.platforms"): "platforms of what is copied",
     ("client", "linux.sockets"): "long paths of unix sockets",
     ("sdk", "api"): "Engine serves the API to itself, in its own process",
     ("sdk", "engine"): "the engine in process",

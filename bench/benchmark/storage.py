@@ -77,6 +77,8 @@ def run(
 
 def text(value: float) -> str:
     """A figure as the table shows it."""
+    if 0 < value < 0.1:
+        return f"{value:.1g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

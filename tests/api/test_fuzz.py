@@ -97,5 +97,7 @@ def test_nonsense_is_refused(
     client.close()
     if answer.status == 500:
         answer = docker.request(method, target, content)
-    assert answer.status != 500, (method, target, content, answer.body)
+    # Some nonsense is the name of an image on Docker Hub, which can't be reached from everywhere.
+    reached = b"docker.io" not in answer.body
+    assert answer.status != 500 or not reached, (method, target, content, answer.body)
     assert docker.request("GET", "/_ping").body == b"OK"

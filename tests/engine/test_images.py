@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import busybox_tar
 from tiffin.engine import Engine
 from tiffin.errors import Conflict, CorruptArchive, DigestMismatch, InvalidParameter, NotFound
 
@@ -127,6 +128,18 @@ def test_removal_untags_first_and_deletes_last(engine: Engine) -> None:
         engine.images.inspect("busybox")
 
 
+def test_an_image_of_a_paused_container_is_in_use(engine: Engine) -> None:
+    body = {"Image": "busybox", "Cmd": ["sleep", "600"]}
+    container = engine.containers.create(body)["Id"]
+    engine.containers.start(container)
+    engine.containers.pause(container)
+    image = engine.images.inspect("busybox")["Id"]
+    with pytest.raises(Conflict, match="cannot be forced"):
+        engine.images.remove(image, force=True)
+    engine.containers.remove(container, force=True)
+    engine.images.remove(image)
+
+
 def test_an_image_in_use_is_not_removed(engine: Engine) -> None:
     container = engine.containers.create({"Image": "busybox", "Cmd": ["true"]})["Id"]
     short = container[:12]
@@ -199,3 +212,9 @@ def test_whatever_is_loaded_ends_in_an_error_of_ours(
     except (CorruptArchive, DigestMismatch, InvalidParameter):
         pass
     assert engine.run("busybox", ["true"]).exit_code == 0
+
+
+def test_an_import_for_another_platform_says_so(engine: Engine) -> None:
+    image = engine.images.import_(io.BytesIO(busybox_tar()), "foreign", platform="linux/arm/v7")
+    described = engine.images.inspect(image)
+    assert (described["Architecture"], described["Variant"]) == ("arm", "v7")

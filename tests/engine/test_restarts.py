@@ -219,3 +219,22 @@ def test_after_a_boot_always_means_always(
         for row in engine.containers.list(all=True):
             engine.containers.remove(row["Id"], force=True)
         engine.shutdown_keeper()
+
+
+def test_a_start_that_was_not_written_down_ends_the_rest(root: Path, busybox: Path) -> None:
+    """As if the daemon had died right after the keeper had started the container."""
+    with Engine(root) as engine:
+        engine.images.import_(io.BytesIO(busybox_tar()), "busybox", changes=["CMD sh"])
+        one = started(engine, "sleep", "600", host=policy("always"))
+        engine.containers.stop(one, timeout=0)
+        (before,) = engine._database.all("SELECT state FROM containers")
+        engine.containers.start(one)
+        pid = state(engine, one)["Pid"]
+        engine._database.execute("UPDATE containers SET state = ?", (before["state"],))
+    with Engine(root) as engine:
+        assert state(engine, one)["Pid"] == pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: engine.containers.inspect(one)["RestartCount"] == 1)
+        eventually(lambda: state(engine, one)["Status"] == "running")
+        engine.containers.remove(one, force=True)
+        engine.shutdown_keeper()

@@ -17,8 +17,11 @@ from jsonschema import Draft4Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 
+from image.archives import Members, Store, Tarball, digest
 from tiffin.errors import DigestMismatch
-from tiffin.image.config import chain_ids
+from tiffin.image.archive import LoadedImage, read_archive
+from tiffin.image.config import HistoryEntry, ImageConfig, chain_ids
+from tiffin.image.platforms import Platform
 from tiffin.layer.compression import decompressed
 
 SCHEMAS = Path(__file__).parent.parent / "spec" / "oci-image"
@@ -112,3 +115,42 @@ def tiny_file_system(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def layers(tarball: Tarball) -> list[bytes]:
+    return [tarball({"a": b"one"}), tarball({"b": b"two" * 5000}), tarball({"c": None})]
+
+
+@pytest.fixture
+def config(layers: list[bytes]) -> ImageConfig:
+    config = ImageConfig.scratch(created=0).with_cmd(["sh"])
+    for number, layer in enumerate(layers):
+        config = config.with_layer(digest(layer), HistoryEntry(created_by=f"step {number}"))
+    return config
+
+
+@pytest.fixture
+def old(layers: list[bytes], config: ImageConfig) -> Members:
+    """As Docker before 25 writes it."""
+    members: Members = {f"{n}/layer.tar": layer for n, layer in enumerate(layers)}
+    members |= {f"{n}/VERSION": b"1.0" for n in range(len(layers))}
+    name = config.id.removeprefix("sha256:") + ".json"
+    members[name] = config.to_bytes()
+    paths = [f"{n}/layer.tar" for n in range(len(layers))]
+    entry = {"Config": name, "RepoTags": ["busybox:1", "host:5000/a/b:2"], "Layers": paths}
+    members["manifest.json"] = json.dumps([entry]).encode()
+    members["repositories"] = b"{}"
+    return members
+
+
+@pytest.fixture
+def load(tmp_path: Path, store: Store) -> Callable[..., list[LoadedImage]]:
+    """Reads an archive, given as bytes, out of a file."""
+
+    def load(tar: bytes, platform: Platform | None = None) -> list[LoadedImage]:
+        path = tmp_path / "archive"
+        path.write_bytes(tar)
+        return read_archive(path, store.ingest, spool=tmp_path, platform=platform)
+
+    return load

@@ -55,7 +55,7 @@ def images(tarball: Callable[..., bytes]) -> tuple[SavedImage, SavedImage]:
 
         return SavedLayer(digest(tar), len(tar), write)
 
-    config = ImageConfig.scratch(created=1).with_cmd(["/bin/a"]).with_label("k", "é")
+    config = ImageConfig.scratch(created=1).with_cmd(["/bin/a"]).with_labels({"k": "é"})
     config = config.with_layer(digest(tars[0]), HistoryEntry(created_by="ADD a"))
     child = config.with_history(HistoryEntry(created_by="USER 1", empty_layer=True)).with_user("1")
     child = child.with_layer(digest(tars[1]), HistoryEntry(created_by="ADD b"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sqlite3
@@ -19,6 +20,10 @@ from tiffin.store.database import Database
 
 Files = Mapping[str, str | None]
 """A layer: path to content; None deletes, and a path that ends in ``/`` is a directory."""
+
+
+BASE = {"etc/passwd": "root", "bin/sh": "shell", "data/a": "a", "data/b": "b"}
+"""A layer to begin with."""
 
 
 def tar_of(files: Files) -> bytes:
@@ -148,3 +153,18 @@ def files_in(store: LayerStore, layer: Layer, place: Path) -> dict[str, str]:
     """Path and content of every regular file of a stack."""
     with mounted(store.view(layer.chain_id), place / "view") as tree:
         return files_of(tree)
+
+
+def digest(data: bytes) -> str:
+    """Its sha256, as layers are named."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Unreadable(io.RawIOBase):
+    """A stream that nobody may read."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise AssertionError("the tar was read")

@@ -39,7 +39,7 @@ class Layer:
 
     def tar(self) -> bytes:
         output = io.BytesIO()
-        write_tar(self.index, self.directory, self.whiteouts, self.stash, output)
+        write_tar(self.index, self.directory, self.stash, output)
         return output.getvalue()
 
     def tree(self) -> dict[bytes, tuple[object, ...]]:

@@ -86,7 +86,7 @@ def plant(root: Path, items: dict, order: list[bytes]) -> None:
 
 def tar_of(index: Index, directory: Path) -> bytes:
     output = io.BytesIO()
-    write_tar(index, directory, Whiteouts.OVERLAY, Path("/nonexistent"), output)
+    write_tar(index, directory, Path("/nonexistent"), output)
     return output.getvalue()
 
 
@@ -138,11 +138,16 @@ def test_sockets_and_overlays_own_attributes_are_left_out(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["redirect", "metacopy"])
-def test_what_only_another_mount_can_read_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("style", "prefix"), [(Whiteouts.OVERLAY, "trusted"), (Whiteouts.USER_OVERLAY, "user")]
+)
+def test_what_only_another_mount_can_read_is_refused(
+    tmp_path: Path, name: str, style: Whiteouts, prefix: str
+) -> None:
     (tmp_path / "d").mkdir()
-    os.setxattr(tmp_path / "d", f"trusted.overlay.{name}", b"x")
-    with pytest.raises(Unsupported, match=f"'d' has the attribute trusted.overlay.{name}"):
-        capture(tmp_path, Whiteouts.OVERLAY)
+    os.setxattr(tmp_path / "d", f"{prefix}.overlay.{name}", b"x")
+    with pytest.raises(Unsupported, match=f"'d' has the attribute {prefix}.overlay.{name}"):
+        capture(tmp_path, style)
 
 
 def test_a_file_named_like_a_whiteout_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -81,6 +83,42 @@ def test_each_difference_is_named_and_repaired(store: LayerStore, tmp_path: Path
     assert [one.repaired for one in restored] == ["a registry"]
     assert _found(store) == []
     assert files_in(store, top, tmp_path) == seen
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_checked(
+    store: LayerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ingest(store, _BASE)
+    with store.own_directory(base.snapshot) as own:
+        inode = (own / "data/b").stat().st_ino
+        (own / "etc/twin").write_text("SAME")
+    real = hashlib.file_digest
+
+    def failing(file: BinaryIO, name: str) -> object:
+        if os.fstat(file.fileno()).st_ino == inode:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, name)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    found = {problem.path: problem.what for problem in _found(store)}
+    assert found == {"data/b": "unreadable (Input/output error)", "etc/twin": "content"}
+    (bad,) = (one for one in _found(store, repair=True, tar=tar_of(_BASE)) if one.path == "data/b")
+    assert bad.repaired == "a registry"
+
+
+def test_why_a_repair_failed_is_said(store: LayerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ingest(store, _BASE)
+    with store.own_directory(base.snapshot) as own:
+        (own / "data/b").unlink()
+        folder = own / "data"
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "rename", full)
+        (problem,) = _found(store, repair=True, tar=tar_of(_BASE))
+        assert problem.what == "missing; its repair failed: [Errno 28] No space left on device"
+        assert list(folder.iterdir()) == [], "nothing half made is left"
 
 
 def test_a_lost_index_is_told(store: LayerStore) -> None:

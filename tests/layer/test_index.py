@@ -92,7 +92,7 @@ def test_a_canonical_tar_needs_no_raw_bytes(tmp_path: Path, layer) -> None:
     again = Index("", 0, entries)
     output = io.BytesIO()
     with pytest.raises(CorruptArchive, match="instead of 0"):
-        write_tar(again, made.directory, Whiteouts.OVERLAY, tmp_path / "none", output)
+        write_tar(again, made.directory, tmp_path / "none", output)
     canonical = layer(output.getvalue()).index
     assert canonical.canonical
     assert canonical.raw == b""

@@ -133,8 +133,15 @@ def test_a_device_that_means_deleted_is_refused(layer) -> None:
 
 
 def test_overlays_own_attributes_are_not_taken_from_a_tar(layer) -> None:
-    headers = {"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.a": "b"}
+    headers = {
+        "SCHILY.xattr.trusted.overlay.redirect": "/etc",
+        "SCHILY.xattr.user.overlay.redirect": "/etc",
+        "SCHILY.xattr.user.a": "b",
+    }
     made = layer(make_tar(("d", "d", 0), pax_headers=headers))
+    # What overlayfs reads in a user namespace is an attribute like others elsewhere.
+    assert sorted(os.listxattr(made.directory / "d")) == ["user.a", "user.overlay.redirect"]
+    made = layer(make_tar(("d", "d", 0), pax_headers=headers), Whiteouts.USER_OVERLAY)
     assert os.listxattr(made.directory / "d") == ["user.a"]
 
 

@@ -37,7 +37,7 @@ def check(index: Index, own: Path) -> None:
     """The index is what capturing the directory gives, and its tar makes the directory again."""
     assert capture(own, Whiteouts.OVERLAY) == index
     output = io.BytesIO()
-    write_tar(index, own, Whiteouts.OVERLAY, own / "none", output)
+    write_tar(index, own, own / "none", output)
     again = own.parent / "again"
     again.mkdir(mode=0o755)
     output.seek(0)

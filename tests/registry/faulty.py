@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import http.client
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from registry.serving import Handler, Serving
 
 KINDS = ("cut", "cut-head", "delay", "corrupt", "429", "500", "redirect", "drop")
 UPLOAD_KINDS = (*KINDS, "half")
 """Also: the registry gets half of a request's body, and then the connection breaks."""
 
 
-class FaultyProxy:
+class FaultyProxy(Serving):
     """Stands before a registry; the request number ``at`` (from 0) meets ``kind``."""
 
     def __init__(self, upstream: str, kind: str = "", at: int = -1, times: int = 1) -> None:
@@ -26,38 +27,13 @@ class FaultyProxy:
         self._lock = threading.Lock()
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Requests(Handler):
             def handle_one(self) -> None:
                 proxy.handle(self)
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> FaultyProxy:
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Requests)
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         with self._lock:
@@ -98,9 +74,11 @@ class FaultyProxy:
     def _forward_half(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         host, _, port = self.upstream.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
-        connection.putrequest(request.command, request.path, skip_accept_encoding=True)
+        connection.putrequest(
+            request.command, request.path, skip_host=True, skip_accept_encoding=True
+        )
         for name, value in request.headers.items():
-            if name.lower() not in ("host", "connection"):
+            if name.lower() != "connection":
                 connection.putheader(name, value)
         connection.endheaders()
         connection.send(body[: len(body) // 2])
@@ -115,7 +93,8 @@ class FaultyProxy:
             headers = {
                 name: value
                 for name, value in request.headers.items()
-                if name.lower() not in ("host", "connection")
+                # With its Host: some registries answer with URLs of it, which lead back here.
+                if name.lower() != "connection"
             }
             path = request.path.replace("&moved=1", "").replace("?moved=1", "")
             connection.request(request.command, path, body or None, headers)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import http.client
 import select
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from urllib.parse import urlsplit
 
+from registry.serving import Handler, Serving
 
-class ForwardProxy:
+
+class ForwardProxy(Serving):
     """Sends everything to ``upstream``, whatever its host; wants ``authorization`` if given."""
 
     def __init__(self, upstream: str, authorization: str = "") -> None:
@@ -20,9 +19,7 @@ class ForwardProxy:
         proxy = self
         host, _, port = upstream.rpartition(":")
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Requests(Handler):
             def allowed(self) -> bool:
                 proxy.requests.append(f"{self.command} {self.path}")
                 given = self.headers.get("Proxy-Authorization")
@@ -75,27 +72,4 @@ class ForwardProxy:
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = forward
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> ForwardProxy:
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Requests)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 from base64 import b64decode
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 from registry.faulty import FaultyProxy
+from registry.serving import Handler, Serving
 
 USER, PASSWORD, REFRESH = "somebody", "hunter2-word", "refresh-word-1"
 
 
-class Issuer:
+class Issuer(Serving):
     """Gives tokens for scopes, by Docker's GET and by OAuth2's POST."""
 
     def __init__(self, *, oauth: bool = True, member: str = "token") -> None:
@@ -28,9 +27,7 @@ class Issuer:
         self.lifetime = 300
         issuer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Requests(Handler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
                 issuer.asked.append(("GET", query))
@@ -75,11 +72,7 @@ class Issuer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Requests)
 
     @property
     def scopes(self) -> list[set[str]]:
@@ -88,23 +81,6 @@ class Issuer:
             {scope for value in parameters.get("scope", []) for scope in value.split()}
             for _, parameters in self.asked
         ]
-
-    def __enter__(self) -> Issuer:
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _pair(authorization: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,11 +20,15 @@ import pytest
 from command.conftest import Command
 from conftest import busybox_tar, kill_keeper
 from registry.conftest import Connect, MadeImage, Start, digest_of, layer_tar
+from registry.faulty import FaultyProxy
 from registry.test_client import htpasswd
 from tiffin.image.manifest import OCI_MANIFEST
+from tiffin.registry import upload
 from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import referrers_tag
+from tiffin.registry.copying import Copy
 from tiffin.registry.credentials import Credentials
+from tiffin.registry.places import LayoutPlace, RegistryPlace
 from tiffin.registry.protocol import Policy
 from tiffin.registry.server import RegistryServer
 
@@ -146,6 +151,29 @@ def test_referrers_at_debians_registry(debian: str, connect: Connect) -> None:
     (found,) = client.referrers("app", image.digest)
     assert found["digest"] == digest_of(raw)
     assert referrers_tag(image.digest) in list(client.tags("app"))
+
+
+@pytest.mark.parametrize("kind", ["cut-head", "drop", "half", "500"])
+def test_faults_before_debians_registry(
+    debian: str, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    # It gives an upload up whose connection breaks, and answers with whole URLs.
+    monkeypatch.setattr(upload, "CHUNK", 100_000)
+    image = MadeImage([layer_tar({"large": random.Random(1).randbytes(3_500_000)})])
+    client = connect(debian)
+    image.push(client, "app", "1")
+    layout = LayoutPlace(tmp_path / "layout")
+    Copy(RegistryPlace(client, "app"), layout).run("1", "1")
+    at = 0
+    while True:
+        repository = f"copy{at}"
+        with FaultyProxy(debian, kind, at=at) as proxy:
+            Copy(layout, RegistryPlace(connect(proxy.address), repository)).run("1", "1")
+            assert client.manifest(repository, "1").digest == image.digest
+            if len(proxy.requests) <= at:
+                break
+        at += 1
+    assert at >= 10
 
 
 def test_skopeo(tiffin: Command, server: RegistryServer, debian: str, tmp_path: Path) -> None:

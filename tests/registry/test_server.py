@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -27,7 +29,7 @@ from tiffin.errors import (
     Unsupported,
 )
 from tiffin.image.manifest import OCI_MANIFEST
-from tiffin.registry.access import Passwords, _crypt
+from tiffin.registry.access import Passwords, Tokens, _crypt
 from tiffin.registry.client import Registry
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.endpoints import Configuration
@@ -196,6 +198,37 @@ def test_everybody_may_pull_if_so_wanted(
         TWO.push(connect(server), "app", "v2")
     with pytest.raises(Unauthorized):
         connect(server).delete_manifest("app", "v1")
+
+
+def test_nobody_gets_a_token_to_pull_if_so_wanted(
+    start_registry: Start, connect: Connect, tmp_path: Path
+) -> None:
+    # Docker's and Podman's clients ask for a token before anything else.
+    passwords = Passwords(htpasswd(tmp_path))
+    tokens = Tokens(tmp_path, passwords, "tests")
+    server = start_registry(policy=Policy(passwords, tokens, anonymous_pull=True))
+    scopes = "?scope=repository:app:pull,push&scope=repository:other:push&scope=registry:catalog:*"
+
+    def ask(authorization: str = "") -> dict[str, Any]:
+        headers = {"Authorization": authorization} if authorization else {}
+        asked = urllib.request.Request(f"http://{server.address}/token{scopes}", headers=headers)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            document: dict[str, Any] = json.load(answer)
+        return document
+
+    answer = ask()
+    assert answer["scope"] == "repository:app:pull"
+    assert "refresh_token" not in answer
+    assert tokens.allows(answer["token"], [("repository:app", "pull")]) is True
+    assert tokens.allows(answer["token"], [("repository:app", "push")]) is False
+    with pytest.raises(HTTPError, match="401") as refused:
+        ask("Basic " + b64encode(b"user:wrong").decode())
+    refused.value.close()
+    # A registry where nobody may pull gives nobody a token.
+    closed = start_registry(policy=Policy(passwords, tokens))
+    with pytest.raises(HTTPError, match="401") as refused:
+        urllib.request.urlopen(f"http://{closed.address}/token{scopes}", timeout=60)
+    refused.value.close()
 
 
 def test_users_files(tmp_path: Path) -> None:

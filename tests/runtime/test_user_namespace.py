@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.conftest import Kitchen
 from tiffin.runtime.launching import Stdio
 from tiffin.runtime.settings import MountPoint
 from tiffin.storage.driver import Mount
@@ -15,7 +16,6 @@ from tiffin.storage.driver import Mount
 pytestmark = pytest.mark.root
 FIRST = 400 << 16
 MAP = (FIRST, 65536)
-Kitchen = Any
 
 
 def test_root_inside_is_another_outside(kitchen: Kitchen) -> None:

@@ -75,7 +75,7 @@ def test_a_life_in_a_dataset_that_was_given(dataset: str, tmp_path: Path) -> Non
 
 def test_a_root_on_zfs_needs_no_name(dataset: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     syscalls.mount(dataset, str(root), "zfs")
     try:
         assert Zfs.probe(root / "storage" / "zfs").works

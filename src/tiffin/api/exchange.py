@@ -202,6 +202,7 @@ class Request:
                     return True
                 skipped += len(piece)
         except InvalidParameter:
+            # A body that is malformed has no end to skip to.
             pass
         return False
 

@@ -97,11 +97,6 @@ class Server:
         return self._active
 
     @property
-    def last_activity(self) -> float:
-        """When the last connection was opened or closed (``time.monotonic``)."""
-        return self._last_activity
-
-    @property
     def stopping(self) -> bool:
         return self._stopping
 
@@ -234,6 +229,7 @@ class Server:
             while rest is not None:
                 rest = self._exchange(connection, rest)
         except Disconnected:
+            # As clients may, at any time.
             pass
         except Exception:
             logger.exception("a connection failed")

@@ -102,7 +102,7 @@ def read(dockerfile: Dockerfile) -> Stages:
     return Stages(arguments, found, dockerfile.escape, dockerfile.warnings)
 
 
-def single(text: str, escape: str = "\\") -> Instruction:
+def single(text: str) -> Instruction:
     """One instruction out of a text: an ONBUILD trigger, or a change of ``commit --change``."""
     nodes = parse(text).nodes
     if len(nodes) != 1:

@@ -116,7 +116,7 @@ class _Scanner:
                 self._next()
                 return "".join(result)
             if character == "$":
-                value = self._variable(keep_escapes)
+                value = self._variable()
                 words.split(value)
             elif character == "'" and self._quotes:
                 value = self._single_quotes()
@@ -157,7 +157,7 @@ class _Scanner:
                 self._next()
                 return "".join(result)
             if character == "$":
-                result.append(self._variable(keep_escapes))
+                result.append(self._variable())
                 continue
             self._next()
             if character == self._escape:
@@ -181,7 +181,7 @@ class _Scanner:
         self._position = match.end()
         return match.group()
 
-    def _variable(self, keep_escapes: bool) -> str:
+    def _variable(self) -> str:
         self._next()
         if self._peek() != "{":
             name = self._name()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tiffin.cli.command import Command, CommandError, Invocation
 from tiffin.cli.flags import BOOL, STRING, Flag
-from tiffin.errors import InvalidParameter
 from tiffin.units import human_size
 
 TYPE_CHECKING = False
@@ -47,14 +46,9 @@ def _parsed(text: str) -> Reference:
 
 
 def _platform(text: str) -> Any:
-    from tiffin.image.manifest import Platform
+    from tiffin.image.platforms import Platform
 
-    if not text:
-        return None
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidParameter(f"invalid platform {text!r}: expected os/architecture[/variant]")
-    return Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+    return Platform.parse(text) if text else None
 
 
 def copy(call: Invocation) -> int:

@@ -63,6 +63,7 @@ def enabled() -> bool:
         with open("/sys/module/apparmor/parameters/enabled") as file:
             return file.read(1) == "Y"
     except OSError:
+        # The kernel is built without it.
         return False
 
 
@@ -77,6 +78,7 @@ def loaded(name: str) -> bool:
         with open(_LOADED) as file:
             return any(line.rpartition(" (")[0] == name for line in file)
     except OSError:
+        # securityfs is not mounted, or is not shown to us: loading it once more does no harm.
         return False
 
 

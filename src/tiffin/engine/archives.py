@@ -14,6 +14,7 @@ from tiffin.engine.root import Root
 from tiffin.errors import Unsupported
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.moment import format_moment
+from tiffin.image.platforms import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.compression import decompressed
 from tiffin.layer.store import Layer, LayerStore
@@ -142,10 +143,10 @@ class Archives:
         from tiffin.build.changes import apply_changes
 
         name = name_of(repository, tag) if repository else None
-        system, _, architecture = platform.partition("/")
-        if system not in ("", "linux"):
-            raise Unsupported(f"images for {system} can't be imported: linux")
-        config = ImageConfig.scratch(architecture=architecture or None)
+        made_for = Platform.parse(platform)
+        if made_for.os != "linux":
+            raise Unsupported(f"images for {made_for.os} can't be imported: linux")
+        config = ImageConfig.scratch(architecture=made_for.architecture, variant=made_for.variant)
         config = apply_changes(config, changes)
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             layer = self._layers.ingest(decompressed(file), None)

@@ -17,6 +17,9 @@ from tiffin.store.database import Database, Row
 
 JSON = dict[str, Any]
 
+ACTIVE = ("running", "paused", "restarting")
+"""The statuses of what runs, or will be started again by itself: what Docker calls running."""
+
 
 class Spec(msgspec.Struct):
     """What was asked at creation, with the defaults filled in."""
@@ -172,7 +175,7 @@ class Container:
     @property
     def active(self) -> bool:
         """Whether it runs, or will be started again by itself: what Docker calls running."""
-        return self.state.status in ("running", "paused", "restarting")
+        return self.state.status in ACTIVE
 
     @property
     def top(self) -> str | None:

@@ -28,7 +28,6 @@ from tiffin.engine.container import Container
 from tiffin.engine.creation import Creation
 from tiffin.engine.events import Events
 from tiffin.engine.execs import Execs
-from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.listing import Listing
 from tiffin.engine.logs import Wanted, read_logs, read_output
@@ -39,8 +38,6 @@ from tiffin.engine.roster import Roster
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.timestamps import parse as parse_moment
 from tiffin.engine.transfers import Transfers
-from tiffin.engine.trees import Trees
-from tiffin.engine.volumes import Volumes
 from tiffin.engine.waiting import Waiter
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.store import LayerStore
@@ -65,12 +62,13 @@ class Containers:
         database: Database,
         root: Root,
         roster: Roster,
-        images: Images,
         layers: LayerStore,
         lifecycle: Lifecycle,
-        volumes: Volumes,
-        trees: Trees,
         events: Events,
+        creation: Creation,
+        listing: Listing,
+        transfers: Transfers,
+        commits: Commits,
     ) -> None:
         self._database = database
         self._root = root
@@ -82,16 +80,14 @@ class Containers:
         lifecycle.removal.dropped = self._execs.forget
         self._health = HealthChecks(database, lifecycle, self._execs, events)
         self.close = self._health.close
-        making = Creation(root, roster, images, layers, lifecycle, volumes, trees, events)
-        self.create = making.create
-        self._listing = Listing(roster, images, layers, lifecycle)
-        self.list = self._listing.rows
-        transfers = Transfers(root, roster, trees, events)
+        self.create = creation.create
+        self._listing = listing
+        self.list = listing.rows
         self.archive_stat = transfers.archive_stat
         self.archive_get = transfers.archive_get
         self.archive_put = transfers.archive_put
         self.export = transfers.export
-        self.commit = Commits(database, roster, images, layers, lifecycle, events).commit
+        self.commit = commits.commit
         self.exec_create = self._execs.create
         self.exec_start = self._execs.start
         self.exec_inspect = self._execs.inspect
@@ -197,6 +193,7 @@ class Containers:
             try:
                 self.stop(container.id, timeout, signal)
             except NotModified:
+                # It does not run.
                 pass
             with suppress(NotModified):
                 # Somebody else was quicker.

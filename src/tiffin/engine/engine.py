@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tiffin.engine.commits import Commits
 from tiffin.engine.containers import Containers
+from tiffin.engine.creation import Creation
 from tiffin.engine.events import Events
 from tiffin.engine.images import Images
 from tiffin.engine.lifecycle import Lifecycle
+from tiffin.engine.listing import Listing
 from tiffin.engine.networks import Networks
 from tiffin.engine.reconciliation import Reconciliation
 from tiffin.engine.root import Root
@@ -24,6 +27,7 @@ from tiffin.engine.sandboxes import Sandboxes
 from tiffin.engine.spools import Spools
 from tiffin.engine.streams import demultiplex
 from tiffin.engine.system import System
+from tiffin.engine.transfers import Transfers
 from tiffin.engine.trees import Trees
 from tiffin.engine.volumes import Volumes
 from tiffin.layer.store import LayerStore
@@ -108,12 +112,29 @@ class Engine:
                 self._database,
                 self._root,
                 roster,
-                self.images,
                 self._layers,
                 self._lifecycle,
-                self.volumes,
-                trees,
                 self.events,
+                Creation(
+                    self._root,
+                    roster,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self.volumes,
+                    trees,
+                    self.events,
+                ),
+                Listing(roster, self.images, self._layers, self._lifecycle),
+                Transfers(self._root, roster, trees, self.events),
+                Commits(
+                    self._database,
+                    roster,
+                    self.images,
+                    self._layers,
+                    self._lifecycle,
+                    self.events,
+                ),
             )
             self.system = System(
                 self._database,

@@ -445,6 +445,7 @@ def _create(root: int, base: str, parent: int, name: str, entry: Entry) -> None:
         try:
             os.mkdir(name, mode, dir_fd=parent)
         except FileExistsError:
+            # What is in it stays.
             pass
     elif kind is Kind.SYMLINK:
         os.symlink(os.fsdecode(entry.target), name, dir_fd=parent)

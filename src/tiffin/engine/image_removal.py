@@ -6,12 +6,14 @@ containers, mounts, the build cache and leases hold.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tiffin.engine import filters as filtering
 from tiffin.engine import timestamps
+from tiffin.engine.container import ACTIVE
 from tiffin.engine.events import Events
 from tiffin.engine.images import Image, Images, is_tag
 from tiffin.engine.spools import Spools
@@ -47,8 +49,10 @@ class ImageRemoval:
     def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
         """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
 
+        ``noprune`` changes nothing: what an image was made from is an image of its own, or none.
         Raises Conflict where a container uses it, or where an ID has several names.
         """
+        del noprune
         image, name = self._images.named(reference)
         tags = self._images.tags(image.id)
         done: Rows = []
@@ -60,7 +64,7 @@ class ImageRemoval:
         users = self._database.all(
             "SELECT id, state FROM containers WHERE image = ? ORDER BY created", (image.id,)
         )
-        running = [row for row in users if b'"status":"running"' in bytes(row["state"])]
+        running = [row for row in users if json.loads(row["state"])["status"] in ACTIVE]
         short = image.id.removeprefix("sha256:")[:12]
         shown = reference if name is not None else short
         if name is not None and users and not force:

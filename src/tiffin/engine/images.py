@@ -20,6 +20,7 @@ from tiffin.engine.root import Root
 from tiffin.engine.spools import Spools
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import HistoryEntry, ImageConfig
+from tiffin.image.platforms import Platform
 from tiffin.image.reference import Reference
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.store.database import Database, Row
@@ -103,7 +104,7 @@ class Images:
         """
         image = self.named(reference)[0]
         if platform:
-            platforms.match(image.config, platforms.parse(platform), reference)
+            platforms.match(image.config, Platform.parse(platform), reference)
         return image
 
     def named(self, reference: str) -> tuple[Image, str | None]:

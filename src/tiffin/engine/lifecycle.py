@@ -142,8 +142,16 @@ class Lifecycle:
             if container.auto_remove:
                 self.finish(container)
             raise
+        self.begun(container, answer["pid"], answer["started"])
+        self.look(container)
+        # With the lock still held, as at the end: nobody hears of an end before the start.
+        self._tell_volumes(container, "mount")
+        self._events.publish("container", "start", container.id, **container.attributes())
+
+    def begun(self, container: Container, pid: int, started: int) -> None:
+        """Write down that a run has begun. The lock must be held."""
         state = container.state
-        state.status, state.pid, state.started = "running", answer["pid"], answer["started"]
+        state.status, state.pid, state.started = "running", pid, started
         state.exit_code, state.error, state.oom_killed = 0, "", False
         state.finished = 0
         state.runs += 1
@@ -151,10 +159,6 @@ class Lifecycle:
         health.at_start(container)
         container.size = None
         container.save_state(self._database)
-        self.look(container)
-        # With the lock still held, as at the end: nobody hears of an end before the start.
-        self._tell_volumes(container, "mount")
-        self._events.publish("container", "start", container.id, **container.attributes())
 
     @contextmanager
     def watching(self, container_id: str, ended: Callable[[JSON], None]) -> Iterator[None]:
@@ -359,6 +363,7 @@ class Lifecycle:
             try:
                 self.kill(container, number)
             except (Conflict, NotFound):
+                # It has ended, and its end is about to be told.
                 break
             if waiter.result(None if patience is None or patience < 0 else patience) is not None:
                 break
@@ -442,6 +447,7 @@ class Lifecycle:
         try:
             self.keeper.signal(container.id, signal.SIGKILL)
         except NotFound:
+            # It has ended, and its end is about to be told.
             pass
         waiter.result()
 

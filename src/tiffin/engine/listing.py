@@ -103,6 +103,7 @@ class Listing:
             try:
                 found |= self._images.descendants(self._images.find(name))
             except NotFound:
+                # Nothing rests on what is not there.
                 continue
         return found
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.image.config import ImageConfig
-from tiffin.image.manifest import Platform
+from tiffin.image.platforms import Platform
 from tiffin.linux import binfmt
 
 _ALSO = {"amd64": ("386",)}
@@ -57,23 +57,3 @@ def match(config: ImageConfig, wanted: Platform, name: str) -> None:
             f"image with reference {name} was found but does not match the specified platform:"
             f" wanted {wanted}, actual: {actual}"
         )
-
-
-def parse(text: str) -> Platform:
-    """``os/architecture[/variant]``, or an architecture alone; this machine's if empty.
-
-    Raises InvalidParameter.
-    """
-    if not text:
-        return Platform.of_host()
-    parts = text.lower().split("/")
-    if len(parts) > 3 or not all(parts):
-        raise InvalidParameter(f"invalid platform {text!r}: expected os/architecture[/variant]")
-    if len(parts) == 1:
-        parts = ["linux", parts[0]]
-    names = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
-    architecture = names.get(parts[1], parts[1])
-    variant = parts[2] if len(parts) == 3 else ""
-    if architecture == "arm64" and not variant:
-        variant = "v8"
-    return Platform(parts[0], architecture, variant)

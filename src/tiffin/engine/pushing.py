@@ -22,7 +22,7 @@ from tiffin.image.manifest import OCI_CONFIG, Descriptor, Manifest
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.registry.client import Cancelled, Registry
 from tiffin.registry.packing import Compression
-from tiffin.registry.upload import Upload
+from tiffin.registry.upload import Forgotten, Upload
 
 JSON = dict[str, Any]
 Say = Callable[[JSON], None]
@@ -181,21 +181,31 @@ class Push:
     def _upload(
         self, layer: Layer, compression: Compression, expected: Descriptor | None
     ) -> Descriptor:
+        media_type = compression.media_type if expected is None else expected.media_type
+        attempts = self._client.transport.patience.attempts
+        while True:
+            attempts -= 1
+            try:
+                descriptor = self._send(layer, compression, media_type)
+                break
+            except Forgotten:
+                # Where a connection broke, some registries give up what they have.
+                if not attempts:
+                    raise
+        self._remember(layer, descriptor, compression.recipe)
+        self.say("Pushed", layer)
+        return descriptor
+
+    def _send(self, layer: Layer, compression: Compression, media_type: str) -> Descriptor:
         upload = self._client.begin_upload(self._repository)
         assert upload is not None
         packing = _Packing(self, layer, compression, upload)
         try:
             self._layers.write_tar(layer, cast(BinaryIO, packing))
-            media_type = compression.media_type
-            if expected is not None:
-                media_type = expected.media_type
-            descriptor = packing.finish(media_type)
+            return packing.finish(media_type)
         except BaseException:
             upload.cancel()
             raise
-        self._remember(layer, descriptor, compression.recipe)
-        self.say("Pushed", layer)
-        return descriptor
 
     @property
     def stopped(self) -> bool:

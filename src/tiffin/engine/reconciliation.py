@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tiffin.engine import health, restarts
+from tiffin.engine import restarts
 from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.root import Root
 from tiffin.engine.roster import Roster
@@ -72,6 +72,7 @@ class Reconciliation:
             # Its row is gone, or was never written: nobody can reach it any more.
             if entry["status"] == "running":
                 with suppress(NotFound):
+                    # It has ended meanwhile.
                     self._lifecycle.keeper.signal(entry["id"], signal.SIGKILL)
             else:
                 self._lifecycle.keeper.forget(entry["id"])
@@ -86,12 +87,7 @@ class Reconciliation:
                 return
             if not container.running or state.started != entry["started"]:
                 # The daemon died between the start and writing it down.
-                state.status, state.started, state.finished = "running", entry["started"], 0
-                state.exit_code, state.error = 0, ""
-                state.runs += 1
-                state.boot = self._lifecycle.boot
-                health.at_start(container)
-                container.size = None
+                self._lifecycle.begun(container, entry["pid"], entry["started"])
             state.pid = entry["pid"]
             container.save_state(self._database)
             self._lifecycle.let_go(container)

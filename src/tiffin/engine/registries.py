@@ -146,7 +146,7 @@ class Registries:
         Unsupported; complete layers stay for the next attempt then.
         """
         reference = Reference.parse(name)
-        wanted = platforms.parse(platform)
+        wanted = Platform.parse(platform)
         say = progress or (lambda message: None)
         if all_tags and not reference.is_name_only:
             raise InvalidParameter("tag can't be used with --all-tags/-a")

@@ -61,6 +61,7 @@ class RemoteCache:
         self._say = say
         self._lock = threading.Lock()
         self._failed = False
+        self._told = False
 
     def __contains__(self, key: str) -> bool:
         return key in self._steps and not self._failed
@@ -71,9 +72,11 @@ class RemoteCache:
             return self._take(self._steps[key], cache, layers)
         except TiffinError as error:
             with self._lock:
-                if not self._failed:
-                    self._failed = True
-                    self._say(f"[Warning] cache {self._name} can't be used: {error.message}")
+                told, self._told = self._told, True
+                # What is damaged is this step; a place that fails would fail again.
+                self._failed = self._failed or not isinstance(error, CorruptArchive)
+            if not told:
+                self._say(f"[Warning] cache {self._name} can't be used: {error.message}")
             return None
 
     def _take(self, step: JSON, cache: BuildCache, layers: Layers) -> Record | None:

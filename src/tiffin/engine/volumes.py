@@ -275,6 +275,7 @@ class Volumes:
         shutil.rmtree(trash)
         if project >= quota.FIRST:
             with suppress(OSError):
+                # A limit that stays is nobody's: no other project gets the number.
                 quota.limit(self._root.volumes, project, 0)
 
     def sweep(self) -> None:

@@ -9,7 +9,7 @@ fields that are unknown here survive every change; a change gives a new config w
 depend on the document alone (sorted keys, no white space).
 
 Source: OCI image specification, ``config.md``; Docker's image specification v1.2 for Healthcheck,
-OnBuild, Shell and ArgsEscaped.
+OnBuild and Shell.
 """
 
 from __future__ import annotations
@@ -246,11 +246,6 @@ class ImageConfig:
         value = self._config.get("Healthcheck")
         return copy.deepcopy(value) if value else None
 
-    @property
-    def args_escaped(self) -> bool:
-        """Whether Cmd is already one escaped command line (Windows only)."""
-        return bool(self._config.get("ArgsEscaped"))
-
     # -- layers
 
     @cached_property
@@ -301,12 +296,6 @@ class ImageConfig:
 
     # -- changes: each gives a new config
 
-    def with_architecture(self, architecture: str, variant: str = "") -> ImageConfig:
-        return self._with(architecture=architecture, variant=variant or None)
-
-    def with_os(self, os: str) -> ImageConfig:
-        return self._with(os=os)
-
     def with_author(self, author: str) -> ImageConfig:
         return self._with(author=author or None)
 
@@ -343,9 +332,6 @@ class ImageConfig:
         """Sets all variables; of several of one name the last value counts, at the first place."""
         merged = {item.partition("=")[0]: item for item in env}
         return self._with_config(Env=list(merged.values()) or None)
-
-    def with_label(self, name: str, value: str) -> ImageConfig:
-        return self.with_labels({name: value})
 
     def with_labels(self, labels: Mapping[str, str]) -> ImageConfig:
         """Adds labels to those that are there."""
@@ -387,10 +373,6 @@ class ImageConfig:
         if not entry.empty_layer:
             raise InvalidParameter("a history entry with a layer needs the layer's diff ID")
         return self._with(history=self._history_and(entry))
-
-    def without_layers(self) -> ImageConfig:
-        """With neither layers nor history; what the image says of running stays."""
-        return self._with(rootfs={"type": "layers", "diff_ids": []}, history=None)
 
     # -- inside
 

@@ -17,6 +17,8 @@ from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
 from tiffin.keeper.launcher import NativeLauncher
 from tiffin.keeper.loop import IN, Loop, report, say
+from tiffin.keeper.memory import MemoryWatch
+from tiffin.keeper.stdio import exec_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ _STATUS_TRIES = 3000
 _STATUS_PAUSE = 0.02
 _REMOVE_TRIES = 250
 _REMOVE_PAUSE = 0.02
-_OOM_PAUSE = 0.05
 _REAP_SECONDS = 2.0
 
 
@@ -63,6 +64,7 @@ class Containers:
         self._found: list[tuple[str, Fields]] = []
         self._offers: dict[str, list[int]] = {}
         self._forwarders: set[Forwarder] = set()
+        self._memory = MemoryWatch(loop, launcher, tell)
 
     @property
     def busy(self) -> bool:
@@ -229,35 +231,8 @@ class Containers:
             if not attachment.closed:
                 container.attach(attachment)
         # Once the daemon, which waits for the answer, has it.
-        self._loop.after(0, lambda: self._watch_memory(container))
+        self._loop.after(0, lambda: self._memory.watch(container))
         return _started(container, launched.warnings)
-
-    def _watch_memory(self, container: Container) -> None:
-        """Hear of it when a container runs out of memory."""
-        if container.running and container.cgroup is not None and container.oom_fd < 0:
-            fd = self._launcher.oom_watch(container.cgroup)
-            if fd >= 0:
-                container.oom_fd = fd
-                self._loop.watch(fd, IN, lambda _: self._out_of_memory(container))
-
-    def _out_of_memory(self, container: Container) -> None:
-        os.read(container.oom_fd, 4096)
-        # On version 1 the kernel tells before it kills.
-        if not self._count_kills(container) and not container.oom_pending:
-            container.oom_pending = True
-            self._loop.after(_OOM_PAUSE, lambda: self._look_again(container))
-
-    def _look_again(self, container: Container) -> None:
-        container.oom_pending = False
-        if container.oom_fd >= 0:
-            self._count_kills(container)
-
-    def _count_kills(self, container: Container) -> bool:
-        """Tell if there are more than before."""
-        more = container.out_of_memory(self._launcher.oom_kills(str(container.cgroup)))
-        if more:
-            self._tell({"event": "oom", "id": container.id})
-        return more
 
     def exec(
         self,
@@ -306,13 +281,13 @@ class Containers:
 
         try:
             if not terminal and capture:
-                theirs.append(_stream(0, False, ours))
-                theirs.append(_stream(1, True, ours))
+                theirs.append(exec_stream(0, False, ours))
+                theirs.append(exec_stream(1, True, ours))
                 theirs.append(os.dup(theirs[1]))
             elif not terminal:
                 wanted = (False, False) if attachment is None else attachment.wanted
                 for number, pipe in enumerate((stdin, *wanted)):
-                    theirs.append(_stream(number, pipe, ours))
+                    theirs.append(exec_stream(number, pipe, ours))
         except BaseException:
             _close(*ours, *theirs)
             raise
@@ -486,7 +461,7 @@ class Containers:
             self._adopted_ended(container, _STATUS_TRIES)
         else:
             self._loop.watch(pidfd, IN, lambda _: self._adopted_ended(container, _STATUS_TRIES))
-            self._watch_memory(container)
+            self._memory.watch(container)
             self._tell(
                 {
                     "event": "adopted",
@@ -515,17 +490,6 @@ class Containers:
 
 def _started(process: Process, warnings: list[str]) -> Fields:
     return {"pid": process.pid, "started": process.started, "warnings": warnings}
-
-
-def _stream(number: int, pipe: bool, ours: list[int]) -> int:
-    """An exec'd process's end of a stream; the other end goes into ``ours``."""
-    if not pipe:
-        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    reader, writer = os.pipe()
-    theirs, ours[number] = (reader, writer) if number == 0 else (writer, reader)
-    os.set_blocking(ours[number], False)
-    os.fchmod(theirs, 0o666)
-    return theirs
 
 
 def _close(*fds: int) -> None:

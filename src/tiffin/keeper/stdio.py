@@ -194,3 +194,14 @@ class Sink:
             self.close()
         elif self._fd >= 0 and not self._queue:
             self._loop.drop(self._fd)
+
+
+def exec_stream(number: int, pipe: bool, ours: list[int]) -> int:
+    """An exec'd process's end of a stream; the other end goes into ``ours``."""
+    if not pipe:
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    reader, writer = os.pipe()
+    theirs, ours[number] = (reader, writer) if number == 0 else (writer, reader)
+    os.set_blocking(ours[number], False)
+    os.fchmod(theirs, 0o666)
+    return theirs

@@ -15,21 +15,17 @@ from tiffin.layer.entry import Entry, Kind
 from tiffin.layer.index import Index
 from tiffin.layer.pipeline import Outgoing, write_all
 from tiffin.linux import syscalls
-from tiffin.storage.driver import Whiteouts
 
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
 
 
-def write_tar(
-    index: Index, directory: Path, whiteouts: Whiteouts, stash: Path, output: int | BinaryIO
-) -> None:
+def write_tar(index: Index, directory: Path, stash: Path, output: int | BinaryIO) -> None:
     """Write the layer's tar, byte for byte, to a descriptor or a stream.
 
-    ``whiteouts`` does not matter: marks are in the index. Raises CorruptArchive if a file that the
-    index names is missing or has another size; what has been written by then is for the caller to
-    discard.
+    Raises CorruptArchive if a file that the index names is missing or has another size; what has
+    been written by then is for the caller to discard.
     """
     with _Files(directory) as files, Outgoing(_consumer(output)) as tar:
         if index.pieces is None:

@@ -12,6 +12,7 @@ a layer that is repaired.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -52,8 +53,9 @@ class Problem:
     driver: str
     path: str
     what: str
-    """missing, extra, type, content, owner, mode, time, target, device, attributes, link; index,
-    of a layer that can't be checked at all."""
+    """missing, extra, type, content, owner, mode, time, target, device, attributes, link;
+    unreadable (and why); index, of a layer that can't be checked at all. Why a repair failed is
+    said too."""
     repaired: str = ""
     """Where what was put in its place came from; empty if nothing was."""
 
@@ -158,7 +160,7 @@ class _Check:
             if what:
                 if entry.kind is Kind.DIRECTORY:
                     directories.append(entry)
-                yield self._problem(entry.path, what, self._repair(entry, what))
+                yield self._problem(entry.path, *self._repair(entry, what))
         style = self._driver.whiteouts
         for found in list(own_entries(own, style if self._driver.layered else Whiteouts.NONE)):
             mark = found.kind in _MARKS
@@ -183,10 +185,19 @@ class _Check:
     def _differs(self, entry: Entry) -> str:
         """What is not as the entry says, or nothing."""
         try:
+            return self._difference(entry)
+        except OSError as error:
+            # A disk that fails in one place may be read in others.
+            return f"unreadable ({error.strerror})"
+
+    def _difference(self, entry: Entry) -> str:
+        try:
             fd = self._open(entry.path, os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EXDEV):
+                raise
             return "type"
         try:
             status = os.fstat(fd)
@@ -240,13 +251,14 @@ class _Check:
 
     # Repair.
 
-    def _repair(self, entry: Entry, what: str) -> str:
+    def _repair(self, entry: Entry, what: str) -> tuple[str, str]:
+        """What was wrong, and where what is there now came from, if anything is."""
         if self._fetch is None:
-            return ""
+            return what, ""
         try:
-            return self._put_right(entry, what)
-        except (OSError, TiffinError):
-            return ""
+            return what, self._put_right(entry, what)
+        except (OSError, TiffinError) as error:
+            return f"{what}; its repair failed: {error}", ""
 
     def _put_right(self, entry: Entry, what: str) -> str:
         if what in ("mode", "owner", "time", "attributes") and entry.kind is not Kind.HARDLINK:
@@ -279,6 +291,10 @@ class _Check:
                 self._dress(entry)
             os.utime(parent, ns=(times.st_atime_ns, times.st_mtime_ns))
             return source
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(fresh, dir_fd=parent)
+            raise
         finally:
             os.close(parent)
 
@@ -289,14 +305,17 @@ class _Check:
             try:
                 reader = opened()
             except (OSError, TiffinError):
+                # It is not there: the next one may be.
                 continue
-            with os.fdopen(reader, "rb") as source:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                with os.fdopen(os.open(fresh, flags, 0o600, dir_fd=parent), "wb") as target:
-                    running = hashlib.sha256()
-                    while block := source.read(1 << 20):
-                        running.update(block)
-                        target.write(block)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with (
+                os.fdopen(reader, "rb") as source,
+                os.fdopen(os.open(fresh, flags, 0o600, dir_fd=parent), "wb") as target,
+            ):
+                running = hashlib.sha256()
+                while block := _readable(source):
+                    running.update(block)
+                    target.write(block)
             if running.digest() == entry.digest:
                 return origin
         with suppress(FileNotFoundError):
@@ -339,6 +358,14 @@ class _Check:
             os.utime(parent, ns=(times.st_atime_ns, times.st_mtime_ns))
         finally:
             os.close(parent)
+
+
+def _readable(file: BinaryIO) -> bytes:
+    """The next part of a file; nothing where it can't be read, which its digest will tell."""
+    try:
+        return file.read(1 << 20)
+    except OSError:
+        return b""
 
 
 class _Sources:

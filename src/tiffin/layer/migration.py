@@ -113,7 +113,7 @@ def _copy_layer(store: LayerStore, layer: Layer, to: StorageDriver, say: Say) ->
             with (
                 source.own_directory(layer.snapshot) as old,
                 to.own_directory(draft.key) as new,
-                _piped(lambda out: write_tar(index, old, source.whiteouts, stash, out)) as tar,
+                _piped(lambda out: write_tar(index, old, stash, out)) as tar,
             ):
                 unpacked = unpack(
                     tar,
@@ -250,9 +250,7 @@ def _copy_container(store: LayerStore, row: Row, to: StorageDriver, copies: dict
             index = capture(old, source.whiteouts, lower_tree=base)
         with (
             to.own_directory(key) as new,
-            _piped(
-                lambda out: write_tar(index, old, source.whiteouts, Path("/nonexistent"), out)
-            ) as tar,
+            _piped(lambda out: write_tar(index, old, Path("/nonexistent"), out)) as tar,
         ):
             unpack(
                 tar,

@@ -152,7 +152,7 @@ class LayerStore(Snapshots):
         with tempfile.TemporaryFile(dir=self.work_folder) as spool:
             with draft.driver.own_directory(draft.key) as directory:
                 stash = draft.folder / "stash"
-                write_tar(staged.index, directory, draft.driver.whiteouts, stash, spool)
+                write_tar(staged.index, directory, stash, spool)
             spool.seek(0)
             return self.ingest(spool, parent, diff_id=staged.index.diff_id)
 
@@ -414,7 +414,7 @@ class LayerStore(Snapshots):
         stash = self.layers_folder / layer.snapshot / "stash"
         driver = self.drivers.get(layer.driver)
         with self._pinned(layer.chain_id), driver.own_directory(layer.snapshot) as directory:
-            write_tar(self.index(layer), directory, driver.whiteouts, stash, output)
+            write_tar(self.index(layer), directory, stash, output)
 
     @contextmanager
     def lease(self) -> Iterator[None]:

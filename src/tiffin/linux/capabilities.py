@@ -104,6 +104,7 @@ def bounding() -> int:
             if syscalls.prctl(syscalls.PR_CAPBSET_READ, number):
                 result |= 1 << number
         except OSError:
+            # The kernel knows no capability of that number.
             break
     return result
 

@@ -349,6 +349,7 @@ class Hierarchy:
                 _write(f"{self.unified}/{name}/cgroup.kill", "1")
                 return
             except FileNotFoundError:
+                # The group is gone, or the kernel is older than 5.14.
                 pass
         # A process may fork while the list is read, so until a round finds nobody new.
         killed: set[int] = set()
@@ -357,6 +358,7 @@ class Hierarchy:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
+                    # It has ended since the list was read.
                     pass
             killed |= fresh
 

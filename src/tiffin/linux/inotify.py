@@ -14,11 +14,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 IN_MODIFY = 0x2
 IN_CLOSE_WRITE = 0x8
-IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
-IN_DELETE = 0x200
-IN_Q_OVERFLOW = 0x4000
 
 _EVENT = struct.Struct("iIII")
 

@@ -24,6 +24,7 @@ def find(file: Path) -> str | None:
                 if stream.read().rstrip("\n") == wanted:
                     return f"/dev/{name}"
         except OSError:
+            # It is no loop device, or one without a file.
             continue
     return None
 

@@ -1,17 +1,15 @@
-"""Process descriptors: a process that can't be mistaken for another one.
+"""The exit status of a process, by its pidfd.
 
 A pidfd is readable (poll) once its process has exited. With PIDFD_GET_INFO, Linux 6.15 and newer
 give the exit status to anyone who holds the pidfd, once the parent has reaped the process.
 
-Source: pidfd_open(2), pidfd_send_signal(2); ``include/uapi/linux/pidfd.h`` of Linux 6.18.
+Source: ``include/uapi/linux/pidfd.h`` of Linux 6.18.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import signal
 import struct
 
 PIDFD_INFO_EXIT = 1 << 3
@@ -21,20 +19,6 @@ _EXIT_CODE = 13
 """Where exit_code is among the unpacked fields."""
 _IOC_READ_WRITE = 3
 PIDFD_GET_INFO = _IOC_READ_WRITE << 30 | _INFO.size << 16 | 0xFF << 8 | 11
-
-
-def open_pidfd(pid: int) -> int:
-    """pidfd_open(2). Raises ProcessLookupError if there is no such process."""
-    return os.pidfd_open(pid)
-
-
-def send_signal(pidfd: int, number: int) -> bool:
-    """Send a signal; False if the process has exited."""
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def exit_status(pidfd: int) -> int | None:

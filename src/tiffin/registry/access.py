@@ -97,6 +97,16 @@ class Passwords:
         return hashlib.sha256(hashed.encode()).hexdigest()[:16] if hashed else ""
 
 
+def only_pulls(scopes: list[str]) -> list[str]:
+    """What of ``scopes`` is pulling."""
+    found = []
+    for scope in scopes:
+        resource, _, actions = scope.rpartition(":")
+        if resource.startswith("repository:") and "pull" in actions.split(","):
+            found.append(f"{resource}:pull")
+    return found
+
+
 def parse_basic(header: str) -> tuple[str, str] | None:
     """User and password of an ``Authorization: Basic`` header, or None."""
     scheme, _, value = header.partition(" ")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -419,7 +420,15 @@ class Registry:
             frozenset({f"repository:{repository}:pull,push"}),
             location,
             int(minimum) if minimum.isdigit() else 0,
+            partial(self._location, repository, algorithm),
+            lambda digest: self.find_blob(repository, digest, push=True) is not None,
         )
+
+    def _location(self, repository: str, algorithm: str) -> str:
+        """Where another upload is."""
+        upload = self.begin_upload(repository, algorithm=algorithm)
+        assert upload is not None
+        return upload.location
 
     def put_blob(self, repository: str, content: bytes) -> str:
         """Store a small blob, unless it is there; its digest."""

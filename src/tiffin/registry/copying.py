@@ -16,9 +16,12 @@ from tiffin.errors import InvalidParameter, NotFound, Unsupported
 from tiffin.image.manifest import Descriptor, Index, Platform, parse_manifest
 from tiffin.registry.places import Place
 from tiffin.registry.storage import media_type_of
+from tiffin.registry.upload import Forgotten
 
 PARALLEL = 3
 _DEPTH = 6
+_ATTEMPTS = 5
+"""Times that a blob is sent which the registry forgets."""
 
 Say = Callable[[str], None]
 
@@ -98,8 +101,15 @@ class Copy:
         if self._target.has(descriptor):
             self._say(f"{descriptor.digest}: exists")
             return False
-        with self._source.open(descriptor) as stream:
-            self._target.put(descriptor, stream)
+        for last in (False,) * (_ATTEMPTS - 1) + (True,):
+            try:
+                with self._source.open(descriptor) as stream:
+                    self._target.put(descriptor, stream)
+                break
+            except Forgotten:
+                # Where a connection broke, some registries give up what they have.
+                if last:
+                    raise
         self._say(f"{descriptor.digest}: copied, {descriptor.size} bytes")
         return True
 

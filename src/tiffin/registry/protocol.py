@@ -17,7 +17,7 @@ from tiffin.errors import InvalidParameter, StorageFull, TiffinError
 from tiffin.image.manifest import OCI_INDEX, parse_manifest
 from tiffin.image.reference import check_digest, is_digest
 from tiffin.registry import sharing
-from tiffin.registry.access import Passwords, Tokens, parse_basic
+from tiffin.registry.access import Passwords, Tokens, only_pulls, parse_basic
 from tiffin.registry.exchange import Exchange
 from tiffin.registry.faults import Fault
 from tiffin.registry.passthrough import Upstream
@@ -192,7 +192,12 @@ class Protocol:
         else:
             self._only(request.command, "GET")
             scopes = [part for text in request.query.get("scope", ()) for part in text.split()]
-            pair = parse_basic(request.headers.get("Authorization", ""))
+            given = request.headers.get("Authorization", "")
+            if not given and self.policy.anonymous_pull:
+                # Docker's and Podman's clients ask for a token before they ask for anything else.
+                request.json(tokens.issue("", only_pulls(scopes), refresh=False))
+                return
+            pair = parse_basic(given)
             user = pair[0] if pair is not None and passwords.check(*pair) else None
             refresh = request.parameter("offline_token") == "true"
         if user is None:

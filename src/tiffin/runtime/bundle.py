@@ -19,19 +19,18 @@ from tiffin.linux.cgroups import DEFAULT_DEVICES, Hierarchy
 from tiffin.linux.mounts import ATTRIBUTES, PROPAGATIONS, mountinfo, parse_options
 from tiffin.runtime import operations as op
 from tiffin.runtime import seccomp
-from tiffin.runtime.native import DEVICES, SYMLINKS, bind_groups, labelled
+from tiffin.runtime.native import (
+    CLONED,
+    DEVICES,
+    OF_USER_NAMESPACE,
+    SYMLINKS,
+    bind_groups,
+    labelled,
+)
 from tiffin.runtime.settings import ULIMITS
 
 JSON = dict[str, Any]
 
-_FLAGS = {
-    "pid": syscalls.CLONE_NEWPID,
-    "mount": syscalls.CLONE_NEWNS,
-    "uts": syscalls.CLONE_NEWUTS,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "network": syscalls.CLONE_NEWNET,
-}
-_OF_USERS = syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
 _NOT_DATA = ("tmpcopyup", "copy-symlink", "rro", "rrw", "rnosuid", "rnodev", "rnoexec")
 _RLIMITS = {**ULIMITS, "as": 9}
 """The specification has one that Docker's ``--ulimit`` doesn't."""
@@ -87,7 +86,7 @@ def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
     if namespaces.get("user") is not None or "time" in namespaces:
         raise Unsupported("a user namespace of another process, or a time namespace, can't be used")
     flags = 0
-    for kind, flag in _FLAGS.items():
+    for kind, flag in CLONED.items():
         if kind in namespaces and namespaces[kind] is None:
             flags |= flag
     users, root_ids = None, (0, 0)
@@ -96,8 +95,8 @@ def plan(config: JSON, bundle: str, name: str, hierarchy: Hierarchy) -> JSON:
             [[row["containerID"], row["hostID"], row["size"]] for row in linux.get(key) or []]
             for key in ("uidMappings", "gidMappings")
         )
-        users = {"uids": uids, "gids": gids, "flags": flags & _OF_USERS}
-        flags &= ~_OF_USERS
+        users = {"uids": uids, "gids": gids, "flags": flags & OF_USER_NAMESPACE}
+        flags &= ~OF_USER_NAMESPACE
         root_ids = (_outside(uids), _outside(gids))
     steps: list[op.Operation] = [
         op.JoinNamespace(kind, path)

@@ -302,6 +302,8 @@ class Runtime:
             if self.hierarchy.delete(group):
                 break
             time.sleep(0.01)
+        else:
+            _say(f"the cgroup {group} is left: a process in it does not end")
         config = record.config
         _unmount(record)
         record.remove()

@@ -26,14 +26,16 @@ from tiffin.runtime.settings import ULIMITS, ContainerSettings, MountPoint, Proc
 
 _SHM = "shm"
 """What a borrowed /dev/shm is kept under."""
-_FLAGS = {
+CLONED = {
     "pid": syscalls.CLONE_NEWPID,
     "mount": syscalls.CLONE_NEWNS,
     "uts": syscalls.CLONE_NEWUTS,
     "ipc": syscalls.CLONE_NEWIPC,
     "network": syscalls.CLONE_NEWNET,
 }
-_OF_USER_NAMESPACE = syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
+"""The namespaces that the clone makes; the cgroup's is made once the process is in its group."""
+OF_USER_NAMESPACE = syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
+"""What a user namespace must own, and so is made with it."""
 _NOSUID_NOEXEC_NODEV = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
 _RO_ALL = (
     syscalls.MOUNT_ATTR_RDONLY
@@ -89,7 +91,7 @@ class Plan:
 
     def describe(self) -> str:
         """The plan for a person, one step a line."""
-        new = [name for name, flag in _FLAGS.items() if self.flags & flag]
+        new = [name for name, flag in CLONED.items() if self.flags & flag]
         lines = []
         if self.cgroup is not None:
             limits = ", ".join(f"{key}={value}" for key, value in self.cgroup["resources"].items())
@@ -182,7 +184,7 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
     machine's cgroups (None: no cgroup at all). Raises InvalidParameter.
     """
     namespaces = settings.namespaces
-    unknown = set(namespaces) - set(_FLAGS) - {"cgroup"}
+    unknown = set(namespaces) - set(CLONED) - {"cgroup"}
     if unknown:
         raise InvalidParameter(f"unknown namespace {', '.join(sorted(unknown))}")
     if "mount" not in namespaces or namespaces["mount"] is not None:
@@ -190,13 +192,13 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
     if not settings.rootfs:
         raise InvalidParameter("a container needs a root file system")
     flags = 0
-    for kind, flag in _FLAGS.items():
+    for kind, flag in CLONED.items():
         if kind in namespaces and namespaces[kind] is None:
             flags |= flag
     user_namespace = None
     if settings.id_map is not None:
         mapping = [[0, *settings.id_map]]
-        own = flags & _OF_USER_NAMESPACE
+        own = flags & OF_USER_NAMESPACE
         user_namespace = {"uids": mapping, "gids": mapping, "flags": own}
     steps: list[op.Operation] = []
     for kind in ("uts", "ipc", "network", "cgroup"):
@@ -224,7 +226,7 @@ def plan(settings: ContainerSettings, mountpoint: str, hierarchy: Hierarchy | No
         }
     if user_namespace is not None:
         steps.append(op.EnterUserNamespace())
-        flags &= ~_OF_USER_NAMESPACE
+        flags &= ~OF_USER_NAMESPACE
     return Plan(
         id=settings.id,
         flags=flags,

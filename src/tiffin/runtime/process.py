@@ -248,6 +248,7 @@ def find_program(name: str, search: str) -> str:
         try:
             _executable(path)
         except OSError:
+            # A later directory may have one that can be executed.
             continue
         return path
     raise Refusal(f'exec: "{name}": executable file not found in $PATH', 127)
@@ -343,6 +344,7 @@ def _be_init(child: int, args: list[str]) -> None:
                 try:
                     os.kill(child, number)
                 except (ProcessLookupError, PermissionError):
+                    # It has ended, or has become another user's.
                     pass
                 continue
             while True:
