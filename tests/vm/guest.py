@@ -28,12 +28,18 @@ class GuestFailure(Exception):
     """The guest ended without having run its command."""
 
 
-def run(version: str, command: Sequence[str], memory: str = "2G") -> tuple[int, str]:
-    """The exit code and the output of ``command``. Raises GuestFailure."""
+def run(
+    version: str, command: Sequence[str], memory: str = "2G", modules: Sequence[str] = ()
+) -> tuple[int, str]:
+    """The exit code and the output of ``command``, with further modules of the guest's kernel.
+
+    Raises GuestFailure.
+    """
     assert KERNEL is not None
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         job = {
             "cgroups": version,
+            "modules": list(modules),
             "command": list(command),
             "folder": os.getcwd(),
             "environment": {

@@ -1,8 +1,10 @@
-"""The tests of limits, and of all runtimes, in guests with the other versions of cgroups."""
+"""Tests in guests: of limits, and of all runtimes, with the other versions of cgroups; of networks
+with kinds of interfaces, and a protocol, that few machines have."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,22 +23,24 @@ INSIDE = (
 )
 
 
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--tb=short",
+    "--color=no",
+]
+
+
 def test_limits_and_runtimes_hold_on_every_version_of_cgroups() -> None:
     # This machine's own is what the tests run on here.
     versions = {"1", "2"} - {Hierarchy.detect().version}
     if guest.KERNEL is None:
         pytest.skip("user-mode-linux is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "--color=no",
-    ]
-    command += [str(TESTS / name) for name in INSIDE]
+    command = [*PYTEST, *(str(TESTS / name) for name in INSIDE)]
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(guest.run, version, command) for version in versions]
     for run in runs:
@@ -44,3 +48,23 @@ def test_limits_and_runtimes_hold_on_every_version_of_cgroups() -> None:
         assert code == 0, output
         found = re.search(r"(\d+) passed", output)
         assert found is not None and int(found[1]) > 30, output
+
+
+def test_interfaces_and_ports_that_few_kernels_have() -> None:
+    if guest.KERNEL is None:
+        pytest.skip("user-mode-linux is not installed")
+    script = (
+        "from tiffin.network import rtnetlink as r\n"
+        "import os, socket\n"
+        "socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()\n"
+        "with r.Socket() as s:\n"
+        "    s.run(r.new_veth('one', 0, 'two'))\n"
+        "    one, here = s.link('one').index, os.open('/proc/self/ns/net', os.O_RDONLY)\n"
+        "    s.run(r.new_vlan('one.7', one, 7), r.new_child('c', one, 'ipvlan', 0, namespace=here))\n"
+    )
+    tests = [str(TESTS / "network" / name) for name in ("test_children.py", "test_ports.py")]
+    words = [shlex.join([sys.executable, "-c", script]), shlex.join([*PYTEST, *tests])]
+    modules = ("veth", "bridge", "sctp", "ipvlan", "macvlan", "8021q")
+    code, output = guest.run("1", ["sh", "-c", " && ".join(words)], modules=modules)
+    assert code == 0, output
+    assert "passed" in output
