@@ -33,10 +33,17 @@ class Listing:
         self._layers = layers
         self._lifecycle = lifecycle
 
-    def sizes(self, container: Container) -> tuple[int, int]:
-        """Bytes of its own files, and of these and its image's together."""
+    def sizes(
+        self, container: Container, known: dict[str | None, int] | None = None
+    ) -> tuple[int, int]:
+        """Bytes of its own files, and of these and its image's together; ``known`` are sizes of
+        images by their top layers, and grows."""
+        known = {} if known is None else known
+        base = container.base
+        if base not in known:
+            known[base] = self._layers.size(base)
         own = self._lifecycle.measure(container)
-        return own, own + (self._layers.size(container.base) if container.base else 0)
+        return own, own + known[base]
 
     def rows(
         self,
@@ -65,6 +72,7 @@ class Listing:
         ancestors = self._ancestors(filters.get("ancestor", ()))
         rows: Rows = []
         names: dict[str, str | None] = {}
+        known: dict[str | None, int] = {}
         sandboxes = self._lifecycle.sandboxes
         links = sandboxes.links.names()
         for container in reversed(self._roster.all()):
@@ -76,7 +84,7 @@ class Listing:
                 and (ancestors is None or container.image in ancestors)
                 and self._matches(container, filters)
             ):
-                sizes = self.sizes(container) if size else None
+                sizes = self.sizes(container, known) if size else None
                 shown = self._shown(container, names)
                 called = links.get(container.id, ())
                 rows.append(inspection.summary(container, sizes, shown, sandboxes.views, called))
