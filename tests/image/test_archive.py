@@ -15,20 +15,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from image.archives import (
-    Load,
-    Members,
-    Store,
-    Tarball,
-    blob,
-    digest,
-    gzipped,
-    layout,
-    stored,
-)
-from tiffin.errors import (
-    InvalidParameter,
-)
+from image.archives import Load, Members, Store, Tarball, blob, digest, gzipped, layout, stored
+from tiffin.errors import InvalidParameter
 from tiffin.image.archive import read_archive
 from tiffin.image.config import HistoryEntry, ImageConfig
 from tiffin.image.manifest import (

@@ -12,17 +12,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from image.archives import (
-    Load,
-    Members,
-    Store,
-    Tarball,
-    blob,
-    digest,
-    gzipped,
-    layout,
-    stored,
-)
+from image.archives import Load, Members, Store, Tarball, blob, digest, gzipped, layout, stored
 from tiffin.errors import (
     CorruptArchive,
     DigestMismatch,

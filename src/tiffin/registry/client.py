@@ -35,7 +35,6 @@ from tiffin.image.manifest import (
     parse_manifest,
 )
 from tiffin.image.reference import is_digest
-from tiffin.registry.authorization import parse_challenges
 from tiffin.registry.blobs import BlobStream, Progress
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.endpoints import Endpoint
@@ -101,29 +100,14 @@ class Registry:
 
         Raises Unauthorized, and Unreachable.
         """
-        try:
-            return self._login()
-        except BROKEN as error:
-            raise self.transport._unreachable(error) from error
-
-    def _login(self) -> str:
-        transport = self.transport
-        answer = transport._follow("GET", "/v2/", {}, None, None, True)
-        status = answer.status
-        if status == 401:
-            challenges = parse_challenges(answer.headers.get("WWW-Authenticate", "").splitlines())
-            answer.close()
-            if transport.authorization.login(challenges):
-                header = transport.authorization.header(frozenset())
-                answer = transport._follow("GET", "/v2/", {}, None, header, True)
-                status = answer.status
-        if status == 401:
+        answer = self.transport.login("/v2/")
+        if answer.status == 401:
             answer.close()
             raise Unauthorized(f"login attempt to {self.host} failed with status: 401 Unauthorized")
-        if status != 200:
+        if answer.status != 200:
             raise failure(answer, "login")
         answer.close()
-        return transport.authorization.identity_token
+        return self.transport.authorization.identity_token
 
     def catalog(self) -> Iterator[str]:
         """The repositories, where the registry lists them (an extension of Docker's)."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tiffin.image.manifest import INDEX_TYPES
 from tiffin.registry.storage import Storage
+from tiffin.units import human_size
 
 _SHOWN = 25
 
@@ -111,8 +112,8 @@ def page(report: Report) -> str:
     share = 100 * report.stored / report.referenced if report.referenced else 100.0
     rows = "".join(
         f"<tr><td><code>{html.escape(layer.digest[:19])}</code></td>"
-        f'<td class="n">{_size(layer.size)}</td><td class="n">{len(layer.images)}</td>'
-        f'<td class="n">{_size(layer.size * (len(layer.images) - 1))}</td>'
+        f'<td class="n">{human_size(layer.size)}</td><td class="n">{len(layer.images)}</td>'
+        f'<td class="n">{human_size(layer.size * (len(layer.images) - 1))}</td>'
         f"<td>{html.escape(', '.join(layer.repositories[:5]))}</td></tr>"
         for layer in report.layers[:_SHOWN]
         if len(layer.images) > 1
@@ -123,20 +124,12 @@ def page(report: Report) -> str:
         f"<title>tiffin registry</title><style>{_STYLE}</style></head><body>"
         "<h1>tiffin registry</h1>"
         f"<p>{report.images} images in {report.repositories} repositories, {report.tags} tags.</p>"
-        f"<p><b>{_size(report.referenced)}</b> referenced, <b>{_size(report.stored)}</b> stored: "
-        f"sharing layers saves <b>{_size(report.referenced - report.stored)}</b>.</p>"
+        f"<p><b>{human_size(report.referenced)}</b> referenced, "
+        f"<b>{human_size(report.stored)}</b> stored: "
+        f"sharing layers saves <b>{human_size(report.referenced - report.stored)}</b>.</p>"
         f'<div class="bar"><div style="width:{share:.1f}%"></div></div>'
         "<h2>The layers that save most</h2>"
         '<table><tr><th>Layer</th><th class="n">Size</th><th class="n">Images</th>'
         f'<th class="n">Saved</th><th>Repositories</th></tr>{rows}</table>'
         "</body></html>\n"
     )
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -259,6 +259,25 @@ class Transport:
             attempt += 1
             self.wait(delay)
 
+    def login(self, target: str) -> Answer:
+        """Ask for a path with credentials, once; a token is asked for with a refresh token to it.
+
+        Gives the answer, whatever its status. Raises Unreachable, Unauthorized (the authorization
+        server refuses).
+        """
+        try:
+            answer = self._follow("GET", target, {}, None, None, True)
+            if answer.status != 401:
+                return answer
+            challenges = parse_challenges(_all(answer.headers, "WWW-Authenticate"))
+            if not self.authorization.login(challenges):
+                return answer
+            answer.close()
+            header = self.authorization.header(frozenset())
+            return self._follow("GET", target, {}, None, header, True)
+        except BROKEN as error:
+            raise self._unreachable(error) from error
+
     def wait(self, seconds: float) -> None:
         """Sleep, unless nobody waits any more; raises Cancelled then."""
         end = time.monotonic() + seconds
