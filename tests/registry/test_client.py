@@ -111,6 +111,28 @@ def test_a_blob_survives_a_fault(
             assert proxy.ranges == [f"bytes={len(IMAGE.blobs[0]) // 2}-"]
 
 
+@pytest.mark.parametrize("kind", ["cut", "drop", "cut-head", "500", "429", "redirect", "delay"])
+def test_lists_survive_a_fault(registry: Registry, connect: Connect, kind: str) -> None:
+    IMAGE.push(registry, "app", "v1")
+    for read in (
+        lambda client: list(client.tags("app")) == ["v1"],
+        lambda client: list(client.catalog()) == ["app"],
+        lambda client: client.referrers("app", IMAGE.digest) == [],
+        lambda client: client.manifest("app", "v1").digest == IMAGE.digest,
+    ):
+        with FaultyProxy(registry.host, kind, at=0) as proxy:
+            assert read(connect(proxy.address))
+            assert len(proxy.requests) == (1 if kind == "delay" else 2)
+
+
+def test_lists_that_break_each_time(registry: Registry, connect: Connect) -> None:
+    IMAGE.push(registry, "app", "v1")
+    with FaultyProxy(registry.host, "drop", at=0, times=1000) as proxy:
+        with pytest.raises(Unreachable, match="in the middle of /v2/app/tags/list"):
+            list(connect(proxy.address).tags("app"))
+        assert len(proxy.requests) == HASTY.attempts
+
+
 def test_a_blob_goes_on_where_an_earlier_attempt_ended(
     registry: Registry, connect: Connect, tmp_path: Path
 ) -> None:

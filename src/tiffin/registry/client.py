@@ -22,7 +22,6 @@ from tiffin.errors import (
     NotFound,
     TiffinError,
     Unauthorized,
-    Unreachable,
 )
 from tiffin.image.manifest import (
     DOCKER_INDEX,
@@ -39,7 +38,6 @@ from tiffin.registry.blobs import BlobStream, Progress
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.endpoints import Endpoint
 from tiffin.registry.transport import (
-    BROKEN,
     Answer,
     Cancelled,
     Patience,
@@ -142,28 +140,17 @@ class Registry:
 
     def raw_manifest(self, repository: str, reference: str) -> tuple[bytes, str]:
         """The bytes and the media type of any manifest; raises NotFound, DigestMismatch."""
-        for attempt in range(self.transport.patience.attempts):
-            answer = self._request(
-                "GET", repository, f"manifests/{reference}", headers={"Accept": _ACCEPT}
-            )
-            if answer.status == 404:
-                answer.close()
-                raise NotFound(f"manifest for {self.host}/{repository}:{reference} not found")
-            if answer.status != 200:
-                raise failure(answer, f"manifest {repository}:{reference}")
-            try:
-                raw = answer.whole(MANIFEST_LIMIT)
-                if answer.length is not None and len(raw) < answer.length:
-                    raise ConnectionError("the answer ended early")
-                break
-            except BROKEN as error:
-                answer.close()
-                if attempt + 1 == self.transport.patience.attempts:
-                    raise Unreachable(
-                        f"manifest {repository}:{reference}: registry {self.host} broke the"
-                        f" connection: {error}"
-                    ) from error
-                self.transport.wait(self.transport.patience.delay(attempt))
+        answer, raw = self.transport.fetch(
+            f"/v2/{repository}/manifests/{reference}",
+            headers={"Accept": _ACCEPT},
+            scopes=frozenset({f"repository:{repository}:pull"}),
+            limit=MANIFEST_LIMIT,
+        )
+        if answer.status == 404:
+            answer.close()
+            raise NotFound(f"manifest for {self.host}/{repository}:{reference} not found")
+        if answer.status != 200:
+            raise failure(answer, f"manifest {repository}:{reference}")
         media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         said = answer.headers.get("Docker-Content-Digest", "")
         for digest in {reference if is_digest(reference) else "", said}:
@@ -246,14 +233,14 @@ class Registry:
         seen = set()
         while target and target not in seen:
             seen.add(target)
-            answer = self.transport.request("GET", target, scopes=scopes)
+            answer, body = self.transport.fetch(target, scopes=scopes)
             if answer.status == 404:
                 answer.close()
                 raise NotFound(f"repository {self.host}/{what} not found")
             if answer.status != 200:
                 raise failure(answer, what)
             try:
-                items = json.loads(answer.whole()).get(member) or []
+                items = json.loads(body).get(member) or []
             except (ValueError, AttributeError) as error:
                 raise InvalidParameter(f"{what}: registry {self.host} answers no JSON") from error
             yield from items

@@ -259,6 +259,39 @@ class Transport:
             attempt += 1
             self.wait(delay)
 
+    def fetch(
+        self,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        scopes: frozenset[str] = frozenset(),
+        limit: int = _DOCUMENT_LIMIT,
+    ) -> tuple[Answer, bytes]:
+        """Get a document, anew where the connection breaks inside it.
+
+        Gives the answer and its body; one of another status than 200 is not read, but to be closed.
+        Raises what :meth:`request` does, and InvalidParameter for a document that is too long.
+        """
+        attempt = 0
+        while True:
+            answer = self.request("GET", target, headers=headers, scopes=scopes)
+            if answer.status != 200:
+                return answer, b""
+            try:
+                body = answer.whole(limit)
+                if answer.length is not None and len(body) < answer.length:
+                    raise ConnectionError("the answer ended early")
+                return answer, body
+            except BROKEN as error:
+                answer.close()
+                attempt += 1
+                if attempt == self.patience.attempts:
+                    raise Unreachable(
+                        f"registry {self.endpoint.host} broke the connection in the middle of"
+                        f" {shown(target)}: {error}"
+                    ) from error
+            self.wait(self.patience.delay(attempt - 1))
+
     def login(self, target: str) -> Answer:
         """Ask for a path with credentials, once; a token is asked for with a refresh token to it.
 
