@@ -187,7 +187,7 @@ class Exchange(BaseHTTPRequestHandler):
             found = _range(asked.removeprefix("bytes="), size)
             if found is None:
                 self.json(
-                    Fault("SIZE_INVALID", "the range lies behind the end").document(),
+                    Fault("SIZE_INVALID", "there is no such range").document(),
                     416,
                     {"Content-Range": f"bytes */{size}"},
                 )
@@ -235,6 +235,4 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
         return (size - count, size) if count else None
     start = int(first)
     end = min(int(last) + 1, size) if last else size
-    if last and int(last) < start:
-        return (-1, -1)
-    return (start, end) if start < size else None
+    return (start, end) if start < end else None
