@@ -9,19 +9,16 @@ import threading
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
-from registry.conftest import HASTY, Connect, MadeImage, Start, digest_of, layer_tar
-from registry.faulty import FaultyProxy
+from registry.conftest import Connect, MadeImage, Start, digest_of, layer_tar
 from registry.test_client import htpasswd
 from tiffin.errors import (
     Conflict,
-    DigestMismatch,
     InvalidParameter,
     NotFound,
     TiffinError,
@@ -32,7 +29,6 @@ from tiffin.image.manifest import OCI_MANIFEST
 from tiffin.registry.access import Passwords, Tokens, _crypt
 from tiffin.registry.client import Registry
 from tiffin.registry.credentials import Credentials
-from tiffin.registry.endpoints import Configuration
 from tiffin.registry.faults import Fault
 from tiffin.registry.protocol import Policy
 from tiffin.registry.server import RegistryServer
@@ -248,78 +244,6 @@ def test_users_files(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("nobody\n")
     with pytest.raises(InvalidParameter, match="line 1"):
         Passwords(tmp_path / "broken")
-
-
-Cache = Callable[..., RegistryServer]
-
-
-@pytest.fixture
-def cache(start_registry: Start) -> Cache:
-    """Start caches of registries."""
-
-    def start(address: str, **options: Any) -> RegistryServer:
-        (endpoint,) = Configuration(()).endpoints(address, mirrors=False)
-        return start_registry(upstream=Registry(endpoint, patience=HASTY), **options)
-
-    return start
-
-
-def test_a_cache_fetches_once(registry: Registry, connect: Connect, cache: Cache) -> None:
-    ONE.push(registry, "app", "v1")
-    with FaultyProxy(registry.host) as proxy:
-        client = connect(cache(proxy.address))
-        for _ in range(2):
-            assert client.manifest("app", "v1").digest == ONE.digest
-            for blob, data in zip(ONE.layers, ONE.blobs, strict=True):
-                with client.blob("app", blob) as stream:
-                    assert b"".join(iter(stream.read, b"")) == data
-            assert client.read_blob("app", ONE.config_descriptor) == ONE.config
-        for blob in (*ONE.layers, ONE.config_descriptor):
-            gets = [line for line in proxy.requests if line.startswith("GET")]
-            assert sum(blob.digest in line for line in gets) == 1
-        # A tag is looked up again, and moves.
-        TWO.push(registry, "app", "v1")
-        assert client.manifest("app", "v1").digest == TWO.digest
-        assert client.manifest("app", ONE.digest).digest == ONE.digest
-        with pytest.raises(NotFound):
-            client.manifest("app", "none")
-        with pytest.raises(TiffinError, match="read-only"):
-            ONE.push(client, "app", "v2")
-
-
-def test_a_cache_serves_what_it_has(connect: Connect, cache: Cache, start_registry: Start) -> None:
-    original = start_registry()
-    ONE.push(connect(original), "app", "v1")
-    with FaultyProxy(original.address) as proxy:
-        server = cache(proxy.address)
-        client = connect(server)
-        client.manifest("app", "v1")
-        with client.blob("app", ONE.layers[0]) as stream:
-            stream.drain()
-    # The original can't be reached any more.
-    assert client.manifest("app", "v1").digest == ONE.digest
-    with client.blob("app", ONE.layers[0]) as stream:
-        stream.drain()
-    assert list(client.tags("app")) == ["v1"]
-    with pytest.raises(TiffinError), client.blob("app", ONE.layers[1]) as stream:
-        stream.drain()
-
-
-def test_a_cache_keeps_nothing_that_is_wrong(
-    registry: Registry, connect: Connect, cache: Cache
-) -> None:
-    ONE.push(registry, "app", "v1")
-    with FaultyProxy(registry.host, "corrupt", at=3, times=1) as proxy:
-        server = cache(proxy.address)
-        client = connect(server)
-        client.manifest("app", "v1")
-        with pytest.raises((DigestMismatch, TiffinError)):
-            with client.blob("app", ONE.layers[0]) as stream:
-                stream.drain()
-            raise DigestMismatch("it was good at the second attempt")
-        with client.blob("app", ONE.layers[0]) as stream:
-            assert b"".join(iter(stream.read, b"")) == ONE.blobs[0]
-        assert not list(server.storage.uploads_folder.iterdir())
 
 
 def test_an_address_in_use(server: RegistryServer, tmp_path: Path) -> None:

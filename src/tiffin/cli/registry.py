@@ -13,6 +13,7 @@ from tiffin.cli.values import DURATION
 from tiffin.units import human_size
 
 if TYPE_CHECKING:
+    from tiffin.registry.client import Registry
     from tiffin.registry.storage import Storage
     from tiffin.registry.stores import ObjectStore
 
@@ -25,8 +26,6 @@ def serve(call: Invocation) -> int:
     import threading
 
     from tiffin.registry.access import Passwords, Tokens
-    from tiffin.registry.client import Registry
-    from tiffin.registry.endpoints import Configuration
     from tiffin.registry.protocol import Policy
     from tiffin.registry.server import RegistryServer
     from tiffin.registry.sweeping import sweep
@@ -46,16 +45,7 @@ def serve(call: Invocation) -> int:
     if options["token-auth"] and passwords is not None:
         folder.mkdir(parents=True, exist_ok=True)
         tokens = Tokens(folder, passwords, "tiffin registry")
-    upstream = None
-    if options["proxy"]:
-        from urllib.parse import urlsplit
-
-        from tiffin.registry.credentials import CredentialsFile
-
-        domain = urlsplit(options["proxy"]).netloc or options["proxy"]
-        insecure = [domain] if options["proxy"].startswith("http://") else []
-        (endpoint,) = Configuration(insecure=insecure).endpoints(domain, mirrors=False)
-        upstream = Registry(endpoint, CredentialsFile().get(domain))
+    upstream = _upstream(options["proxy"]) if options["proxy"] else None
     policy = Policy(
         passwords,
         tokens,
@@ -100,6 +90,28 @@ def serve(call: Invocation) -> int:
         threading.Thread(target=collect, daemon=True).start()
     server.serve()
     return 0
+
+
+def _upstream(url: str) -> Registry:
+    """A client of the registry that is to be cached."""
+    from dataclasses import replace
+    from urllib.parse import urlsplit
+
+    from tiffin.registry.client import Patience, Registry
+    from tiffin.registry.credentials import CredentialsFile
+    from tiffin.registry.endpoints import Configuration
+
+    parts = urlsplit(url if "://" in url else f"//{url}")
+    if parts.scheme not in ("", "http", "https") or not parts.netloc:
+        raise CommandError(f"invalid registry {url!r}: expected HOST or https://HOST")
+    insecure = [parts.netloc] if parts.scheme == "http" else []
+    (endpoint,) = Configuration(insecure=insecure).endpoints(parts.netloc, mirrors=False)
+    if parts.scheme:
+        prefix = parts.path.rstrip("/")
+        endpoint = replace(endpoint, schemes=(parts.scheme,), prefix=prefix)
+    # Somebody waits for the answer, who may be patient too.
+    patience = Patience(attempts=3, connect=5.0)
+    return Registry(endpoint, CredentialsFile().get(parts.netloc), patience=patience)
 
 
 def _url(call: Invocation) -> str:

@@ -36,6 +36,13 @@ _ROUTE = re.compile(
     r"|(?P<tags>tags/list)"
     r"|referrers/(?P<subject>[^/]+))"
 )
+_UPSTREAM = {
+    401: ("DENIED", 403),
+    403: ("DENIED", 403),
+    404: ("MANIFEST_UNKNOWN", 404),
+    429: ("TOOMANYREQUESTS", 429),
+}
+"""What is answered where another registry fails with a status; else 502."""
 _PAGE = 1000
 _REFERRERS_PAGE = 500
 _OCTETS = {"Content-Type": "application/octet-stream"}
@@ -81,9 +88,9 @@ class Protocol:
         except StorageFull as error:
             request.fault(Fault("BLOB_UPLOAD_INVALID", error.message, 507))
         except TiffinError as error:
-            # The registry that this one is a cache of.
-            status = error.status if error.status in (404, 429) else 502
-            code = "MANIFEST_UNKNOWN" if status == 404 else "UNSUPPORTED"
+            # The registry that this one is a cache of. Its 401 is not the client's, who could do
+            # nothing about it.
+            code, status = _UPSTREAM.get(error.status, ("UNAVAILABLE", 502))
             request.fault(Fault(code, error.message, status))
 
     def _dispatch(self, request: Exchange) -> None:
@@ -424,7 +431,10 @@ class Protocol:
     def _referrers(self, request: Exchange, name: str, subject: str) -> None:
         self._check_digest(subject)
         wanted, last = request.parameter("artifactType"), request.parameter("last")
-        found = self.storage.referrers(name, subject)
+        if self._upstream is not None:
+            found = self._upstream.referrers(name, subject)
+        else:
+            found = self.storage.referrers(name, subject)
         headers = {"Content-Type": OCI_INDEX}
         if wanted:
             found = [entry for entry in found if entry.get("artifactType") == wanted]
