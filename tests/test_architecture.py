@@ -22,7 +22,7 @@ ROOMS = {
     "runtime": {"storage", "linux", "errors", "version"},
     "keeper": {"runtime", "linux", "errors"},
     "network": {"linux", "store", "errors"},
-    "registry": {"image", "layer", "errors"},
+    "registry": {"image", "layer", "errors", "units"},
     "build": {"image", "layer", "storage", "store", "runtime", "linux", "errors", "units"},
     "engine": {
         "build", "registry", "network", "runtime", "keeper", "layer", "image", "storage", "linux",
