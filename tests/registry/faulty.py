@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler
 from registry.serving import Handler, Serving
 
 KINDS = ("cut", "cut-head", "delay", "corrupt", "429", "500", "redirect", "drop")
-UPLOAD_KINDS = (*KINDS, "half")
-"""Also: the registry gets half of a request's body, and then the connection breaks."""
+UPLOAD_KINDS = (*KINDS, "half", "lost", "unheard")
+"""Also: the registry gets half of a request's body, and then the connection breaks (and it gives up
+the upload: lost); it gets all of it, and its answer is not heard."""
 
 
 class FaultyProxy(Serving):
@@ -66,8 +67,15 @@ class FaultyProxy(Serving):
             return
         if kind == "delay":
             threading.Event().wait(0.3)
-        if kind == "half":
+        if kind in ("half", "lost"):
             self._forward_half(request, body)
+            if kind == "lost" and "/uploads/" in request.path:
+                self._ask("DELETE", request)[0].close()
+            return
+        if kind == "unheard":
+            self._ask(request.command, request, body)[0].close()
+            request.close_connection = True
+            request.connection.close()
             return
         self._forward(request, body, kind)
 
@@ -86,20 +94,25 @@ class FaultyProxy(Serving):
         request.close_connection = True
         request.connection.close()
 
-    def _forward(self, request: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
+    def _ask(
+        self, method: str, request: BaseHTTPRequestHandler, body: bytes = b""
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, bytes]:
         host, _, port = self.upstream.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            # With its Host: some registries answer with URLs of it, which lead back here.
+            if name.lower() not in ("connection", "content-length")
+        }
+        path = request.path.replace("&moved=1", "").replace("?moved=1", "")
+        connection.request(method, path, body or None, headers)
+        answer = connection.getresponse()
+        return connection, answer, answer.read()
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
+        connection, answer, data = self._ask(request.command, request, body)
         try:
-            headers = {
-                name: value
-                for name, value in request.headers.items()
-                # With its Host: some registries answer with URLs of it, which lead back here.
-                if name.lower() != "connection"
-            }
-            path = request.path.replace("&moved=1", "").replace("?moved=1", "")
-            connection.request(request.command, path, body or None, headers)
-            answer = connection.getresponse()
-            data = answer.read()
             if kind == "corrupt" and data:
                 middle = len(data) // 2
                 data = data[:middle] + bytes([data[middle] ^ 0x55]) + data[middle + 1 :]

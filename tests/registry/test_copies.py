@@ -51,7 +51,9 @@ def test_out_of_a_registry(registry: Registry, connect: Connect, tmp_path: Path,
     assert at >= 4
 
 
-@pytest.mark.parametrize("kind", ["corrupt", "cut-head", "500", "redirect", "half"])
+@pytest.mark.parametrize(
+    "kind", ["corrupt", "cut-head", "500", "redirect", "half", "lost", "unheard"]
+)
 def test_into_a_registry(registry: Registry, connect: Connect, tmp_path: Path, kind: str) -> None:
     IMAGE.push(registry, "app", "v1")
     layout = LayoutPlace(tmp_path / "layout")

@@ -67,6 +67,9 @@ class Upload:
                 failures += 1
                 self._failed(failures, failure(answer, "upload"))
                 continue
+            if answer.status == 404:
+                answer.close()
+                raise self._forgotten()
             if answer.status not in (201, 202, 204):
                 raise failure(answer, "upload")
             self._move(answer)
@@ -93,9 +96,10 @@ class Upload:
             except FAILED as error:
                 broken = error
             else:
-                if answer.status == 404 and failures > 1:
+                if answer.status == 404:
                     answer.close()
                     broken = self._forgotten()
+                    self._wait(failures, broken)
                     if self._gone(digest, not start, broken):
                         return
                     continue
