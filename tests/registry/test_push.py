@@ -105,6 +105,41 @@ def test_compressions(
     assert pulled.image.id == image
 
 
+def test_a_compression_that_was_asked_for_is_used_on_what_was_pushed_before(
+    holding: Engine, registry: Registry
+) -> None:
+    def layers(tag: str, **options: Any) -> list[tuple[str, int]]:
+        push(holding, f"{registry.host}/app:{tag}", **options)
+        found = registry.manifest("app", tag)
+        assert isinstance(found, Manifest)
+        return [(layer.media_type, layer.size) for layer in found.layers]
+
+    (quick,), (small,) = layers("one"), layers("nine", compression="gzip", level=9)
+    assert small[1] < quick[1]
+    # Without a level, what there is of that form will do; without a form, whatever there is.
+    assert layers("any", compression="gzip") in ([quick], [small])
+    assert layers("again", level=1) == [quick]
+    (zstd,) = layers("three", compression="zstd")
+    (smaller,) = layers("most", compression="zstd", level=19)
+    assert smaller[1] < zstd[1]
+    assert zstd[0] == smaller[0] == OCI_LAYER_ZSTD
+    assert layers("same", compression="zstd", level=3) == [zstd]
+    assert layers("plain", compression="none") == [(OCI_LAYER, len(BASE))]
+
+
+def test_a_pulled_image_keeps_its_layers_if_they_are_of_the_form(
+    holding: Engine, registry: Registry
+) -> None:
+    image = MadeImage([BASE])  # Docker's media types
+    image.push(registry, "orig", "v1")
+    holding.registries.pull(f"{registry.host}/orig:v1")
+    source = f"{registry.host}/orig:v1"
+    same = push(holding, f"{registry.host}/copy:v1", source, compression="gzip")
+    assert same["Digest"] == image.digest
+    other = push(holding, f"{registry.host}/copy:v2", source, compression="gzip", level=1)
+    assert other["Digest"] != image.digest
+
+
 def test_the_same_recipe_gives_the_same_bytes() -> None:
     for form, level in (("gzip", 1), ("gzip", 6), ("zstd", 3), ("none", None)):
         chosen = Compression(form, level)

@@ -42,12 +42,10 @@ class Push:
         domain: str,
         repository: str,
         compression: Compression,
-        chosen: bool,
         say: Say,
         annotations: Mapping[str, str] = {},
     ) -> None:
-        """``chosen``: the compression was asked for, and is not just the default.
-        ``annotations`` are those of the image that a build was asked for."""
+        """``annotations`` are those of the image that a build was asked for."""
         self._annotations = annotations
         self._layers = layers
         self._memory = memory
@@ -55,7 +53,6 @@ class Push:
         self._domain = domain
         self._repository = repository
         self._compression = compression
-        self._chosen = chosen
         self._mutex = threading.Lock()
         self._say = say
         self._stopped = threading.Event()
@@ -105,16 +102,18 @@ class Push:
                 continue
             if self._annotations and dict(manifest.annotations) != dict(self._annotations):
                 continue
-            if self._chosen and any(
-                entry.media_type != self._compression.media_type for entry in manifest.layers
-            ):
+            forms = self._forms(manifest, stack)
+            if not all(self._fits(form) for form in forms):
                 continue
-            if self._restore(manifest, stack):
+            if self._restore(forms, stack):
                 return manifest
         return None
 
-    def _restore(self, manifest: Manifest, stack: Sequence[Layer]) -> bool:
-        """Have the very layers of a manifest in the repository; whether that could be done."""
+    def _fits(self, form: KnownBlob) -> bool:
+        return self._compression.accepts(_oci(form.descriptor).media_type, form.recipe)
+
+    def _forms(self, manifest: Manifest, stack: Sequence[Layer]) -> list[KnownBlob]:
+        """What is known of a manifest's layers."""
         forms = []
         for entry, layer in zip(manifest.layers, stack, strict=True):
             recipes = [
@@ -126,6 +125,10 @@ class Push:
             if entry.digest == layer.diff_id:
                 recipe = "none"
             forms.append(KnownBlob(entry, recipe))
+        return forms
+
+    def _restore(self, forms: Sequence[KnownBlob], stack: Sequence[Layer]) -> bool:
+        """Have the very layers of a manifest in the repository; whether that could be done."""
         found = self._parallel(lambda place: self._find(forms[place], stack[place]), len(stack))
         missing = [place for place, there in enumerate(found) if not there]
         made = [Compression.of_recipe(forms[place].recipe or "") for place in missing]
@@ -165,12 +168,9 @@ class Push:
     # Anew.
 
     def _layer(self, layer: Layer) -> Descriptor:
-        wanted = self._compression.media_type
         recipe = self._compression.recipe
         for form in self._memory.forms(layer.diff_id):
-            if self._chosen and (form.descriptor.media_type != wanted or form.recipe != recipe):
-                continue
-            if self._find(form, layer):
+            if self._fits(form) and self._find(form, layer):
                 return _oci(form.descriptor)
         expected = None
         for form in self._memory.forms(layer.diff_id):

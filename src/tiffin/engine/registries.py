@@ -254,10 +254,9 @@ class Registries:
         images = [(one, self._images.find(one.canonical)) for one in tags]
         say({"status": f"The push refers to repository [{reference.name}]"})
         done = []
-        chosen = bool(compression) or level is not None
         with self._clients(reference.domain, auth, cancelled) as clients:
             for one, image in images:
-                done.append(self._push(clients[-1], one, image, packing, chosen, say))
+                done.append(self._push(clients[-1], one, image, packing, say))
         return done
 
     def _tags(self, reference: Reference) -> list[Reference]:
@@ -278,7 +277,6 @@ class Registries:
         reference: Reference,
         image: Image,
         compression: Any,
-        chosen: bool,
         say: Progress,
     ) -> JSON:
         from tiffin.engine.pushing import Push
@@ -290,7 +288,6 @@ class Registries:
             reference.domain,
             reference.path,
             compression,
-            chosen,
             say,
             self._images.annotations(image.id, "manifest"),
         )

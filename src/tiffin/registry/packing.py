@@ -24,7 +24,11 @@ class Compression:
     """A form and a level."""
 
     def __init__(self, form: str = "", level: int | None = None) -> None:
-        """Raises InvalidParameter for what there is not."""
+        """What is not given is the default, and any other will do too, see :meth:`accepts`.
+
+        Raises InvalidParameter for what there is not."""
+        self._any_form = not form and level is None
+        self._any_level = level is None
         form = form or "gzip"
         if form not in _LEVELS:
             raise InvalidParameter(f"unknown compression {form!r}: use gzip, zstd or none")
@@ -44,6 +48,13 @@ class Compression:
     def media_type(self) -> str:
         """Of a layer that is packed so."""
         return _TYPES[self.form]
+
+    def accepts(self, media_type: str, recipe: str | None) -> bool:
+        """Whether a layer that is packed already is as was asked for: ``media_type`` is OCI's,
+        ``recipe`` None where others packed it, by whatever level."""
+        if self._any_form:
+            return True
+        return media_type == self.media_type and (self._any_level or recipe == self.recipe)
 
     @property
     def recipe(self) -> str:
