@@ -82,6 +82,15 @@ class Cancelled(TiffinError):
     """Whoever wanted the answer is gone."""
 
 
+class _Broken(Exception):
+    """A connection failed, and with whom: a redirect may lead elsewhere."""
+
+    def __init__(self, error: Exception, host: str) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.host = host
+
+
 class Answer:
     """An answer whose body has not been read; :meth:`close` it, or read it to its end."""
 
@@ -227,11 +236,12 @@ class Transport:
             last = not repeat or attempt + 1 >= self.patience.attempts
             try:
                 answer = self._follow(method, target, headers or {}, body, authorization, redirect)
-            except BROKEN as error:
+            except _Broken as broken:
+                error = broken.error
                 # Nobody listens, or there is no such host: that rarely passes in seconds.
                 nobody = attempt > 0 and isinstance(error, NewConnectionError | NameResolutionError)
                 if last or nobody or _hopeless(error):
-                    raise self._unreachable(error) from error
+                    raise self._unreachable(error, broken.host) from error
             else:
                 if answer.status == 401 and self._is_own(answer.url) and not tried:
                     challenges = parse_challenges(_all(answer.headers, "WWW-Authenticate"))
@@ -308,8 +318,8 @@ class Transport:
             answer.close()
             header = self.authorization.header(frozenset())
             return self._follow("GET", target, {}, None, header, True)
-        except BROKEN as error:
-            raise self._unreachable(error) from error
+        except _Broken as broken:
+            raise self._unreachable(broken.error, broken.host) from broken.error
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless nobody waits any more; raises Cancelled then."""
@@ -330,7 +340,10 @@ class Transport:
     ) -> Answer:
         url = target
         for _ in range(_REDIRECT_LIMIT):
-            answer = self._send(method, url, headers, body, authorization)
+            try:
+                answer = self._send(method, url, headers, body, authorization)
+            except BROKEN as error:
+                raise _Broken(error, urlsplit(url).netloc or self.endpoint.host) from error
             location = answer.headers.get("Location")
             if not redirect or answer.status not in _REDIRECTS or not location:
                 return answer
@@ -434,8 +447,8 @@ class Transport:
             f"unauthorized: authentication required: log in to {self.endpoint.host} first, or again"
         )
 
-    def _unreachable(self, error: Exception, host: str = "") -> TiffinError:
-        host = host or self.endpoint.host
+    def _unreachable(self, error: Exception, host: str) -> TiffinError:
+        host = host.rpartition("@")[2]
         if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
             return Unreachable(
                 f"tls: failed to verify the certificate of registry {host}: {_reason(error)}: put"
