@@ -144,12 +144,15 @@ def test_a_registry_that_wants_a_certificate(
         (place / "client.cert").write_bytes((strange.folder / "stranger.cert").read_bytes())
         (place / "client.key").write_bytes((strange.folder / "stranger.key").read_bytes())
         with client_of(tmp_path / "wrong", host) as client, pytest.raises(Unreachable):
-            client.manifest("app", "v1")
+            client.manifest("app", "v1")  # the reason may get lost, too
         assert set(server.subjects) == {"somebody"}
 
 
+@pytest.mark.parametrize(
+    "alert", ["TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"]
+)
 def test_tls_that_is_refused_is_no_reason_for_plain_http(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alert: str
 ) -> None:
     (endpoint,) = Configuration([tmp_path]).endpoints("localhost:5000", mirrors=False)
     assert endpoint.schemes == ("https", "http")
@@ -157,7 +160,7 @@ def test_tls_that_is_refused_is_no_reason_for_plain_http(
 
     def refuse(self: Transport, method: str, url: str, *rest: object) -> Answer:
         asked.append(url)
-        raise SSLError("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+        raise SSLError(f"[SSL: {alert}] alert")
 
     monkeypatch.setattr(Transport, "_open", refuse)
     with (
@@ -166,6 +169,21 @@ def test_tls_that_is_refused_is_no_reason_for_plain_http(
     ):
         client.ping()
     assert asked == ["https://localhost:5000/v2/"]
+
+
+def test_a_certificate_that_is_refused_is_named(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Transport, method: str, url: str, *rest: object) -> Answer:
+        raise SSLError("[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca")
+
+    monkeypatch.setattr(Transport, "_open", refuse)
+    folder = trusting(tmp_path, "registry.test", authority, "somebody")
+    with (
+        client_of(folder, "registry.test") as client,
+        pytest.raises(Unreachable, match=r"refuses the client certificate .*client\.cert"),
+    ):
+        client.ping()
 
 
 def test_a_registry_without_a_certificate_that_is_trusted(

@@ -454,10 +454,15 @@ class Transport:
                 f"tls: failed to verify the certificate of registry {host}: {_reason(error)}: put"
                 f" its CA into certs.d/{host}/ca.crt"
             )
-        if isinstance(error, SSLError) and "CERTIFICATE_REQUIRED" in str(error):
+        if isinstance(error, SSLError) and _wants_certificate(error):
+            if self.endpoint.certificate is None or host != self.endpoint.host:
+                return Unreachable(
+                    f"tls: registry {host} wants a client certificate: put it and its key into"
+                    f" certs.d/{host}/client.cert and client.key"
+                )
             return Unreachable(
-                f"tls: registry {host} wants a client certificate: put it and its key into"
-                f" certs.d/{host}/client.cert and client.key"
+                f"tls: registry {host} refuses the client certificate"
+                f" {self.endpoint.certificate[0]}: {_reason(error)}"
             )
         return Unreachable(f"registry {host} can't be reached: {_reason(error)}")
 
@@ -517,6 +522,14 @@ def _hopeless(error: Exception) -> bool:
 def _speaks_tls(error: Exception) -> bool:
     """Whether TLS is refused in its own words: plain HTTP is then no answer to that."""
     return isinstance(error, SSLError) and "_ALERT_" in str(error)
+
+
+def _wants_certificate(error: Exception) -> bool:
+    # What TLS 1.3 has an alert of its own for is a bad certificate to servers of TLS 1.2.
+    return any(
+        f"ALERT_{alert}" in str(error)
+        for alert in ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA")
+    )
 
 
 def _reason(error: Exception) -> str:
