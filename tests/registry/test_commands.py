@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from conftest import busybox_tar, kill_keeper
 from registry.conftest import Connect, MadeImage, Start, digest_of, layer_tar
 from registry.faulty import FaultyProxy
 from registry.test_client import htpasswd
+from tiffin.image.manifest import Index
 from tiffin.registry.access import Passwords, Tokens
 from tiffin.registry.client import Registry
 from tiffin.registry.credentials import Credentials
@@ -294,3 +296,104 @@ def test_what_is_younger_than_the_grace_period_stays(
     refused = tiffin.result("registry", "gc", "--grace", "soon", folder)
     assert refused.returncode == 125
     assert b"invalid duration" in refused.stderr
+
+
+def test_info_says_what_is_configured(tiffin: Command) -> None:
+    assert "Registry Mirrors" not in tiffin("info")
+    (tiffin.root / "registries.toml").write_text(
+        '[registry."docker.io"]\nmirrors = ["https://mirror.test"]\n'
+        '[registry."registry.test:5000"]\ninsecure = true\n'
+    )
+    said = tiffin("info")
+    assert " Registry Mirrors:\n  https://mirror.test\n" in said
+    assert " Insecure Registries:\n  registry.test:5000\n  127.0.0.0/8\n" in said
+    found = json.loads(tiffin("info", "--format", "{{json .RegistryConfig}}"))
+    assert found["Mirrors"] == found["IndexConfigs"]["docker.io"]["Mirrors"]
+    assert found["Mirrors"] == ["https://mirror.test"]
+    assert found["IndexConfigs"]["registry.test:5000"]["Secure"] is False
+    (tiffin.root / "registries.toml").write_text("[registry")
+    broken = tiffin.result("info")
+    assert broken.returncode == 0
+    assert b"WARNING: " in broken.stderr
+    assert b"registries.toml can't be read" in broken.stderr
+
+
+def test_what_the_schema_is_older_than(
+    tiffin: Command, registry: Registry, server: RegistryServer
+) -> None:
+    raw = json.dumps({"schemaVersion": 1, "name": "old", "tag": "x"}).encode()
+    kind = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    server.storage.put_manifest("old", digest_of(raw), raw, kind, ["x"], {})
+    for words in (
+        ("pull", f"{registry.host}/old:x"),
+        ("image", "copy", f"{registry.host}/old:x", f"{registry.host}/new:x"),
+    ):
+        refused = tiffin.result(*words)
+        assert refused.returncode == 1, words
+        assert b"schema 1" in refused.stderr, (words, refused.stderr)
+
+
+def test_all_tags_come_and_go(tiffin: Command, registry: Registry, shell: MadeImage) -> None:
+    name = f"{registry.host}/busybox"
+    shell.push(registry, "busybox", "other")
+    said = tiffin("pull", "--all-tags", name)
+    assert "Downloaded newer image" in said
+    assert set(tiffin("images", "--format", "{{.Tag}}", name).split()) == {"latest", "other"}
+    for tag in ("latest", "other"):
+        tiffin("tag", f"{name}:{tag}", f"{registry.host}/all:{tag}")
+    tiffin("push", "--all-tags", f"{registry.host}/all")
+    assert list(registry.tags("all")) == ["latest", "other"]
+    assert registry.manifest("all", "other").digest == shell.digest
+    wrong = tiffin.result("pull", "--all-tags", f"{name}:other")
+    assert wrong.returncode == 1
+    assert b"tag can't be used with --all-tags" in wrong.stderr
+
+
+def test_an_index_goes_everywhere_with_all_platforms(
+    tiffin: Command, registry: Registry, start_registry: Start, connect: Connect, tmp_path: Path
+) -> None:
+    images = {
+        one: MadeImage([layer_tar({"for": one.encode()})], architecture=one)
+        for one in ("amd64", "arm64")
+    }
+    for architecture, image in images.items():
+        image.push(registry, "app", architecture)
+    names = [f"{registry.host}/app:{architecture}" for architecture in images]
+    index = f"{registry.host}/app:all"
+    tiffin("manifest", "create", index, *names)
+    tiffin("manifest", "annotate", index, names[1], "--variant", "v8")
+    digest = tiffin("manifest", "push", index).strip()
+    other = start_registry()
+    places = [
+        index,
+        f"{other.address}/one:x",
+        f"oci:{tmp_path}/one:x",
+        f"oci-archive:{tmp_path}/one.tar:x",
+        f"oci-archive:{tmp_path}/two.tar:x",
+        f"oci:{tmp_path}/two:x",
+        f"oci:{tmp_path}/three:x",
+        f"oci-archive:{tmp_path}/three.tar:x",
+        f"{other.address}/two:x",
+        f"oci-archive:{tmp_path}/four.tar:x",
+        f"{other.address}/three:x",
+        f"{registry.host}/four:x",
+    ]
+    # From a registry, a layout and an archive to each of the three.
+    for source, target in pairwise(places):
+        assert tiffin("image", "copy", "-q", source, target).strip() == digest, target
+    client = connect(other)
+    for name in ("one", "two", "three"):
+        found = client.manifest(name, "x")
+        assert isinstance(found, Index)
+        assert found.digest == digest
+        assert {entry.digest for entry in found.manifests} == {
+            each.digest for each in images.values()
+        }
+        for image in images.values():
+            for layer in image.layers:
+                with client.blob(name, layer) as stream:
+                    stream.drain()
+    only = f"{other.address}/only:x"
+    source = f"oci-archive:{tmp_path}/two.tar:x"
+    tiffin("image", "copy", "--platform", "linux/arm64/v8", source, only)
+    assert client.manifest("only", "x").digest == images["arm64"].digest

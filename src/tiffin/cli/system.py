@@ -162,8 +162,23 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
     if found.get("Labels"):
         lines += [" Labels:", *(f"  {label}" for label in found["Labels"])]
     lines.append(f" Experimental: {'true' if found.get('ExperimentalBuild') else 'false'}")
+    lines += _registry_lines(found.get("RegistryConfig") or {})
     restore = "true" if found.get("LiveRestoreEnabled") else "false"
     return [*lines, f" Live Restore Enabled: {restore}", ""]
+
+
+def _registry_lines(found: dict[str, Any]) -> list[str]:
+    indexes = found.get("IndexConfigs") or {}
+    insecure = sorted(name for name, index in indexes.items() if not index.get("Secure"))
+    insecure += found.get("InsecureRegistryCIDRs") or ()
+    lines = []
+    for title, names in (
+        ("Insecure Registries", insecure),
+        ("Registry Mirrors", found.get("Mirrors") or ()),
+    ):
+        if names:
+            lines += [f" {title}:", *(f"  {name}" for name in names)]
+    return lines
 
 
 def _security(text: str) -> str:

@@ -145,6 +145,7 @@ class Engine:
                 self.containers,
                 self.volumes,
                 lambda: self.builds,
+                lambda: self.registries,
                 self.events,
             )
             self.images.removal.mounted = lambda: {

@@ -72,6 +72,30 @@ class Registries:
         """What the root and the system say about registries; raises InvalidParameter."""
         return Configuration((self._root.path, *SYSTEM_FOLDERS))
 
+    def described(self) -> tuple[JSON, list[str]]:
+        """The configuration as ``info`` has it, and what is wrong with it."""
+        warnings = []
+        try:
+            found = self.configuration()
+        except InvalidParameter as error:
+            found = Configuration(())
+            warnings = [f"WARNING: {error.message}"]
+        indexes = {"docker.io": (found.mirrors, "docker.io" not in found.insecure)}
+        indexes |= {domain: ([], False) for domain in found.insecure if domain != "docker.io"}
+        return {
+            "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
+            "IndexConfigs": {
+                domain: {
+                    "Name": domain,
+                    "Mirrors": mirrors,
+                    "Secure": secure,
+                    "Official": domain == "docker.io",
+                }
+                for domain, (mirrors, secure) in indexes.items()
+            },
+            "Mirrors": found.mirrors,
+        }, warnings
+
     @contextmanager
     def _clients(
         self,

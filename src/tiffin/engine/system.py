@@ -26,6 +26,7 @@ from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
 
 if TYPE_CHECKING:
     from tiffin.engine.builds import Builds
+    from tiffin.engine.registries import Registries
 
 JSON = dict[str, Any]
 
@@ -43,6 +44,7 @@ class System:
         containers: Containers,
         volumes: Volumes,
         builds: Callable[[], Builds],
+        registries: Callable[[], Registries],
         events: Events,
     ) -> None:
         self._database = database
@@ -53,6 +55,7 @@ class System:
         self._containers = containers
         self._volumes = volumes
         self._builds = builds
+        self._registries = registries
         self.events = events
         self._identity = root.path.stat().st_ino
 
@@ -92,6 +95,7 @@ class System:
 
     def info(self) -> JSON:
         """Docker's ``info``."""
+        registries, warnings = self._registries().described()
         states = [container.state.status for container in self._roster.all()]
         count = self._database.one("SELECT count(*) AS images FROM images")
         hierarchy = Hierarchy.detect()
@@ -146,18 +150,7 @@ class System:
             "NCPU": os.cpu_count() or 1,
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "IndexServerAddress": "https://index.docker.io/v1/",
-            "RegistryConfig": {
-                "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
-                "IndexConfigs": {
-                    "docker.io": {
-                        "Name": "docker.io",
-                        "Mirrors": [],
-                        "Secure": True,
-                        "Official": True,
-                    }
-                },
-                "Mirrors": [],
-            },
+            "RegistryConfig": registries,
             "GenericResources": None,
             "HttpProxy": "",
             "HttpsProxy": "",
@@ -188,7 +181,7 @@ class System:
             "InitCommit": {"ID": ""},
             "SecurityOptions": security.described(),
             "CDISpecDirs": [],
-            "Warnings": [],
+            "Warnings": warnings,
         }
 
     def df(self) -> JSON:
