@@ -8,7 +8,6 @@ others, and unpacked from its spool once they are there.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -73,7 +72,6 @@ class _Task:
     """One layer that is not here."""
 
     descriptor: Descriptor
-    urls: tuple[str, ...]
     report: LayerReport
     staged: Staged | None = None
     layer: Layer | None = None
@@ -146,14 +144,10 @@ class Pull:
 
         Raises what is wrong; complete layers stay in their spools then.
         """
-        entries = json.loads(manifest.raw).get("layers") or []
         tasks = []
-        for diff_id, descriptor, entry in zip(
-            config.diff_ids, manifest.layers, entries, strict=True
-        ):
+        for diff_id, descriptor in zip(config.diff_ids, manifest.layers, strict=True):
             report = LayerReport(diff_id, descriptor.digest, descriptor.size)
-            urls = tuple(url for url in entry.get("urls") or () if isinstance(url, str))
-            tasks.append(_Task(descriptor, urls, report))
+            tasks.append(_Task(descriptor, report))
         self.reports = [task.report for task in tasks]
         chain: str | None = None
         missing: list[_Task] = []
@@ -254,7 +248,6 @@ class Pull:
                 task.descriptor,
                 spool=self._spools.path(task.descriptor.digest),
                 progress=lambda done: self._downloading(task, done),
-                urls=task.urls,
             )
             try:
                 with stream:

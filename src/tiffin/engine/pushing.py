@@ -18,7 +18,16 @@ from typing import Any, BinaryIO, cast
 from tiffin.engine.blobs import BlobMemory, KnownBlob
 from tiffin.errors import DigestMismatch, TiffinError
 from tiffin.image.config import ImageConfig
-from tiffin.image.manifest import OCI_CONFIG, Descriptor, Manifest
+from tiffin.image.manifest import (
+    DOCKER_FOREIGN,
+    DOCKER_LAYER,
+    OCI_CONFIG,
+    OCI_FOREIGN,
+    OCI_LAYER,
+    Descriptor,
+    Manifest,
+    is_distributable,
+)
 from tiffin.layer.store import Layer, LayerStore
 from tiffin.registry.client import Cancelled, Registry
 from tiffin.registry.packing import Compression
@@ -69,7 +78,12 @@ class Push:
             self.say("Preparing", layer)
         manifest = self._as_it_was(image, stack)
         if manifest is None:
-            descriptors = self._parallel(lambda place: self._layer(stack[place]), len(stack))
+            foreign = self._foreign(image, stack)
+            for place in foreign:
+                self.say("Skipped foreign layer", stack[place])
+            descriptors = self._parallel(
+                lambda place: foreign.get(place) or self._layer(stack[place]), len(stack)
+            )
             raw = config.to_bytes()
             self._client.put_blob(self._repository, raw)
             manifest = Manifest.make(
@@ -109,6 +123,17 @@ class Push:
                 return manifest
         return None
 
+    def _foreign(self, image: str, stack: Sequence[Layer]) -> dict[int, Descriptor]:
+        """The layers that must not be pushed, by their place in the image: as it came with them."""
+        for manifest in self._memory.manifests(image):
+            if len(manifest.layers) == len(stack):
+                return {
+                    place: _oci(entry)
+                    for place, entry in enumerate(manifest.layers)
+                    if not is_distributable(entry.media_type)
+                }
+        return {}
+
     def _fits(self, form: KnownBlob) -> bool:
         return self._compression.accepts(_oci(form.descriptor).media_type, form.recipe)
 
@@ -146,6 +171,9 @@ class Push:
     def _find(self, form: KnownBlob, layer: Layer) -> bool:
         """Whether a form of a layer is in the repository, or can be mounted there."""
         digest = form.descriptor.digest
+        if not is_distributable(form.descriptor.media_type):
+            self.say("Skipped foreign layer", layer)
+            return True
         if self._client.find_blob(self._repository, digest, push=True) is not None:
             self._remember(layer, form.descriptor, form.recipe)
             self.say("Layer already exists", layer)
@@ -170,6 +198,9 @@ class Push:
     def _layer(self, layer: Layer) -> Descriptor:
         recipe = self._compression.recipe
         for form in self._memory.forms(layer.diff_id):
+            if not is_distributable(form.descriptor.media_type):
+                # Where else it is, only the manifest says that it came with.
+                continue
             if self._fits(form) and self._find(form, layer):
                 return _oci(form.descriptor)
         expected = None
@@ -216,11 +247,12 @@ class Push:
 def _oci(descriptor: Descriptor) -> Descriptor:
     """A layer that an image here was pulled with, for a manifest of OCI's."""
     for docker, oci in (
-        ("application/vnd.docker.image.rootfs.diff.tar", "application/vnd.oci.image.layer.v1.tar"),
+        (DOCKER_LAYER, OCI_LAYER),
+        (DOCKER_FOREIGN, OCI_FOREIGN),
     ):
         if descriptor.media_type.startswith(docker):
             rest = descriptor.media_type.removeprefix(docker).replace(".", "+")
-            return Descriptor(oci + rest, descriptor.digest, descriptor.size)
+            return Descriptor(oci + rest, descriptor.digest, descriptor.size, urls=descriptor.urls)
     return descriptor
 
 

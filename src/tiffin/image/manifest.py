@@ -52,14 +52,14 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP = OCI_LAYER + "+gzip"
 OCI_LAYER_ZSTD = OCI_LAYER + "+zstd"
-_OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = DOCKER_LAYER + ".gzip"
-_DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 _DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1"
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
@@ -69,16 +69,21 @@ LAYER_TYPES: Mapping[str, str] = {
     OCI_LAYER: "",
     OCI_LAYER_GZIP: "gzip",
     OCI_LAYER_ZSTD: "zstd",
-    _OCI_FOREIGN: "",
-    _OCI_FOREIGN + "+gzip": "gzip",
-    _OCI_FOREIGN + "+zstd": "zstd",
+    OCI_FOREIGN: "",
+    OCI_FOREIGN + "+gzip": "gzip",
+    OCI_FOREIGN + "+zstd": "zstd",
     DOCKER_LAYER: "",
     DOCKER_LAYER_GZIP: "gzip",
     DOCKER_LAYER + ".zstd": "zstd",
-    _DOCKER_FOREIGN: "",
-    _DOCKER_FOREIGN + ".gzip": "gzip",
+    DOCKER_FOREIGN: "",
+    DOCKER_FOREIGN + ".gzip": "gzip",
 }
 """The media types of layers, and how each is compressed ("" for a plain tar)."""
+
+
+def is_distributable(media_type: str) -> bool:
+    """Whether registries may be given a layer of this type; others have it at URLs of their own."""
+    return not media_type.startswith((OCI_FOREIGN, DOCKER_FOREIGN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    """Where the bytes are too, of layers that registries must not distribute."""
 
     @classmethod
     def parse(cls, document: Any, where: str) -> Descriptor:
@@ -110,7 +117,10 @@ class Descriptor:
             raise InvalidParameter(
                 f"invalid manifest: annotations of {where} ({digest}) must be strings"
             )
-        return cls(media_type, digest, size, annotations, _platform(document.get("platform")))
+        urls = document.get("urls")
+        places = [url for url in urls if isinstance(url, str)] if isinstance(urls, list) else []
+        platform = _platform(document.get("platform"))
+        return cls(media_type, digest, size, annotations, platform, tuple(places))
 
     @classmethod
     def of(cls, content: bytes, media_type: str, annotations: Mapping[str, str] = {}) -> Descriptor:
@@ -124,6 +134,8 @@ class Descriptor:
             "digest": self.digest,
             "size": self.size,
         }
+        if self.urls:
+            document["urls"] = list(self.urls)
         if self.annotations:
             document["annotations"] = dict(sorted(self.annotations.items()))
         if self.platform is not None:

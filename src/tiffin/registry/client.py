@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tiffin.errors import (
     NotFound,
     TiffinError,
     Unauthorized,
+    Unreachable,
 )
 from tiffin.image.manifest import (
     DOCKER_INDEX,
@@ -43,6 +44,7 @@ from tiffin.registry.transport import (
     Patience,
     Transport,
     failure,
+    shown,
 )
 from tiffin.registry.upload import Upload
 
@@ -309,23 +311,16 @@ class Registry:
         *,
         spool: Path | None = None,
         progress: Progress | None = None,
-        urls: tuple[str, ...] = (),
     ) -> BlobStream:
-        """The bytes of a blob, verified and resumed as :class:`BlobStream` says.
-
-        ``urls`` are other places for it, for layers that a registry must not distribute.
-        """
+        """The bytes of a blob, verified and resumed as :class:`BlobStream` says; from its URLs
+        where the registry does not have it."""
 
         def open_at(offset: int) -> Answer:
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             answer = self._request("GET", repository, f"blobs/{descriptor.digest}", headers=headers)
-            if answer.status == 404:
-                for url in urls:
-                    if urlsplit(url).scheme == "https":
-                        answer.close()
-                        answer = self.transport.request("GET", url, headers=headers)
-                        if answer.status in (200, 206):
-                            break
+            if answer.status == 404 and descriptor.urls:
+                answer.close()
+                answer = self._elsewhere(descriptor.digest, descriptor.urls, headers)
             if answer.status == 404:
                 answer.close()
                 raise NotFound(f"blob {descriptor.digest} not found in {self.host}/{repository}")
@@ -334,6 +329,23 @@ class Registry:
             return answer
 
         return BlobStream(self.transport, descriptor, open_at, spool=spool, progress=progress)
+
+    def _elsewhere(self, digest: str, urls: Sequence[str], headers: Mapping[str, str]) -> Answer:
+        """The first good answer of other places, of which those without TLS are not asked."""
+        places = ", ".join(shown(url) for url in urls)
+        refusal: TiffinError = NotFound(f"blob {digest} is nowhere with TLS: {places}")
+        for url in urls:
+            if urlsplit(url).scheme != "https":
+                continue
+            try:
+                answer = self.transport.request("GET", url, headers=headers)
+            except Unreachable as error:
+                refusal = error
+                continue
+            if answer.status in (200, 206):
+                return answer
+            refusal = failure(answer, f"blob {digest}")
+        raise refusal
 
     def read_blob(self, repository: str, descriptor: Descriptor) -> bytes:
         """A small blob (a configuration), whole."""

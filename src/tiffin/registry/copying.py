@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tiffin.errors import InvalidParameter, NotFound, Unsupported
-from tiffin.image.manifest import Descriptor, Index, Platform, parse_manifest
+from tiffin.image.manifest import Descriptor, Index, Platform, is_distributable, parse_manifest
 from tiffin.registry.places import Place
 from tiffin.registry.storage import media_type_of
 from tiffin.registry.upload import Forgotten
@@ -83,7 +83,7 @@ class Copy:
             if entry is None:
                 continue
             descriptor = Descriptor.parse(entry, "layers")
-            if "nondistributable" in descriptor.media_type or ".foreign." in descriptor.media_type:
+            if not is_distributable(descriptor.media_type):
                 self._say(f"{descriptor.digest}: not distributable, left out")
                 continue
             blobs[descriptor.digest] = descriptor

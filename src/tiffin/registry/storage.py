@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiffin.errors import StorageFull
-from tiffin.image.manifest import INDEX_TYPES, OCI_MANIFEST
+from tiffin.image.manifest import INDEX_TYPES, OCI_MANIFEST, is_distributable
 from tiffin.image.reference import is_digest
 from tiffin.layer.space import space_needed
 from tiffin.registry.client import referrer
@@ -447,10 +447,7 @@ def blob_references(document: dict[str, Any]) -> list[str]:
     if isinstance(config, dict):
         found.append(config.get("digest"))
     for entry in [*(document.get("layers") or ()), *(document.get("blobs") or ())]:
-        if isinstance(entry, dict):
-            media_type = str(entry.get("mediaType", ""))
-            if "nondistributable" in media_type or ".foreign." in media_type:
-                continue
+        if isinstance(entry, dict) and is_distributable(str(entry.get("mediaType", ""))):
             found.append(entry.get("digest"))
     return [digest for digest in found if isinstance(digest, str)]
 
