@@ -161,6 +161,20 @@ def test_sharing_is_measured(registry: Registry, server: RegistryServer) -> None
     with urllib.request.urlopen(f"http://{server.address}/") as answer:
         page = answer.read().decode()
     assert "2 images in 2 repositories" in page
+    assert "<td>one, two</td>" in page
+    # An image that is there under many names has its layers shared by all of them; its
+    # configuration is no layer.
+    for name in ("a", "b", "c", "d"):
+        ONE.push(registry, name, "latest")
+    report = measure(server.storage)
+    assert {layer.digest for layer in report.layers} == {
+        layer.digest for image in (ONE, TWO) for layer in image.layers
+    }
+    assert report.referenced - report.stored == 5 * base + 4 * (
+        ONE.layers[1].size + ONE.config_descriptor.size
+    )
+    with urllib.request.urlopen(f"http://{server.address}/") as answer:
+        assert "<td>a, b, c, d, one and 1 more</td>" in answer.read().decode()
     request = urllib.request.Request(
         f"http://{server.address}/tiffin/v1/collect", data=b"", method="POST"
     )

@@ -16,6 +16,9 @@ from tiffin.registry.storage import Storage
 from tiffin.units import human_size
 
 _SHOWN = 25
+"""Layers."""
+_NAMED = 5
+"""Repositories of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +84,21 @@ def measure(storage: Storage) -> Report:
                 continue
             image = f"{name}@{digest}"
             images.add(image)
-            for entry in [document.get("config"), *(document.get("layers") or ())]:
+            config = document.get("config")
+            for entry in [config, *(document.get("layers") or ())]:
                 if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
                     continue
                 blob = str(entry.get("digest"))
                 referenced += entry["size"]
                 sizes[blob] = entry["size"]
+                if entry is config:
+                    continue
                 users.setdefault(blob, set()).add(image)
                 places.setdefault(blob, set()).add(name)
     layers = [
         SharedLayer(blob, size, tuple(sorted(users[blob])), tuple(sorted(places[blob])))
         for blob, size in sizes.items()
+        if blob in users
     ]
     layers.sort(key=lambda layer: (-layer.size * (len(layer.images) - 1), layer.digest))
     stored = sum(size for blob, size in sizes.items() if storage.has_bytes(blob))
@@ -114,7 +121,7 @@ def page(report: Report) -> str:
         f"<tr><td><code>{html.escape(layer.digest[:19])}</code></td>"
         f'<td class="n">{human_size(layer.size)}</td><td class="n">{len(layer.images)}</td>'
         f'<td class="n">{human_size(layer.size * (len(layer.images) - 1))}</td>'
-        f"<td>{html.escape(', '.join(layer.repositories[:5]))}</td></tr>"
+        f"<td>{html.escape(_some(layer.repositories))}</td></tr>"
         for layer in report.layers[:_SHOWN]
         if len(layer.images) > 1
     )
@@ -133,3 +140,8 @@ def page(report: Report) -> str:
         f'<th class="n">Saved</th><th>Repositories</th></tr>{rows}</table>'
         "</body></html>\n"
     )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
