@@ -16,6 +16,8 @@ from tiffin.engine import Engine
 from tiffin.errors import NotFound
 from tiffin.image.manifest import DOCKER_MANIFEST, OCI_FOREIGN
 from tiffin.registry.client import Registry
+from tiffin.registry.server import RegistryServer
+from tiffin.registry.sharing import measure
 
 pytestmark = pytest.mark.root
 
@@ -93,6 +95,13 @@ def test_a_foreign_layer_is_fetched_and_not_given_away(
     engine.images.remove(pulled.image.id, force=True)
     (again,) = engine.registries.pull(name)
     assert again.image.id == IMAGE.id
+
+
+def test_what_is_elsewhere_is_not_counted(registry: Registry, server: RegistryServer) -> None:
+    publish(registry, "https://vendor.test/layer")
+    report = measure(server.storage)
+    assert report.referenced == report.stored == IMAGE.layers[1].size + len(IMAGE.config)
+    assert [layer.digest for layer in report.layers] == [IMAGE.layers[1].digest]
 
 
 def test_a_foreign_layer_without_tls_is_not_fetched(

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tiffin.image.manifest import INDEX_TYPES
+from tiffin.image.manifest import INDEX_TYPES, is_distributable
 from tiffin.registry.storage import Storage
 from tiffin.units import human_size
 
@@ -87,6 +87,9 @@ def measure(storage: Storage) -> Report:
             config = document.get("config")
             for entry in [config, *(document.get("layers") or ())]:
                 if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+                    continue
+                if not is_distributable(str(entry.get("mediaType", ""))):
+                    # It is somewhere else.
                     continue
                 blob = str(entry.get("digest"))
                 referenced += entry["size"]
