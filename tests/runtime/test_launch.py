@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,43 @@ def test_work_inside_that_is_given_up_leaves_no_terminal(kitchen: Kitchen) -> No
     os.waitpid(step.pid, 0)
     work.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def leaked() -> Iterator[int]:
+    """A folder of the host that is open, and stays so over an exec: what must never be."""
+    folder = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    number = fcntl.fcntl(folder, fcntl.F_DUPFD, 50)
+    os.close(folder)
+    yield number
+    os.close(number)
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_no_descriptor_is_handed_down(kitchen: Kitchen, leaked: int, join: bool) -> None:
+    words = ("ls", "/proc/self/fd")
+    if join:
+        said = kitchen.enter(*kitchen.background("sh", "-c", "echo ready; sleep 1000"), *words)
+    else:
+        said = kitchen.run(*words)
+    assert set(said.output.split()) <= {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("join", [False, True])
+@pytest.mark.parametrize("closed", [True, False])
+def test_no_working_directory_is_the_hosts(
+    kitchen: Kitchen, leaked: int, join: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2024-21626: it is closed, and were it not, what lies above the root is refused."""
+    cwd = f"/proc/self/fd/{leaked}"
+    started = kitchen.background("sh", "-c", "echo ready; sleep 1000") if join else None
+    if not closed:
+        monkeypatch.setattr(syscalls, "close_range", lambda *_: None)
+    with pytest.raises(StartFailure, match="chdir to cwd|cross-device"):
+        if started is not None:
+            kitchen.enter(*started, "true", cwd=cwd)
+        else:
+            launch(kitchen.plan(kitchen.settings("true", cwd=cwd)), Stdio((0, 1, 2)))
 
 
 def test_the_container_is_alone(kitchen: Kitchen) -> None:
