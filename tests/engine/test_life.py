@@ -57,7 +57,7 @@ def test_stop_may_say_another_signal(engine: Engine) -> None:
 
 def test_a_signal_that_there_is_none(engine: Engine) -> None:
     container = started(engine, "sleep", "1000")
-    with pytest.raises(InvalidParameter, match="^invalid signal: NOSUCH"):
+    with pytest.raises(InvalidParameter, match=r"^invalid signal: NOSUCH"):
         engine.containers.stop(container, signal="NOSUCH")
     with pytest.raises(InvalidParameter, match=f"cannot kill container: {container}: invalid"):
         engine.containers.kill(container, "NOSUCH")

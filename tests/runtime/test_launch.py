@@ -148,7 +148,7 @@ def test_no_working_directory_is_the_hosts(
     started = kitchen.background("sh", "-c", "echo ready; sleep 1000") if join else None
     if not closed:
         monkeypatch.setattr(syscalls, "close_range", lambda *_: None)
-    with pytest.raises(StartFailure, match="chdir to cwd|cross-device"):
+    with pytest.raises(StartFailure, match=r"chdir to cwd|cross-device"):
         if started is not None:
             kitchen.enter(*started, "true", cwd=cwd)
         else:
