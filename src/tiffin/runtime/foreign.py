@@ -280,13 +280,14 @@ def _failure(bundle: str, plan: dict[str, Any], code: int) -> StartFailure:
                     said = line.strip() or said
     except FileNotFoundError:
         pass
+    # Clients know the exit code by these sentences, which begin small.
+    for sentence in ("No such file or directory", "Permission denied"):
+        said = said.replace(sentence, sentence[:1].lower() + sentence[1:])
     code = 125
     for sentence, meaning in (
         ("executable file not found", 127),
         ("no such file or directory", 127),
-        ("No such file or directory", 127),
         ("permission denied", 126),
-        ("Permission denied", 126),
         ("is a directory", 126),
         ("not a directory", 126),
     ):
