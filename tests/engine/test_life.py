@@ -24,7 +24,7 @@ from engine.life import (
     state,
 )
 from tiffin.engine import Engine
-from tiffin.errors import Conflict, InvalidParameter, NotFound
+from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified
 
 TRAP = "trap 'echo got it; exit 7' USR1; echo ready; while :; do sleep 0.05; done"
 
@@ -53,6 +53,25 @@ def test_stop_may_say_another_signal(engine: Engine) -> None:
     ready(engine, container)
     engine.containers.stop(container, signal="USR1")
     assert state(engine, container)["ExitCode"] == 7
+
+
+def test_a_signal_that_there_is_none(engine: Engine) -> None:
+    container = started(engine, "sleep", "1000")
+    with pytest.raises(InvalidParameter, match=r"^invalid signal: NOSUCH"):
+        engine.containers.stop(container, signal="NOSUCH")
+    with pytest.raises(InvalidParameter, match=f"cannot kill container: {container}: invalid"):
+        engine.containers.kill(container, "NOSUCH")
+    engine.containers.kill(container)
+    # What does not run is stopped, by whichever signal.
+    with pytest.raises(NotModified):
+        engine.containers.stop(container, signal="NOSUCH")
+
+
+def test_a_condition_that_there_is_none_is_refused_before_the_container_is_sought(
+    engine: Engine,
+) -> None:
+    with pytest.raises(InvalidParameter, match="invalid condition"):
+        engine.containers.wait_later("nosuch", "sometime")
 
 
 @pytest.mark.parametrize("given", [None, 0])

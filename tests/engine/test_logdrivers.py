@@ -105,6 +105,23 @@ def test_none_keeps_nothing(engine: Engine) -> None:
         output(engine, container)
 
 
+@pytest.mark.parametrize("kind", ["json-file", "local"])
+def test_options_of_the_cache_are_nothing_to_what_needs_none(engine: Engine, kind: str) -> None:
+    options = {"cache_disabled": "true", "cache_max_size": "1m", "cache_max_file": "2"}
+    container = run(engine, "echo here", log(kind, **options))
+    assert output(engine, container) == b"here\n"
+
+
+@pytest.mark.parametrize("said", ["true", "1", "T"])
+def test_without_a_cache_nothing_can_be_read(engine: Engine, said: str) -> None:
+    with listener(("127.0.0.1", 0)) as sock:
+        address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+        options = log("syslog", syslog_address=address, cache_disabled=said)
+        container = run(engine, "echo here", options)
+    with pytest.raises(Unsupported, match="does not support reading"):
+        output(engine, container)
+
+
 def test_details_are_what_the_options_add(engine: Engine) -> None:
     container = run(
         engine,

@@ -257,6 +257,12 @@ def test_a_program_that_can_not_be_run(kitchen: Kitchen, command: str, code: int
         kitchen.engine.containers.start(container)
     assert failure.value.exit_code == code
     assert command in failure.value.message
+    # By these the docker command knows which code to end with.
+    known = {
+        127: ("executable file not found", "no such file or directory"),
+        126: ("permission denied", "is a directory", "not a directory"),
+    }
+    assert any(text in failure.value.message for text in known[code])
     state = kitchen.engine.containers.inspect(container)["State"]
     assert (state["Status"], state["ExitCode"]) == ("created", code)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import tiffin
+from tiffin.runtime.record import Record, started
 
 pytestmark = pytest.mark.root
 SOURCE = Path(tiffin.__file__).parents[1]
@@ -154,6 +156,63 @@ def test_a_created_container_can_be_killed_and_deleted(counter: Counter) -> None
     counter("create", "two")
     assert "not stopped" in counter("delete", "two", check=False).stdout
     counter("delete", "--force", "two")
+
+
+def test_what_a_killed_create_has_left_can_be_deleted(counter: Counter) -> None:
+    counter.config("true")
+    left = counter.root / "half"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    refused = counter("create", "half", check=False)
+    assert refused.returncode == 1 and "already exists" in refused.stdout
+    counter("delete", "--force", "half")
+    assert not left.exists()
+    # runc's delete without force says so, too, and removes it all the same.
+    left.mkdir()
+    refused = counter("delete", "half", check=False)
+    assert refused.returncode == 1 and "does not exist" in refused.stdout
+    assert not left.exists()
+
+
+def test_an_exec_whose_terminal_nobody_takes_leaves_nothing(counter: Counter) -> None:
+    counter.config("sleep", "1000")
+    counter("create", "box")
+    counter.names.add("box")
+    counter("start", "box")
+    refused = counter(
+        "exec", "--tty", "--console-socket", "/no/such", "box", "sleep", "1000", check=False
+    )
+    assert refused.returncode == 1 and "No such file" in refused.stdout
+    (pid,) = json.loads(counter("ps", "--format", "json", "box").stdout)
+    assert pid == json.loads(counter("state", "box").stdout)["pid"]
+
+
+def test_what_an_exec_is_given(counter: Counter) -> None:
+    counter.config("sleep", "1000", process={"capabilities": {"bounding": ["CAP_KILL"]}})
+    counter("create", "box")
+    counter.names.add("box")
+    counter("start", "box")
+    script = "grep -E '^(NoNewPrivs|CapBnd|CapEff|Groups)' /proc/self/status"
+    plain = counter("exec", "box", "sh", "-c", script).stdout.split()
+    assert plain == ["Groups:", "CapEff:", f"{32:016x}", "CapBnd:", f"{32:016x}",
+                     "NoNewPrivs:", "0"]  # fmt: skip
+    more = ("--no-new-privs", "--cap", "CAP_CHOWN", "--cap=CAP_FOWNER", "-g", "50", "-g", "60")
+    given = counter("exec", *more, "box", "sh", "-c", script).stdout.split()
+    assert given == ["Groups:", "50", "60", "CapEff:", f"{9:016x}", "CapBnd:", f"{41:016x}",
+                     "NoNewPrivs:", "1"]  # fmt: skip
+
+
+def test_no_later_process_of_the_same_number_is_meant(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        record = Record(str(tmp_path), "box")
+        record.content = {"pid": other.pid, "started": started(other.pid) - 1}
+        record.signal(signal.SIGKILL)
+        with pytest.raises(ProcessLookupError), record.process():
+            pass
+        assert other.poll() is None
+        record.content["started"] += 1
+        record.signal(signal.SIGKILL)
+        assert other.wait() == -signal.SIGKILL
 
 
 def test_hooks_are_run_in_their_order(counter: Counter) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import select
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime.conftest import Kitchen
+from runtime.conftest import Kitchen, Streams
 from tiffin.errors import StartFailure
 from tiffin.linux import pidfd as pidfds
 from tiffin.linux import syscalls
-from tiffin.runtime.launch import launch
-from tiffin.runtime.launching import Stdio
+from tiffin.runtime.launch import launch, launching, working_inside
+from tiffin.runtime.launching import Begun, Ended, Readable, Stdio
 from tiffin.runtime.native import plan
+from tiffin.runtime.operations import Terminal
 from tiffin.runtime.settings import (
     NAMESPACES,
     Resources,
@@ -50,6 +55,104 @@ def test_until_its_exec_nobody_can_look_into_a_child(
         assert kitchen.enter(launched, settings, "true").output == "hidden"
     else:
         assert kitchen.run("true").output == "hidden"
+
+
+def test_a_child_is_held_from_its_birth_on(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else there would be a child that nobody can kill, or another one be killed in its place."""
+
+    def refuse(_: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert kitchen.run("echo", "here").output == "here\n"
+
+
+def test_a_start_that_is_given_up_kills_nobody_elses_process(kitchen: Kitchen) -> None:
+    """The child has been reaped by then, and its number may be another one's."""
+    with Streams(b"") as streams:
+        start = launching(kitchen.plan(settings := kitchen.settings("true")), streams.stdio)
+        begun = next(start)
+        assert isinstance(begun, Begun)
+        os.kill(begun.pid, signal.SIGKILL)
+        os.waitpid(begun.pid, 0)
+        other = _fork_as(begun.pid)
+        try:
+            start.close()
+            assert os.waitpid(other, os.WNOHANG) == (0, 0)
+        finally:
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+    kitchen.hierarchy.kill(settings.cgroup_name)
+    assert kitchen.hierarchy.delete(settings.cgroup_name)
+
+
+def _fork_as(pid: int) -> int:
+    """A child that sleeps, of this very number."""
+    arguments = syscalls._CloneArgs(exit_signal=signal.SIGCHLD)
+    number = ctypes.c_int(pid)
+    arguments.set_tid, arguments.set_tid_size = ctypes.addressof(number), 1
+    other = syscalls._clone3(arguments)
+    if other == 0:
+        try:
+            signal.pause()
+        finally:
+            os._exit(0)
+    assert other == pid
+    return other
+
+
+def test_work_inside_that_is_given_up_leaves_no_terminal(kitchen: Kitchen) -> None:
+    launched, _ = kitchen.background("sh", "-c", "echo ready; sleep 1000")
+    before = sorted(os.listdir("/proc/self/fd"))
+    work = working_inside(launched.pidfd, [Terminal(24, 80)])
+    step = next(work)
+    assert isinstance(step, Begun)
+    while not isinstance(step, Ended):
+        if isinstance(step, Readable):
+            select.select([step.fd], [], [])
+        step = next(work)
+    os.waitpid(step.pid, 0)
+    work.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def leaked() -> Iterator[int]:
+    """A folder of the host that is open, and stays so over an exec: what must never be."""
+    folder = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    number = fcntl.fcntl(folder, fcntl.F_DUPFD, 50)
+    os.close(folder)
+    yield number
+    os.close(number)
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_no_descriptor_is_handed_down(kitchen: Kitchen, leaked: int, join: bool) -> None:
+    words = ("ls", "/proc/self/fd")
+    if join:
+        said = kitchen.enter(*kitchen.background("sh", "-c", "echo ready; sleep 1000"), *words)
+    else:
+        said = kitchen.run(*words)
+    assert set(said.output.split()) <= {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("join", [False, True])
+@pytest.mark.parametrize("closed", [True, False])
+def test_no_working_directory_is_the_hosts(
+    kitchen: Kitchen, leaked: int, join: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2024-21626: it is closed, and were it not, what lies above the root is refused."""
+    cwd = f"/proc/self/fd/{leaked}"
+    started = kitchen.background("sh", "-c", "echo ready; sleep 1000") if join else None
+    if not closed:
+        monkeypatch.setattr(syscalls, "close_range", lambda *_: None)
+    with pytest.raises(StartFailure, match=r"chdir to cwd|cross-device"):
+        if started is not None:
+            kitchen.enter(*started, "true", cwd=cwd)
+        else:
+            launch(kitchen.plan(kitchen.settings("true", cwd=cwd)), Stdio((0, 1, 2)))
 
 
 def test_the_container_is_alone(kitchen: Kitchen) -> None:

@@ -199,7 +199,8 @@ class Container:
         kind = log["Type"]
         if kind == "json-file":
             return f"{self.id}-json.log"
-        if kind == "none" or (log["Config"].get("cache-disabled") == "true" and kind != "local"):
+        disabled = log["Config"].get("cache-disabled", "").lower() in ("true", "1", "t")
+        if kind == "none" or (disabled and kind != "local"):
             return None
         return "local-logs/container.log"
 

@@ -38,7 +38,7 @@ from tiffin.engine.roster import Roster
 from tiffin.engine.signals import parse_signal
 from tiffin.engine.timestamps import parse as parse_moment
 from tiffin.engine.transfers import Transfers
-from tiffin.engine.waiting import Waiter
+from tiffin.engine.waiting import Waiter, check_condition
 from tiffin.errors import Conflict, InvalidParameter, NotFound, NotModified, Unsupported
 from tiffin.layer.store import LayerStore
 from tiffin.linux.cgroups import Hierarchy
@@ -179,9 +179,11 @@ class Containers:
 
     def stop(self, reference: str, timeout: float | None = None, signal: str | None = None) -> None:
         """Stop by the stop signal, then by SIGKILL; raises NotModified if it doesn't run."""
-        self._lifecycle.stop(
-            self._roster.get(reference), timeout, parse_signal(signal) if signal else None
-        )
+        container = self._roster.get(reference)
+        if not container.active:
+            # As in Docker also where the signal is none.
+            raise NotModified(f"container {container.id} is not running")
+        self._lifecycle.stop(container, timeout, parse_signal(signal) if signal else None)
 
     def restart(
         self, reference: str, timeout: float | None = None, signal: str | None = None
@@ -204,15 +206,15 @@ class Containers:
 
     def kill(self, reference: str, signal: str = "SIGKILL") -> None:
         """Send a signal to the first process; raises Conflict if the container doesn't run."""
-        number = parse_signal(signal or "SIGKILL")
         try:
+            number = parse_signal(signal or "SIGKILL")
             container = self._roster.get(reference)
             waiter = Waiter(container, "not-running")
             self._lifecycle.kill(container, number)
             if number == SIGKILL:
                 # As in Docker, it is over when the answer comes.
                 waiter.result(_KILL_SECONDS)
-        except (Conflict, NotFound) as error:
+        except (Conflict, NotFound, InvalidParameter) as error:
             raise type(error)(f"cannot kill container: {reference}: {error.message}") from error
 
     def pause(self, reference: str) -> None:
@@ -251,6 +253,7 @@ class Containers:
 
     def wait_later(self, reference: str, condition: str = "not-running") -> Waiter:
         """A waiter, made now, so that what happens from now on is not missed."""
+        check_condition(condition)
         return Waiter(self._roster.get(reference), condition or "not-running")
 
     def wait(

@@ -32,8 +32,10 @@ _INFORMATION = frozenset({"labels", "labels-regex", "env", "env-regex", "tag"})
 _CACHE = frozenset({"cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"})
 _ROTATION = frozenset({"max-size", "max-file", "compress"})
 _OPTIONS = {
-    "json-file": _ANY | _INFORMATION | _ROTATION,
-    "local": _ANY | _ROTATION,
+    # What can be read needs no cache; as in Docker its options are taken all the same, so that they
+    # may be given whichever driver there is.
+    "json-file": _ANY | _INFORMATION | _ROTATION | _CACHE,
+    "local": _ANY | _ROTATION | _CACHE,
     "none": frozenset[str](),
     "journald": _ANY | _INFORMATION | _CACHE,
     "syslog": _ANY

@@ -18,12 +18,16 @@ JSON = dict[str, Any]
 WAIT_CONDITIONS = ("not-running", "next-exit", "removed")
 
 
+def check_condition(condition: str) -> None:
+    """Raises InvalidParameter; as in Docker also where there is no such container."""
+    if condition and condition not in WAIT_CONDITIONS:
+        raise InvalidParameter(f'invalid condition: "{condition}"')
+
+
 class Waiter:
     """Someone who waits for a container; made before the thing that is waited for can happen."""
 
     def __init__(self, container: Container, condition: str) -> None:
-        if condition not in WAIT_CONDITIONS:
-            raise InvalidParameter(f'invalid condition: "{condition}"')
         self._container = container
         self._condition = condition
         with container.lock:

@@ -79,20 +79,27 @@ class Process:
     def begin(
         self, pid: int, pidfd: int, terminal_fd: int | None, stdin: int, outputs: tuple[int, int]
     ) -> None:
-        """It runs: take over its descriptors (-1: none) and begin to listen to its output."""
+        """It runs: take over its descriptors (-1: none) and begin to listen to its output.
+
+        Raises OSError; they are its own all the same.
+        """
         self.pid, self.pidfd, self.running = pid, pidfd, True
         self.terminal = terminal_fd is not None
         if terminal_fd is not None:
             self.terminal_fd = terminal_fd
             os.set_blocking(terminal_fd, False)
-            stdin, outputs = os.dup(terminal_fd), (os.dup(terminal_fd), -1)
+            stdin = os.dup(terminal_fd)
         if stdin >= 0:
             self._sink = Sink(self._loop, stdin)
+        if terminal_fd is not None:
+            outputs = (os.dup(terminal_fd), -1)
         for stream, fd in enumerate(outputs):
             if fd >= 0:
                 self._sources.append(
                     Source(self._loop, fd, stream, self.terminal, self._recorder, self._deliver)
                 )
+        for source in self._sources:
+            source.resume()
 
     def attach(self, attachment: Attachment) -> None:
         """One more client; it is this process's now."""
@@ -353,9 +360,15 @@ class Container(Process):
     def open_ends(self, *, stdin: bool) -> tuple[int, tuple[int, int]]:
         """The keeper's ends of the FIFOs, as :meth:`begin` takes them."""
         fifos = Fifos(self.directory)
-        # Open for writing too, so that there is never an end of file to wait out.
-        out, err = (fifos.open(name, os.O_RDWR) for name in STREAMS)
-        return fifos.open("stdin", os.O_WRONLY) if stdin else -1, (out, err)
+        fds: list[int] = []
+        try:
+            # Open for writing too, so that there is never an end of file to wait out.
+            fds.extend(fifos.open(name, os.O_RDWR) for name in STREAMS)
+            return fifos.open("stdin", os.O_WRONLY) if stdin else -1, (fds[0], fds[1])
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
 
     def _must_wait(self) -> bool:
         return super()._must_wait() or (self.forwarder is not None and self.forwarder.full)

@@ -16,9 +16,10 @@ from tiffin.keeper.arrival import Arrival
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.container import Container, Exec, Process
 from tiffin.keeper.launcher import NativeLauncher
-from tiffin.keeper.loop import IN, Loop, report, say
+from tiffin.keeper.loop import IN, Loop, attempt, report, say
 from tiffin.keeper.memory import MemoryWatch
-from tiffin.keeper.stdio import exec_stream
+from tiffin.keeper.remains import Remains
+from tiffin.keeper.stdio import exec_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 _STATUS_TRIES = 3000
 _STATUS_PAUSE = 0.02
-_REMOVE_TRIES = 250
-_REMOVE_PAUSE = 0.02
 _REAP_SECONDS = 2.0
 
 
@@ -65,6 +64,9 @@ class Containers:
         self._offers: dict[str, list[int]] = {}
         self._forwarders: set[Forwarder] = set()
         self._memory = MemoryWatch(loop, launcher, tell)
+        self._remains = Remains(
+            loop, directory, launcher, lambda id: id in self._starting or id in self._containers
+        )
 
     @property
     def busy(self) -> bool:
@@ -114,6 +116,8 @@ class Containers:
             raise Conflict(f"container {id} is running already")
         if known is not None:
             self._remove(known)
+        else:
+            adoption.remove_folder(f"{self._directory}/{id}")
         container = self._new(id)
         container.boot, container.log, container.terminal = self._boot, log, terminal
         container.open_stdin, container.stdin_once = open_stdin, stdin_once
@@ -130,29 +134,29 @@ class Containers:
         except BaseException:
             _close(ends[0], *ends[1], *(fds or ()))
             container.close()
-            adoption.remove_folder(container.directory)
+            self._remains.of_start(id, None)
             self._drop_pending(id)
             raise
 
         def arrived(outcome: Launched | StartFailure) -> None:
-            if not isinstance(outcome, StartFailure):
-                self._starting.pop(id, None)
+            if isinstance(outcome, StartFailure):
+                _close(ends[0], *ends[1])
+            else:
                 try:
-                    done(self._run(container, outcome, ends))
-                    container.came()
-                    return
+                    answer = self._run(container, outcome, ends)
                 except OSError as error:
                     outcome = StartFailure(f"container {id} cannot be recorded: {error}")
-            else:
-                _close(ends[0], *ends[1])
+                else:
+                    self._starting.pop(id, None)
+                    done(answer)
+                    container.came()
+                    return
             container.close()
             self._when_reaped(container.pid, lambda: failed(outcome))
 
         def failed(failure: StartFailure) -> None:
             self._starting.pop(id, None)
-            for name in self._launcher.groups(plan):
-                self._remove_cgroup(name, _REMOVE_TRIES)
-            adoption.remove_folder(container.directory)
+            self._remains.of_start(id, container.cgroup)
             self._drop_pending(id)
             done(failure)
 
@@ -217,8 +221,8 @@ class Containers:
         """A container executes its program: it is one of those that run. Raises OSError if that
         can't be written down; then it is killed."""
         container.started = time.time_ns()
-        container.begin(launched.pid, launched.pidfd, launched.terminal_fd, *ends)
         try:
+            container.begin(launched.pid, launched.pidfd, launched.terminal_fd, *ends)
             container.process_start = adoption.process_start(launched.pid) or 0
             container.status = "running"
             container.save()
@@ -258,39 +262,36 @@ class Containers:
         if id in self._execs:
             raise Conflict(f"exec {id} is running already")
         process = Exec(self._loop, id, container_id, self._exec_tells, capture)
+        wanted = (False, False) if attachment is None else attachment.wanted
         theirs: list[int] = []
         ours = [-1, -1, -1]
+        if not terminal:
+            theirs, ours = exec_streams(stdin, *wanted, captured=bool(capture))
 
         def arrived(outcome: Launched | StartFailure) -> None:
             if isinstance(outcome, StartFailure):
+                _close(*ours)
+            else:
+                process.started = time.time_ns()
+                ends = (ours[0], (ours[1], ours[2]))
+                try:
+                    process.begin(outcome.pid, outcome.pidfd, outcome.terminal_fd, *ends)
+                except OSError as error:
+                    process.signal(signal.SIGKILL)
+                    process.close()
+                    outcome = StartFailure(f"exec {id} cannot be attended to: {error}")
+            if isinstance(outcome, StartFailure):
                 self._by_pid.pop(process.pid, None)
                 self._execs.pop(id, None)
-                _close(*ours)
                 if attachment is not None:
                     attachment.abandon()
                 done(outcome)
                 return
-            process.started = time.time_ns()
-            process.begin(
-                outcome.pid, outcome.pidfd, outcome.terminal_fd, ours[0], (ours[1], ours[2])
-            )
             if attachment is not None:
                 process.attach(attachment)
             done(_started(process, outcome.warnings))
             process.came()
 
-        try:
-            if not terminal and capture:
-                theirs.append(exec_stream(0, False, ours))
-                theirs.append(exec_stream(1, True, ours))
-                theirs.append(os.dup(theirs[1]))
-            elif not terminal:
-                wanted = (False, False) if attachment is None else attachment.wanted
-                for number, pipe in enumerate((stdin, *wanted)):
-                    theirs.append(exec_stream(number, pipe, ours))
-        except BaseException:
-            _close(*ours, *theirs)
-            raise
         start = self._launcher.enter(
             container.pidfd,
             container.entrances,
@@ -335,17 +336,17 @@ class Containers:
                 return
             if result is None:
                 return
-            killed = result.si_code != os.CLD_EXITED
-            process = self._by_pid.pop(result.si_pid, None)
-            if process is not None:
-                process.end(result.si_status + (128 if killed else 0))
-                continue
-            if result.si_pid in self._reaped:
-                self._reaped.pop(result.si_pid)()
-                continue
-            arrival = self._helpers.pop(result.si_pid, None)
-            if arrival is not None:
-                arrival.ended(result.si_pid, -result.si_status if killed else result.si_status)
+            # What fails at one's end must not keep the others from being reaped.
+            attempt(self._ended, result.si_pid, result.si_status, result.si_code != os.CLD_EXITED)
+
+    def _ended(self, pid: int, status: int, killed: bool) -> None:
+        """A child was reaped."""
+        if process := self._by_pid.pop(pid, None):
+            process.end(status + (128 if killed else 0))
+        elif call := self._reaped.pop(pid, None):
+            call()
+        elif arrival := self._helpers.pop(pid, None):
+            arrival.ended(pid, -status if killed else status)
 
     def close(self) -> None:
         """Let go of everything; what runs goes on, what is being started is ended."""
@@ -384,18 +385,9 @@ class Containers:
         if container.cgroup is not None:
             try:
                 container.oom = self._launcher.oom_kills(container.cgroup) > 0
-                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
+                self._remains.cgroup(container.cgroup)
             except OSError as error:
                 say(f"cgroup {container.cgroup}: {error}")
-
-    def _remove_cgroup(self, name: str, tries: int) -> None:
-        """Remove it, if need be in several tries: the killed need a moment to be gone."""
-        if self._launcher.remove(name):
-            return
-        if tries:
-            self._loop.after(_REMOVE_PAUSE, lambda: self._remove_cgroup(name, tries - 1))
-        else:
-            say(f"cgroup {name} still has processes")
 
     def _exec_tells(self, event: Fields) -> None:
         if event["event"] == "exited":
@@ -435,9 +427,7 @@ class Containers:
         container.load(state)
         if container.status == "starting":
             _close(*fds)
-            if container.cgroup is not None:
-                self._remove_cgroup(container.cgroup, _REMOVE_TRIES)
-            adoption.remove_folder(directory)
+            self._remains.of_start(id, container.cgroup)
             return
         self._containers[id] = container
         if container.status == "exited":
@@ -446,14 +436,18 @@ class Containers:
         self._adopted.add(id)
         pidfd = fds.pop(0) if fds else adoption.open_living(state, self._boot)
         terminal = fds.pop(0) if fds and container.terminal else None
-        container.record()
-        stdin, outputs = -1, (-1, -1)
-        if not container.terminal:
-            keep = container.open_stdin and not container.stdin_once
-            stdin, outputs = container.open_ends(stdin=keep)
+        ends = (-1, (-1, -1))
+        try:
+            container.record()
+            if not container.terminal:
+                keep = container.open_stdin and not container.stdin_once
+                ends = container.open_ends(stdin=keep)
+        except OSError as error:
+            # It runs all the same, and can be signalled, and its end be told.
+            say(f"{directory}: its streams are lost: {error}")
         # The rest held the content of the FIFOs, which are open now.
         _close(*fds)
-        container.begin(container.pid, pidfd if pidfd is not None else -1, terminal, stdin, outputs)
+        container.begin(container.pid, pidfd if pidfd is not None else -1, terminal, *ends)
         container.terminal = bool(state["terminal"])
         if pidfd is None:
             container.end(None)

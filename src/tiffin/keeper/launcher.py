@@ -31,16 +31,13 @@ class NativeLauncher:
 
         return launching(plan, Stdio(fds, size))
 
-    def groups(self, plan: dict[str, Any]) -> list[str]:
-        """The cgroups that a start may leave when it fails."""
-        if plan["cgroup"] is None:
-            return []
-        name: str = plan["cgroup"]["name"]
-        if (plan.get("runtime") or {}).get("name") == "lxc":
-            from tiffin.runtime.lxc_config import monitor_group
+    def clear(self, id: str, cgroup: str | None) -> list[str]:
+        """Remove what a start may leave that fails, or whose keeper was killed, of whichever
+        runtime; the cgroups that it may leave too."""
+        from tiffin.runtime import foreign
 
-            return [name, monitor_group(name)]
-        return [name]
+        foreign.clear(id)
+        return [] if cgroup is None else [cgroup, foreign.monitor_group(cgroup)]
 
     def enter(
         self,

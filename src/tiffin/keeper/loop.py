@@ -6,6 +6,7 @@ import heapq
 import itertools
 import os
 import select
+import sys
 import time
 
 TYPE_CHECKING = False
@@ -73,13 +74,13 @@ class Loop:
             # What was dropped in this turn may be another descriptor by now.
             if fd not in self._dropped:
                 known = self._calls.get(fd)
-                if known is not None and not _attempt(known[1], events):
+                if known is not None and not attempt(known[1], events):
                     self.drop(fd)
         now = time.monotonic()
         while timers and timers[0][0] <= now:
             call = heapq.heappop(timers)[2].call
             if call is not None:
-                _attempt(call)
+                attempt(call)
 
     def close(self) -> None:
         """Close the epoll descriptor."""
@@ -97,15 +98,23 @@ def say(text: str) -> None:
 
 
 def report() -> None:
-    """Write the exception that is being handled to the keeper's log."""
-    import traceback
+    """Write the exception that is being handled to the keeper's log.
 
-    say(traceback.format_exc())
+    Nothing is opened for that, no module and no source: it may be descriptors that are wanting.
+    """
+    kind, error, trace = sys.exc_info()
+    lines = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    name = "nothing" if kind is None else kind.__name__
+    say("\n".join([f"failed: {name}: {error}", *lines]))
 
 
-def _attempt(call: Callable[..., None], *arguments: int) -> bool:
+def attempt(call: Callable[..., None], *arguments: int) -> bool:
     """Make a call; whether it succeeded. What fails for one container must not end the others'
-    keeper; it is reported, and its descriptor not looked at again."""
+    keeper; it is reported, and a descriptor of which it came not looked at again."""
     try:
         call(*arguments)
     except Exception:

@@ -42,10 +42,18 @@ class Peer:
         """Send, now or soon; ``fds`` stay the caller's."""
         if self._closed:
             return
-        if fds:
-            message["fds"] = len(fds)
+        copies: list[int] = []
+        try:
+            copies.extend(os.dup(fd) for fd in fds)
+        except OSError as error:
+            # They are there for a keeper's death only.
+            say(f"a daemon is given nothing to keep: {error}")
+            while copies:
+                os.close(copies.pop())
+        if copies:
+            message["fds"] = len(copies)
         data = memoryview(protocol.encode(message))
-        self._unsent.append((data, [os.dup(fd) for fd in fds]))
+        self._unsent.append((data, copies))
         self._size += len(data)
         self._flush()
         if self._size > _MOST_UNSENT:

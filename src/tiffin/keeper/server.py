@@ -14,7 +14,7 @@ from tiffin.errors import Conflict, InvalidParameter, StartFailure, TiffinError
 from tiffin.keeper.attachment import Attachment
 from tiffin.keeper.containers import Containers
 from tiffin.keeper.launcher import NativeLauncher
-from tiffin.keeper.loop import IN, Loop, Timer, report
+from tiffin.keeper.loop import IN, Loop, Timer, report, say
 from tiffin.keeper.peer import Peer
 from tiffin.linux.sockets import bind_unix
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     Fields = dict[str, Any]
+
+
+_ACCEPT_PAUSE = 0.2
 
 
 class Server:
@@ -86,7 +89,18 @@ class Server:
         self._loop.watch(listener.fileno(), IN, self._knocked)
 
     def _knocked(self, _events: int) -> None:
-        self._accept()
+        try:
+            self._accept()
+        except OSError as error:
+            # Too many open files: those who wait are taken when there are fewer.
+            say(f"a daemon's connection cannot be taken yet: {error}")
+            listener = self._listener
+            self._loop.drop(listener.fileno())
+            self._loop.after(_ACCEPT_PAUSE, lambda: self._expect(listener))
+
+    def _expect(self, listener: socket.socket) -> None:
+        if listener is self._listener and listener.fileno() >= 0:
+            self._loop.watch(listener.fileno(), IN, self._knocked)
 
     def _accept(self) -> bool:
         """Take one connection; False if there is none."""

@@ -52,7 +52,7 @@ class Fifos:
 
 
 class Source:
-    """Where output comes from. It owns ``fd``, which does not block."""
+    """Where output comes from, once it was resumed. It owns ``fd``, which does not block."""
 
     def __init__(
         self,
@@ -69,8 +69,7 @@ class Source:
         self._terminal = terminal
         self._recorder = recorder
         self._deliver = deliver
-        self._paused = False
-        self._watch()
+        self._paused = True
 
     def pause(self) -> None:
         """Read no more for now."""
@@ -196,7 +195,30 @@ class Sink:
             self._loop.drop(self._fd)
 
 
-def exec_stream(number: int, pipe: bool, ours: list[int]) -> int:
+def exec_streams(
+    stdin: bool, stdout: bool, stderr: bool, *, captured: bool
+) -> tuple[list[int], list[int]]:
+    """An exec'd process's ends of its streams, and the other ends (-1: none; it has /dev/null
+    then); what is ``captured`` is one stream. The descriptors are the caller's. Raises OSError."""
+    theirs: list[int] = []
+    ours = [-1, -1, -1]
+    try:
+        if captured:
+            theirs.append(_exec_stream(0, False, ours))
+            theirs.append(_exec_stream(1, True, ours))
+            theirs.append(os.dup(theirs[1]))
+        else:
+            for number, pipe in enumerate((stdin, stdout, stderr)):
+                theirs.append(_exec_stream(number, pipe, ours))
+    except BaseException:
+        for fd in (*theirs, *ours):
+            if fd >= 0:
+                os.close(fd)
+        raise
+    return theirs, ours
+
+
+def _exec_stream(number: int, pipe: bool, ours: list[int]) -> int:
     """An exec'd process's end of a stream; the other end goes into ``ours``."""
     if not pipe:
         return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from tiffin.errors import InvalidParameter
 
@@ -12,9 +13,12 @@ _FLAGS_WITHOUT_VALUE = {
     "all", "detach", "force", "help", "json", "keep", "no-new-keyring", "no-new-privs", "no-pivot",
     "no-subreaper", "quiet", "stats", "systemd-cgroup", "tty", "version", "debug",
 }  # fmt: skip
+_LISTS = ("additional-gids", "cap", "env")
+"""Options that may be given several times: their values, with a newline between them."""
 _SHORT = {
-    "a": "all", "b": "bundle", "d": "detach", "e": "env", "f": "format", "p": "process",
-    "q": "quiet", "r": "resources", "t": "tty", "u": "user", "h": "help", "v": "version",
+    "a": "all", "b": "bundle", "c": "cap", "d": "detach", "e": "env", "f": "format",
+    "g": "additional-gids", "h": "help", "p": "process", "q": "quiet", "r": "resources",
+    "t": "tty", "u": "user", "v": "version",
 }  # fmt: skip
 
 
@@ -42,7 +46,7 @@ class Arguments:
                         position += 1
                 elif not equals:
                     value = "true"
-                if name == "env" and name in self.options:
+                if name in _LISTS and name in self.options:
                     value = f"{self.options[name]}\n{value}"
                 self.options[name] = value
             elif not self.command:
@@ -66,3 +70,14 @@ class Arguments:
         if not _NAME.fullmatch(self.rest[0]) or self.rest[0] in (".", ".."):
             raise InvalidParameter(f"invalid container ID format: {self.rest[0]}")
         return self.rest[0]
+
+
+def signal_number(text: str) -> int:
+    """A signal by its number or name. Raises InvalidParameter."""
+    if text.isdigit():
+        return int(text)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    try:
+        return int(signal.Signals[name])
+    except KeyError:
+        raise InvalidParameter(f"unknown signal {text!r}") from None

@@ -148,6 +148,14 @@ def _outside(mapping: list[list[int]]) -> int:
     raise InvalidParameter("the user namespace maps no root")
 
 
+def with_capabilities(process: JSON, names: list[str]) -> JSON:
+    """A process's capabilities and these, as ``exec --cap`` adds them."""
+    held = dict(process.get("capabilities") or {})
+    for kind in ("bounding", "effective", "permitted"):
+        held[kind] = [*held.get(kind, []), *names]
+    return held
+
+
 def process_plan(process: JSON, filters: JSON | None, remapped: tuple[int, int] | None) -> JSON:
     """The JSON form of a process of the specification. Raises InvalidParameter, Unsupported."""
     user = process.get("user") or {}

@@ -77,21 +77,17 @@ def begin(
     ``entrances`` are the files of its cgroups; ``warnings`` grows by the child's; ``own`` is
     :class:`~tiffin.runtime.launching.Begun`'s. Raises StartFailure.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise StartFailure(f"failed to create a process: {error.strerror}") from None
     with ours:
         with theirs:
-            # No handler of the caller's may run in the child, where it would act on the caller's
-            # files.
-            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
-            try:
-                pid = _clone(flags, namespace, entrances)
-                if pid == 0:
-                    _run_child(body, theirs)
-            finally:
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        pidfd = terminal = None
+            pid, pidfd = _clone(flags, namespace, entrances)
+            if pid == 0:
+                _run_child(body, theirs)
+        terminal = None
         try:
-            pidfd = os.pidfd_open(pid)
             yield Begun(pid, own=own)
             ours.setblocking(False)
             while True:
@@ -113,15 +109,33 @@ def begin(
                 elif "error" in message:
                     raise StartFailure(message["error"], message["code"])
         except BaseException:
-            kill(pid)
-            for fd in (pidfd, terminal):
-                if fd is not None:
-                    os.close(fd)
+            kill(pidfd)
+            os.close(pidfd)
+            if terminal is not None:
+                os.close(terminal)
             raise
 
 
-def _clone(flags: int, namespace: int | None, entrances: list[str] | tuple[str, ...]) -> int:
-    """Clone into the version 2 group, if any, and into the pid namespace of ``namespace``."""
+def clone_quietly(flags: int, cgroup: int | None = None) -> tuple[int, int]:
+    """As :func:`tiffin.linux.syscalls.clone_held`; in the child all signals are blocked.
+
+    No handler of the caller's may run there, where it would act on the caller's files.
+    """
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
+    pid = -1
+    try:
+        pid, pidfd = syscalls.clone_held(flags, cgroup)
+    finally:
+        if pid:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    return pid, pidfd
+
+
+def _clone(
+    flags: int, namespace: int | None, entrances: list[str] | tuple[str, ...]
+) -> tuple[int, int]:
+    """Clone into the version 2 group, if any, and into the pid namespace of ``namespace``; as
+    :func:`tiffin.linux.syscalls.clone_held`."""
     own = group = None
     try:
         for path in entrances:
@@ -129,13 +143,13 @@ def _clone(flags: int, namespace: int | None, entrances: list[str] | tuple[str, 
                 directory = path[: -len(UNIFIED)]
                 group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if namespace is None:
-            return syscalls.clone(flags, group)
+            return clone_quietly(flags, group)
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         syscalls.setns(namespace, syscalls.CLONE_NEWPID)
-        pid = syscalls.clone(flags, group)
+        pid, pidfd = clone_quietly(flags, group)
         if pid:
             syscalls.setns(own, syscalls.CLONE_NEWPID)
-        return pid
+        return pid, pidfd
     except ProcessLookupError:
         raise StartFailure("the container is not running") from None
     except OSError as error:

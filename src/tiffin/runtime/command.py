@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tiffin.errors import (
@@ -34,7 +35,7 @@ from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel
 from tiffin.runtime import bundle as bundles
 from tiffin.runtime import hooks
-from tiffin.runtime.arguments import Arguments
+from tiffin.runtime.arguments import Arguments, signal_number
 from tiffin.runtime.child import Halts
 from tiffin.runtime.launch import enter, launch
 from tiffin.runtime.launching import Launched, Stdio
@@ -112,8 +113,7 @@ class Runtime:
             record.save()
             self._write_pid(launched.pid)
         except BaseException:
-            os.kill(launched.pid, signal.SIGKILL)
-            os.waitpid(launched.pid, 0)
+            _end(launched)
             self.hierarchy.delete(record.content["cgroup"])
             _unmount(record)
             record.remove()
@@ -173,7 +173,7 @@ class Runtime:
             raise Conflict(f"cannot start an already {status} container")
         record.content["status"] = "running"
         record.save()
-        os.kill(record.content["pid"], _GO)
+        record.signal(_GO)
         hooks.run(record.config, "poststart", record.state("running"), _say)
 
     def run(self) -> int:
@@ -209,8 +209,16 @@ class Runtime:
             if arguments.has("user"):
                 uid, _, gid = arguments.get("user").partition(":")
                 process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
+            if arguments.has("additional-gids"):
+                more = [int(text) for text in arguments.get("additional-gids").split("\n")]
+                process["user"] = {**process.get("user", {}), "additionalGids": more}
             if arguments.has("tty"):
                 process["terminal"] = True
+            if arguments.has("no-new-privs"):
+                process["noNewPrivileges"] = True
+            if arguments.has("cap"):
+                names = arguments.get("cap").split("\n")
+                process["capabilities"] = bundles.with_capabilities(process, names)
         if not process.get("args"):
             raise InvalidParameter("process args cannot be empty")
         if "capabilities" not in process and config["process"].get("capabilities"):
@@ -219,11 +227,19 @@ class Runtime:
             raise InvalidParameter("an exec with a terminal needs --console-socket")
         filters = (config.get("linux") or {}).get("seccomp")
         plan = bundles.process_plan(process, filters, record.content["remapped"])
-        pidfd = os.pidfd_open(record.content["pid"])
         stdio = self._stdio(plan["terminal"], {"process": plan})
-        launched = enter(pidfd, plan, stdio, record.content["entrances"])
-        self._hand_over(launched)
-        self._write_pid(launched.pid)
+        try:
+            with record.process() as pidfd:
+                launched = enter(pidfd, plan, stdio, record.content["entrances"])
+        except ProcessLookupError:
+            raise Conflict("cannot exec in a stopped container") from None
+        try:
+            self._hand_over(launched)
+            self._write_pid(launched.pid)
+        except BaseException:
+            # Nobody would know that it runs.
+            _end(launched)
+            raise
         if arguments.has("detach"):
             return 0
         code = os.waitstatus_to_exitcode(os.waitpid(launched.pid, 0)[1])
@@ -267,20 +283,26 @@ class Runtime:
     def kill(self) -> None:
         """Send a signal to a container's first process, or to all."""
         record = self._record()
-        number = _signal_number(self.arguments.rest[1] if len(self.arguments.rest) > 1 else "TERM")
+        number = signal_number(self.arguments.rest[1] if len(self.arguments.rest) > 1 else "TERM")
         if self.arguments.has("all") or "--all" in self.arguments.rest:
             for pid in self.hierarchy.processes(record.content["cgroup"]):
-                _kill(pid, number)
+                with suppress(ProcessLookupError):
+                    # It has ended in between.
+                    os.kill(pid, number)
             return
         if record.status(self.hierarchy) == "stopped":
             raise Conflict("container not running")
-        _kill(record.content["pid"], number)
+        record.signal(number)
 
     def delete(self) -> None:
         """Remove a container that has stopped; with ``--force``, also one that hasn't."""
         try:
             record = self._record()
         except NotFound:
+            left = Record(self.root, self.arguments.id)
+            if os.path.isdir(left.folder):
+                # Of a create, or a delete, that was killed.
+                left.remove()
             if self.arguments.has("force"):
                 return
             raise
@@ -290,7 +312,7 @@ class Runtime:
                 raise Conflict(
                     f"cannot delete container {record.content['id']} that is not stopped: {status}"
                 )
-            _kill(record.content["pid"], signal.SIGKILL)
+            record.signal(signal.SIGKILL)
             while record.alive:
                 time.sleep(0.002)
         self._delete(record)
@@ -433,22 +455,10 @@ def _unmount(record: Record) -> None:
         _say(f"mounts below {root} are left")
 
 
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        # It has ended in between.
-        pass
-
-
-def _signal_number(text: str) -> int:
-    if text.isdigit():
-        return int(text)
-    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
-    try:
-        return int(signal.Signals[name])
-    except KeyError:
-        raise InvalidParameter(f"unknown signal {text!r}") from None
+def _end(launched: Launched) -> None:
+    """Kill a process of this command's own."""
+    os.kill(launched.pid, signal.SIGKILL)
+    os.waitpid(launched.pid, 0)
 
 
 def _timestamp(nanoseconds: int) -> str:

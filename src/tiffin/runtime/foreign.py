@@ -28,8 +28,10 @@ from tiffin.linux import accounts, syscalls
 from tiffin.linux.cgroups import Hierarchy
 from tiffin.linux.kernel import Kernel
 from tiffin.linux.terminals import set_size
-from tiffin.runtime.launching import Begun, Ended, Launched, kill
+from tiffin.runtime.child import clone_quietly
+from tiffin.runtime.launching import Begun, Ended, Launched, Readable, kill
 from tiffin.runtime.operations import Isolate, MountRoot, load
+from tiffin.runtime.process import reset_signals
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def launching(plan: dict[str, Any], stdio: Stdio) -> Launching:
         try:
             yield Begun(pid, own=True)
             if console is not None:
-                terminal = _receive(console, stdio.size)
+                terminal = yield from _receive(console, stdio.size)
             quiet = nothing()
             try:
                 code = yield from _run([*arguments, "start", name], quiet, None)
@@ -113,7 +115,7 @@ def launching(plan: dict[str, Any], stdio: Stdio) -> Launching:
             if code != 0:
                 raise _failure(bundle, plan, code)
         except BaseException:
-            kill(pid)
+            kill(pidfd)
             for fd in (pidfd, terminal):
                 if fd is not None:
                     os.close(fd)
@@ -133,10 +135,18 @@ def nothing() -> tuple[int, int, int]:
 
 
 def _pidfd(pid: int, runtime: str) -> int:
+    gone = StartFailure(f"{runtime}: the container ended before it was started")
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        raise StartFailure(f"{runtime}: the container ended before it was started") from None
+        raise gone from None
+    try:
+        # It may have been reaped already, and the number be another process's.
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        os.close(pidfd)
+        raise gone from None
+    return pidfd
 
 
 def _run(
@@ -144,11 +154,12 @@ def _run(
 ) -> Generator[Step, Any, int]:
     """Run a command with these streams to its end; ``prepare`` is called in its process before.
     Its exit code."""
-    pid = syscalls.clone(syscalls.CLONE_NEWNS if prepare is not None else 0)
+    pid, pidfd = clone_quietly(syscalls.CLONE_NEWNS if prepare is not None else 0)
     if pid == 0:
         code = 125
         try:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)
+            reset_signals()
             if prepare is not None:
                 prepare()
             high = [os.dup(fd) for fd in fds]
@@ -164,8 +175,10 @@ def _run(
         yield Begun(pid, own=False)
         answer = yield Ended(pid)
     except BaseException:
-        kill(pid)
+        kill(pidfd)
         raise
+    finally:
+        os.close(pidfd)
     return int(answer)
 
 
@@ -242,11 +255,12 @@ def _read(root: int, path: str) -> bytes:
         os.close(fd)
 
 
-def _receive(console: socket.socket, size: tuple[int, int]) -> int:
+def _receive(console: socket.socket, size: tuple[int, int]) -> Generator[Step, Any, int]:
     """The terminal's master, which the runtime sends."""
-    console.settimeout(20)
+    yield Readable(console.fileno())
     connection, _ = console.accept()
     with connection:
+        yield Readable(connection.fileno())
         _, fds, _, _ = socket.recv_fds(connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
     if not fds:
         raise StartFailure("the runtime sent no terminal")
@@ -266,13 +280,14 @@ def _failure(bundle: str, plan: dict[str, Any], code: int) -> StartFailure:
                     said = line.strip() or said
     except FileNotFoundError:
         pass
+    # Clients know the exit code by these sentences, which begin small.
+    for sentence in ("No such file or directory", "Permission denied"):
+        said = said.replace(sentence, sentence[:1].lower() + sentence[1:])
     code = 125
     for sentence, meaning in (
         ("executable file not found", 127),
         ("no such file or directory", 127),
-        ("No such file or directory", 127),
         ("permission denied", 126),
-        ("Permission denied", 126),
         ("is a directory", 126),
         ("not a directory", 126),
     ):
@@ -283,6 +298,19 @@ def _failure(bundle: str, plan: dict[str, Any], code: int) -> StartFailure:
     if code != 125 and wanted not in said:
         said = f'exec: "{wanted}": {said}'
     return StartFailure(f"{plan['runtime']['name']}: {said}", code)
+
+
+def clear(id: str) -> None:
+    """Remove the files that a container's start has left which was killed together with its
+    keeper, or which failed."""
+    for name in NAMES:
+        remove(f"{STATE}/{name}/bundles/{id}")
+        remove(f"{STATE}/{name}/state/{id}")
+
+
+def monitor_group(name: str) -> str:
+    """The cgroup of LXC's own process while it makes a container."""
+    return f"{name}-lxc"
 
 
 def remove(directory: str) -> None:

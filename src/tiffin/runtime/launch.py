@@ -229,7 +229,12 @@ def working_inside(
 
     worker = yield from begin(child, 0, pidfd, [], [], own=False)
     os.close(worker.pidfd)
-    yield Ended(worker.pid)
+    try:
+        yield Ended(worker.pid)
+    except BaseException:
+        if worker.terminal_fd is not None:
+            os.close(worker.terminal_fd)
+        raise
     return worker.terminal_fd
 
 

@@ -103,12 +103,13 @@ def too_late() -> StartFailure:
     return StartFailure("the container did not start in time")
 
 
-def kill(pid: int) -> None:
-    """Kill a child; no error if it has ended."""
+def kill(pidfd: int) -> None:
+    """Kill a child, told by its pidfd: it may have ended and been reaped, and its number be
+    another process's."""
     try:
-        os.kill(pid, _signal.SIGKILL)
+        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
     except ProcessLookupError:
-        # It has ended, and was reaped.
+        # It has ended.
         pass
 
 

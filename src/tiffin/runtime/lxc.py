@@ -31,10 +31,11 @@ from tiffin.linux.kernel import Kernel
 from tiffin.linux.terminals import set_size
 from tiffin.runtime import process as program
 from tiffin.runtime import starter
-from tiffin.runtime.foreign import STATE, nothing, remove
+from tiffin.runtime.child import clone_quietly
+from tiffin.runtime.foreign import STATE, monitor_group, nothing, remove
 from tiffin.runtime.launch import hierarchy, working_inside
 from tiffin.runtime.launching import Begun, Ended, Launched, Readable, kill
-from tiffin.runtime.lxc_config import Parts, configuration, divide, monitor_group, seccomp_policy
+from tiffin.runtime.lxc_config import Parts, configuration, divide, seccomp_policy
 from tiffin.runtime.operations import EnterRoot
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
@@ -68,9 +69,9 @@ def launching(plan: JSON, stdio: Stdio) -> Launching:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         ours.setblocking(False)
         parts = divide(plan["operations"])
-        monitor = _begin(plan, parts, bundle, stdio, theirs)
+        monitor, held = _begin(plan, parts, bundle, stdio, theirs)
         theirs.close()
-        return (yield from _Start(plan, parts, bundle, monitor, ours).steps(stdio))
+        return (yield from _Start(plan, parts, bundle, monitor, held, ours).steps(stdio))
     finally:
         ours.close()
         theirs.close()
@@ -83,12 +84,19 @@ class _Start:
     """A start under way, from when ``lxc-start`` was begun."""
 
     def __init__(
-        self, plan: JSON, parts: Parts, bundle: str, monitor: int, channel: socket.socket
+        self,
+        plan: JSON,
+        parts: Parts,
+        bundle: str,
+        monitor: int,
+        held: int,
+        channel: socket.socket,
     ) -> None:
         self.plan = plan
         self.parts = parts
         self.bundle = bundle
         self.monitor = monitor
+        self.held = held
         self.channel = channel
         self.terminal: int | None = None
         self.pidfd = -1
@@ -108,7 +116,7 @@ class _Start:
             self.terminal = yield from working_inside(self.pidfd, self.parts.after, self.uid)
             yield Begun(self.pid, own=True)
             # Which makes it ours.
-            kill(self.monitor)
+            kill(self.held)
             yield Ended(self.monitor)
             self.channel.send(b"g")
             if said := (yield from self._receive())[0]:
@@ -124,6 +132,8 @@ class _Start:
             if isinstance(error, OSError):
                 raise StartFailure(f"failed to start the container: {error.strerror}") from None
             raise
+        finally:
+            os.close(self.held)
 
     def _wait_for_starter(self) -> Generator[Step, Any, int]:
         while True:
@@ -154,19 +164,21 @@ class _Start:
             return data, pid
 
     def _give_up(self) -> None:
-        kill(self.monitor)
-        if self.pid:
-            kill(self.pid)
-        for fd in (self.pidfd, self.terminal):
-            if fd is not None and fd >= 0:
-                os.close(fd)
+        kill(self.held)
+        if self.pidfd >= 0:
+            kill(self.pidfd)
+            os.close(self.pidfd)
+        if self.terminal is not None:
+            os.close(self.terminal)
 
 
-def _begin(plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket.socket) -> int:
-    """Begin ``lxc-start``: its pid."""
-    pid = syscalls.clone(syscalls.CLONE_NEWNS)
+def _begin(
+    plan: JSON, parts: Parts, bundle: str, stdio: Stdio, channel: socket.socket
+) -> tuple[int, int]:
+    """Begin ``lxc-start``: its pid and its pidfd."""
+    pid, held = clone_quietly(syscalls.CLONE_NEWNS)
     if pid:
-        return pid
+        return pid, held
     try:
         try:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)

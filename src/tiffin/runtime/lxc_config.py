@@ -19,6 +19,7 @@ from tiffin.linux import capabilities, syscalls
 from tiffin.linux.inside import may_cover
 from tiffin.linux.mounts import ATTRIBUTES, describe_flags
 from tiffin.runtime import operations as op
+from tiffin.runtime.foreign import monitor_group
 
 TYPE_CHECKING = False  # typing itself would cost the keeper more than all the rest
 if TYPE_CHECKING:
@@ -181,11 +182,6 @@ def configuration(
         if "\n" in str(value):
             raise Unsupported(f"a line break in {value!r} can't be used with the runtime lxc")
     return "".join(f"lxc.{key} = {value}\n" for key, value in rows)
-
-
-def monitor_group(name: str) -> str:
-    """The cgroup of LXC's own process while it makes a container."""
-    return f"{name}-lxc"
 
 
 def _namespace_rows(plan: JSON) -> list[tuple[str, object]]:

@@ -5,8 +5,12 @@ Whether a container lives is asked of the kernel, by its first process's pid and
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tiffin.errors import NotFound
@@ -43,10 +47,32 @@ class Record:
         os.rename(temporary, self.path)
 
     def remove(self) -> None:
-        """Forget the container."""
-        for name in os.listdir(self.folder):
+        """Forget the container; also one of which a killed command has left a part."""
+        # First what makes it one, so that a removal that is killed can be done once more.
+        for name in sorted(os.listdir(self.folder), key=lambda name: name != "state.json"):
             os.unlink(f"{self.folder}/{name}")
         os.rmdir(self.folder)
+
+    @contextmanager
+    def process(self) -> Iterator[int]:
+        """A pidfd of its first process, and of no later one of the same number. Raises
+        ProcessLookupError if it has ended."""
+        pidfd = os.pidfd_open(self.content["pid"])
+        try:
+            if not self.alive:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            yield pidfd
+        finally:
+            os.close(pidfd)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its first process; none if it has ended."""
+        try:
+            with self.process() as pidfd:
+                signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            # It has ended in between.
+            pass
 
     @property
     def alive(self) -> bool:
