@@ -20,6 +20,7 @@ from tiffin.network.departures import Departure, Departures
 from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network
 from tiffin.network.namespace import Namespace
+from tiffin.network.patience import once_released
 from tiffin.network.plans import Place, SandboxPlan, is_named
 from tiffin.network.porter.client import Message, PorterClient
 from tiffin.network.publications import Publications, release
@@ -132,7 +133,7 @@ class Fabric:
         joined = self.ledger.of_container(container)
         joined.sort(key=lambda pair: (-priorities.get(pair[0].id, 0), pair[0].name))
         for network, endpoint in joined:
-            if network.settings.internal:
+            if not network.settings.leads_out:
                 continue
             for version in (4, 6):
                 subnet = network.subnet(version)
@@ -362,7 +363,7 @@ class Fabric:
             sockets: Sequence[int] = ()
             if container not in named:
                 with self._namespace(container) as namespace:
-                    sockets = briefing.once_released(
+                    sockets = once_released(
                         lambda: briefing.name_sockets(namespace, redirect=False)
                     )
             yield briefing.names(plan, joined, sockets)

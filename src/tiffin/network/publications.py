@@ -15,6 +15,7 @@ from tiffin.errors import TiffinError, Unsupported
 from tiffin.network import briefing, firewall, ports
 from tiffin.network.briefing import Held
 from tiffin.network.ledger import Ledger
+from tiffin.network.patience import once_released
 from tiffin.network.plans import SandboxPlan, publishes
 from tiffin.network.porter.client import Message, PorterClient
 
@@ -128,7 +129,7 @@ class Publications:
         held: Held = []
         for port in self._ledger.ports(container):
             try:
-                held.append((port, briefing.once_released(functools.partial(ports.bind, port))))
+                held.append((port, once_released(functools.partial(ports.bind, port))))
             except OSError as error:
                 # The firewall redirects it all the same; only localhost's IPv6 is lost.
                 logger.warning("port %d could not be held again: %s", port.host_port, error)
