@@ -19,7 +19,7 @@ from tiffin.network import briefing, firewall, links
 from tiffin.network.departures import Departure, Departures
 from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network
-from tiffin.network.namespace import Namespace
+from tiffin.network.namespace import Namespace, make_room_for_neighbours
 from tiffin.network.patience import once_released
 from tiffin.network.plans import Place, SandboxPlan, is_named
 from tiffin.network.porter.client import Message, PorterClient
@@ -112,7 +112,7 @@ class Fabric:
         if network.settings.driver == "bridge":
             self.realm.bring_up(network)
         if len(network.endpoints) == _MANY:
-            links.make_room_for_neighbours()
+            make_room_for_neighbours()
         endpoint = self.ledger.join(network, container, place.asked, interface, place.names)
         try:
             published = bool(plan.ports)

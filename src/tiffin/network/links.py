@@ -206,11 +206,19 @@ class Links:
             # Those of the further bridge reach the first one's gateway, and nobody at its ports.
             requests.append(rtnetlink.set_port(near, isolated=True, hairpin=False))
         try:
-            self._kernel().run(*requests)
+            # The first bridge may be full of those that have just left.
+            once_released(
+                functools.partial(self._kernel().run, *requests), _LEAVING_SECONDS, _EXFULL
+            )
             write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
             self._kernel().run(rtnetlink.set_alias(name, self._alias(network)))
-        except BaseException:
+        except BaseException as error:
             self._kernel().run(rtnetlink.delete_link(near), rtnetlink.delete_link(name))
+            if isinstance(error, OSError) and error.errno == _EXFULL:
+                raise TiffinError(
+                    f"network {network.name} can't grow: its bridge {bridges[0][1]} has all the "
+                    "ports that the kernel allows, and others than containers are at them"
+                ) from error
             raise
         bridge = (index, name, set[str]())
         bridges.append(bridge)
@@ -466,27 +474,6 @@ def prepare(namespace: Namespace) -> None:
         )
         with rtnetlink.Socket() as inside:
             inside.run(rtnetlink.set_up(1))
-
-
-_ROOM = {"gc_thresh1": 2048, "gc_thresh2": 8192, "gc_thresh3": 16384}
-
-
-def make_room_for_neighbours() -> None:
-    """Let the kernel remember who has which address, for thousands of containers.
-
-    Its tables are one for the whole machine, with room for a thousand; once they are full, nobody
-    reaches anybody. They are made larger, never smaller.
-    """
-    for family in ("ipv4", "ipv6"):
-        for name, least in _ROOM.items():
-            try:
-                with open(f"/proc/sys/net/{family}/neigh/default/{name}") as file:
-                    present = int(file.read())
-            except FileNotFoundError:
-                # Only the machine's first namespace has them.
-                return
-            if present < least:
-                write_sysctls([(f"{family}/neigh/default/{name}", str(least))])
 
 
 def _missing_parent(name: str, network: Network) -> InvalidParameter:
