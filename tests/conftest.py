@@ -84,14 +84,22 @@ def own_network() -> None:
 
 def kill_keeper(root: Path) -> None:
     """End the keeper of a root and all that it runs, whatever state they are in."""
-    marker = str(root).encode()
+    for pid in processes(b"tiffin", os.fsencode(root)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes(*words: bytes) -> list[int]:
+    """The processes of the machine whose command lines have all of these words."""
+    found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             command = Path("/proc", name, "cmdline").read_bytes()
-            if b"tiffin" in command and marker in command:
-                os.kill(int(name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
             continue
+        if all(word in command for word in words):
+            found.append(int(name))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from conftest import processes
 from tiffin.engine import Engine
 from tiffin.network import rtnetlink
 from tiffin.network.namespace import Namespace
@@ -162,15 +163,7 @@ def leftovers() -> tuple[list[str], str]:
 
 
 def porters(root: Path) -> list[int]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", name, "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"porter/__main__.py" in command and os.fsencode(root) in command:
-            found.append(int(name))
-    return found
+    return processes(b"porter/__main__.py", os.fsencode(root))
 
 
 def child_engine(root: Path, work: Callable[[Engine], None]) -> None:

@@ -4,7 +4,8 @@
 in a folder of its own, where ``docker`` speaks to one engine. Of each line the exit code, stdout
 and stderr must be the same with both engines, after what differs by nature (IDs, times, folders,
 column widths) has been evened out. ``#~ regex ==> text`` evens out something else for one check, or
-at a file's beginning for all of the file; ``#`` before it says why.
+at a file's beginning for all of the file; ``#`` before it says why. ``#! 1.45`` in a check: older
+dockerds than of that version of the API do not know what it asks for.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Case:
     name: str
     lines: list[str] = field(default_factory=list)
     evened: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
+    since: str = ""
 
 
 def cases() -> Iterator[Case]:
@@ -50,6 +52,8 @@ def cases() -> Iterator[Case]:
                 pattern, _, text = line[3:].partition(" ==>")
                 rule = re.compile(pattern, re.MULTILINE), text.removeprefix(" ")
                 (case.evened if case else everywhere).append(rule)
+            elif line.startswith("#! ") and case:
+                case.since = line[3:]
             elif line and not line.startswith("#") and case:
                 case.lines.append(line)
         if case:
@@ -158,6 +162,10 @@ def test_docker_does_the_same_on_networks(case: Case, networked: tuple[Any, Any]
 
 
 def compare(case: Case, dockerd: Any, tiffin: Any) -> None:
+    if case.since:
+        known = dockerd.request("GET", "/version")["ApiVersion"]
+        if [*map(int, known.split("."))] < [*map(int, case.since.split("."))]:
+            pytest.skip(f"dockerd here knows the API {known}, and this needs {case.since}")
     with ThreadPoolExecutor(2) as pool:
         theirs, ours = pool.map(lambda peer: run(case, peer), (dockerd, tiffin))
     left, right = "\n".join(theirs).split("\n"), "\n".join(ours).split("\n")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from command.conftest import eventually
+from conftest import processes
 
 if TYPE_CHECKING:
     from command.conftest import Command
@@ -95,17 +96,9 @@ def folder(tiffin: Command, tmp_path: Path) -> Path:
     return folder
 
 
-def agents() -> list[str]:
+def agents() -> list[int]:
     """The agents of key files that run."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", name, "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"tiffin-ssh-" in command:
-            found.append(name)
-    return found
+    return processes(b"tiffin-ssh-")
 
 
 def test_keys_and_agents(

@@ -224,7 +224,7 @@ def test_a_folder_of_an_image_is_mounted(engine: Engine) -> None:
     for missing in ("nowhere", "etc/passwd"):
         with pytest.raises(TiffinError, match=missing):
             with_subpath(missing, "true")
-    with pytest.raises(InvalidParameter, match="must be relative"):
+    with pytest.raises(InvalidParameter, match="subpath must be a relative path within the image"):
         with_subpath("../etc", "true")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -121,25 +121,78 @@ def test_a_flushed_firewall_comes_back(engine: Engine) -> None:
     assert client(engine, f"wget -q -O - http://{HOST_BRIDGE}:8112/") == (0, "web\n")
 
 
-def test_tables_of_others_are_not_touched(engine: Engine) -> None:
-    foreign = "table inet theirs {\n\tchain c {\n\t\tcounter packets 0 bytes 0\n\t}\n}\n"
-    subprocess.run(["nft", "-f", "-"], input=foreign, text=True, check=True)
-    try:
-        client(engine, "true")
-        shown = subprocess.run(
-            ["nft", "list", "table", "inet", "theirs"], capture_output=True, text=True, check=True
+DOCKERS = """
+table ip nat {
+	chain PREROUTING {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local counter packets 0 bytes 0 jump DOCKER
+	}
+
+	chain DOCKER {
+		tcp dport 8199 counter packets 0 bytes 0 dnat to 172.30.0.9:80
+	}
+}
+table ip filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy accept;
+		counter packets 0 bytes 0 jump DOCKER-USER
+	}
+
+	chain DOCKER-USER {
+		counter packets 0 bytes 0 return
+	}
+}
+table inet theirs {
+	set ports {
+		type inet_service
+		elements = { 22, 80 }
+	}
+}
+"""
+"""What Docker and a firewall have set up."""
+
+
+def foreign_tables() -> str:
+    """All rules but the engine's own, without what they have counted."""
+    done = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    shown = []
+    for line in done.stdout.splitlines():
+        if " tiffin_" not in line:
+            words = ["nft", "list", *line.split()]
+            shown.append(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return re.sub(r"counter packets \d+ bytes \d+", "counter", "".join(shown))
+
+
+def test_tables_of_others_are_not_touched(root: Path, busybox: Path) -> None:
+    subprocess.run(["nft", "-f", "-"], input=DOCKERS, text=True, check=True)
+    before = foreign_tables()
+    assert "DOCKER-USER" in before
+    assert "{ 22, 80 }" in before
+    with Engine(root) as engine:
+        engine.images.import_(io.BytesIO(busybox_tar()), "busybox")
+        for name, internal in (("net", False), ("inner", True)):
+            engine.networks.create({"Name": name, "Internal": internal, "EnableIPv6": True})
+            assert foreign_tables() == before
+        box = serve(engine, "web", "net", PortBindings={"80/tcp": [{"HostPort": "8198"}]})
+        assert fetch("127.0.0.1", 8198) == "web"
+        assert foreign_tables() == before
+        engine.networks.connect("inner", box, {})
+        engine.networks.disconnect("net", box)
+        assert foreign_tables() == before
+        # One that holds a place again, with a table that somebody has taken away.
+        subprocess.run(
+            ["nft", "delete", "table", "inet", engine._fabric._firewall.table], check=True
         )
-        assert shown.stdout == foreign
-        tables = subprocess.run(
-            ["nft", "-j", "list", "tables"], capture_output=True, text=True, check=True
-        )
-        names = [
-            one["table"]["name"] for one in json.loads(tables.stdout)["nftables"] if "table" in one
-        ]
-        assert sorted(names)[0] == "theirs"
-        assert len(names) == 2
-    finally:
-        subprocess.run(["nft", "delete", "table", "inet", "theirs"], check=True)
+        again = serve(engine, "again", "net", PortBindings={"80/tcp": [{"HostPort": "8197"}]})
+        assert fetch("127.0.0.1", 8197) == "again"
+        assert foreign_tables() == before
+        for one in (box, again):
+            engine.containers.remove(one, force=True)
+        for name in ("net", "inner"):
+            engine.networks.remove(name)
+        engine.shutdown_keeper()
+    eventually(lambda: "tiffin_" not in leftovers()[1])
+    assert foreign_tables() == before
 
 
 def test_without_nftables_networks_are_refused_clearly(

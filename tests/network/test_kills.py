@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import busybox_tar, kill_keeper
+from conftest import busybox_tar, kill_keeper, processes
 from tiffin.engine import Engine
 from tiffin.errors import TiffinError
 from tiffin.network import links
@@ -274,12 +274,4 @@ class Interrupted:
 
 
 def keepers(root: Path) -> list[int]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", name, "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"keeper/__main__.py" in command and os.fsencode(root) in command:
-            found.append(int(name))
-    return found
+    return processes(b"keeper/__main__.py", os.fsencode(root))

@@ -32,6 +32,32 @@ def test_names_of_a_network(engine: Engine) -> None:
     eventually(lambda: not inside(engine, box, "nslookup -type=a www"))
 
 
+def test_names_by_tcp_and_addresses_of_either_kind_back_to_names(engine: Engine) -> None:
+    engine.networks.create({"Name": "net", "EnableIPv6": True})
+    web = start(engine, "sleep 100", "net", name="web")
+    box = start(engine, "sleep 100", "net", name="box")
+    for version in (4, 6):
+        there = address(engine, web, "net", version)
+        assert "name = web.net" in inside(engine, box, f"nslookup {there}")
+    pid = engine.containers.inspect(box)["State"]["Pid"]
+    with (
+        Namespace.of_process(pid) as place,
+        place.visit(),
+        socket.create_connection(("127.0.0.11", 53), timeout=60) as sock,
+    ):
+        # Two questions on one connection.
+        for kind, packed in (
+            (1, socket.inet_aton(address(engine, web, "net"))),
+            (28, socket.inet_pton(socket.AF_INET6, address(engine, web, "net", 6))),
+        ):
+            query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\3web\0\0" + bytes([kind]) + b"\0\1"
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+            length = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+            answer = sock.recv(length, socket.MSG_WAITALL)
+            assert answer[:2] == b"\x12\x34"
+            assert answer.endswith(packed)
+
+
 def test_an_alias_of_several_goes_around(engine: Engine) -> None:
     engine.networks.create({"Name": "net"})
     for word in ("red", "green", "blue"):

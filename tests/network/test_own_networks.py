@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tiffin.network.namespace import Namespace
 from traffic import (
     HOST,
     HOST_BRIDGE,
+    HTTPD,
     OUTSIDE,
     Echo,
     address,
@@ -285,6 +287,33 @@ def test_more_endpoints_than_a_bridge_holds(engine: Engine) -> None:
     engine.networks.remove("wide")
     with rtnetlink.Socket() as kernel:
         assert not [link for link in kernel.links() if link.kind == "bridge"]
+
+
+def test_a_bridge_full_of_those_that_have_just_left(engine: Engine) -> None:
+    engine.networks.create({"Name": "full"})
+    first = serve(engine, "first", "full")
+    second = create(engine, HTTPD.format("second", 80), "full", name="second")
+    with rtnetlink.Socket() as kernel, ThreadPoolExecutor() as pool:
+        (bridge,) = [link for link in kernel.links() if link.kind == "bridge"]
+        leaving = Namespace.new()
+        made = 0
+        with pytest.raises(OSError, match="full"):
+            while made < 1100:
+                kernel.run(
+                    rtnetlink.new_veth(
+                        f"x{made}", bridge.index, f"y{made}", peer_namespace=leaving.fd
+                    )
+                )
+                made += 1
+        # The kernel's limit, of which one has its place.
+        assert made == 1022
+        starting = pool.submit(engine.containers.start, second)
+        eventually(lambda: sum(link.kind == "bridge" for link in kernel.links()) == 2)
+        leaving.close()
+        starting.result(60)
+    fetched = eventually(lambda: inside(engine, first, "wget -q -O - http://second/"))
+    assert fetched == "second\n"
+    assert inside(engine, second, "wget -q -O - http://first/") == "first\n"
 
 
 def test_further_link_local_addresses(engine: Engine) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import processes
 from storage import actions as act
 from storage.actions import Stack
 from tiffin.layer.capture import capture
@@ -33,15 +34,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def _processes(home: Path) -> list[int]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", name, "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if command.startswith(b"fuse-overlayfs") and bytes(home) in command:
-            found.append(int(name))
-    return found
+    return processes(b"fuse-overlayfs", bytes(home))
 
 
 def _wait_for(count: int, home: Path) -> None:

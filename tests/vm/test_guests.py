@@ -61,7 +61,7 @@ def test_interfaces_and_ports_that_few_kernels_have() -> None:
         "    s.run(r.new_veth('one', 0, 'two'))\n"
         "    one, here = s.link('one').index, os.open('/proc/self/ns/net', os.O_RDONLY)\n"
         "    s.run(r.new_vlan('one.7', one, 7))\n"
-        "    s.run(r.new_child('child', one, 'ipvlan', 0, namespace=here))\n"
+        "    s.run(r.new_child('child', one, 'ipvlan', 'l2', 'private', namespace=here))\n"
     )
     tests = [str(TESTS / "network" / name) for name in ("test_children.py", "test_ports.py")]
     words = [shlex.join([sys.executable, "-c", script]), shlex.join([*PYTEST, *tests])]

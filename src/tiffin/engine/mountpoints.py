@@ -204,8 +204,8 @@ def _subpath(text: str, kind: str) -> str:
     normal = posixpath.normpath(text)
     if normal.startswith(("/", "../")) or normal == "..":
         raise InvalidParameter(
-            f'invalid mount config for type "{kind}": the subpath {text!r} must be relative, and '
-            f"stay in the {kind}"
+            f'invalid mount config for type "{kind}": subpath must be a relative path within the '
+            f"{kind}: {text!r}"
         )
     return normal
 

@@ -118,6 +118,10 @@ class NetworkViews:
         if not container.running or container.spec.host["NetworkMode"] == "host":
             return {}
         view: JSON = {}
+        joined = [network for network, _ in self._ledger.of_container(container.id)]
+        if joined and all(network.settings.driver != "bridge" for network in joined):
+            # As in Docker: past a parent nothing is published, nor shown as if it could be.
+            return view
         for key in container.spec.config.get("ExposedPorts") or {}:
             port, protocol = ports.parse_port(key)
             view[f"{port}/{protocol}"] = None
@@ -149,4 +153,4 @@ class NetworkViews:
 
 
 def _gateway(network: Network, address: Any) -> str:
-    return "" if address is None or network.settings.internal else str(address)
+    return "" if address is None or not network.settings.leads_out else str(address)

@@ -381,10 +381,11 @@ def _check_subpath(source: str, subpath: str) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise InvalidParameter(
-                f"invalid subpath {subpath!r}: it leads out of the volume"
+                f"path concatenation escapes the base directory, base: {source}, subpath: {subpath}"
             ) from error
         raise NotFound(
-            f"cannot access path {source}/{subpath}: {os.strerror(error.errno or 0).lower()}"
+            f"cannot access path {source}/{subpath}: lstat {source}/{subpath}: "
+            f"{os.strerror(error.errno or 0).lower()}"
         ) from error
     finally:
         os.close(directory)

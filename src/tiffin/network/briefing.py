@@ -5,12 +5,9 @@ The messages are those of :mod:`tiffin.network.porter.server`.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tiffin.network import redirection
 from tiffin.network.files import EMBEDDED
@@ -29,7 +26,6 @@ Joined = Sequence[tuple[Network, Endpoint]]
 NAMES_PORT = 61053
 """Where the embedded name server really listens, at its address: above what the kernel gives out.
 Port 53 is left to a name server that runs in the container."""
-_RELEASE_SECONDS = 2.0
 
 
 def join(network: Network, endpoint: Endpoint, title: str) -> Message:
@@ -137,16 +133,3 @@ def name_sockets(namespace: Namespace, *, redirect: bool = True) -> list[int]:
             udp.close()
             tcp.close()
             raise
-
-
-def once_released(bind: Callable[[], Any]) -> Any:
-    """Bind what a process that was just killed has held: the kernel closes its sockets one by one,
-    and the first that is closed tells that it is gone."""
-    deadline = time.monotonic() + _RELEASE_SECONDS
-    while True:
-        try:
-            return bind()
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)

@@ -10,22 +10,22 @@ What an engine that was killed has left is taken away by :meth:`Fabric.resume`.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tiffin.errors import TiffinError, Unsupported
-from tiffin.network import briefing, firewall, links, ports
-from tiffin.network.briefing import Held
+from tiffin.network import briefing, firewall, links
 from tiffin.network.departures import Departure, Departures
 from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network
-from tiffin.network.namespace import Namespace
-from tiffin.network.plans import Place, SandboxPlan, is_named, publishes
+from tiffin.network.namespace import Namespace, make_room_for_neighbours
+from tiffin.network.patience import once_released
+from tiffin.network.plans import Place, SandboxPlan, is_named
 from tiffin.network.porter.client import Message, PorterClient
+from tiffin.network.publications import Publications, release
 from tiffin.network.realm import Realm
-from tiffin.network.settings import Endpoint, Port
+from tiffin.network.settings import Endpoint
 from tiffin.store.database import Database
 
 _MANY = 200
@@ -44,6 +44,7 @@ class Fabric:
         self._porter = PorterClient(root, self._sandboxes, self._restore)
         self._forwarding = Forwarding(root / "network")
         self.realm = Realm(mark, self.ledger, self._links, self._firewall, self._forwarding)
+        self._publications = Publications(self.ledger, self._firewall, self._porter)
         self._departures = Departures(self.ledger, self._unrule)
         # Of running containers: the first process, and what it has of networks.
         self._pids: dict[str, int] = {}
@@ -55,33 +56,7 @@ class Fabric:
         """All that the firewall shall hold."""
         found = self.realm.elements()
         for container in self.ledger.containers():
-            found += self._port_elements(container)
-        return found
-
-    def _targets(self, container: str) -> tuple[str, str]:
-        """The IPv4 and the IPv6 address that a container's published ports lead to."""
-        found = ["", ""]
-        for network, endpoint in self.ledger.of_container(container):
-            if publishes(network):
-                for position, version in enumerate((4, 6)):
-                    found[position] = found[position] or endpoint.address(version)
-        return found[0], found[1]
-
-    def _target(self, container: str) -> str:
-        """The one that the porter carries what it gets to."""
-        v4, v6 = self._targets(container)
-        return v4 or v6
-
-    def _port_elements(self, container: str) -> list[firewall.Element]:
-        published = self.ledger.ports(container)
-        if not published:
-            return []
-        found = []
-        for address in filter(None, self._targets(container)):
-            for port in published:
-                element = firewall.port_element(port, address)
-                if element is not None:
-                    found.append(element)
+            found += self._publications.elements(container)
         return found
 
     def remove(self, network: Network) -> None:
@@ -99,20 +74,7 @@ class Fabric:
         """
         container = plan.container
         self._departures.wait()
-        if not any(publishes(place.network) for place in plan.places):
-            # As in Docker: nothing leads into an internal network, or past a macvlan's parent.
-            plan.ports = []
-        if plan.ports:
-            self._firewall.prepare()
-        try:
-            held = self._hold_at_last(plan.ports)
-        except Unsupported:
-            raise
-        except TiffinError as error:
-            raise TiffinError(
-                "driver failed programming external connectivity on endpoint "
-                f"{plan.name}: {error.message}"
-            ) from error
+        held = self._publications.hold(plan)
         namespace: Namespace | None = None
         try:
             namespace = self._namespaces[container] = Namespace.new()
@@ -122,21 +84,19 @@ class Fabric:
                 used.add(name := place.network.settings.free_interface(used))
                 self._join(plan, place, name, namespace)
             self._route(container, plan, namespace)
-            if held:
-                self.ledger.publish(container, [port for port, _ in held])
-                self._firewall.change(self._port_elements(container))
+            self._publications.lead(container, held)
             messages: list[Message] = []
             if any(is_named(place.network) for place in plan.places):
                 joined = self.ledger.of_container(container)
                 sockets = briefing.name_sockets(namespace)
                 messages.append(briefing.names(plan, joined, sockets))
-            messages += briefing.hold(container, held, self._target(container))
+            messages += self._publications.give(container, held)
             self._porter.say(*messages)
             # Only now is it something that a new porter has to be told.
             self._plans[container] = plan
             return namespace
         except BaseException as error:
-            _release(held)
+            release(held)
             self.close(container)
             self._departures.wait()
             if namespace is not None:
@@ -145,29 +105,6 @@ class Fabric:
                 raise TiffinError(f"the network can't be set up: {error}") from error
             raise
 
-    def _hold_at_last(self, wanted: Sequence[ports.Wanted]) -> Held:
-        try:
-            return self._hold(wanted)
-        except TiffinError:
-            if not self._porter.alive:
-                raise
-        # It may still have what an engine gave it that was killed before its container started.
-        self._porter.sync()
-        return self._hold(wanted)
-
-    def _hold(self, wanted: Sequence[ports.Wanted]) -> Held:
-        held: Held = []
-        taken = self.ledger.taken() if wanted else set()
-        try:
-            for one in wanted:
-                got = ports.hold(one, taken)
-                held += got
-                taken.update((port.protocol, port.host_address, port.host_port) for port, _ in got)
-        except BaseException:
-            _release(held)
-            raise
-        return held
-
     def _join(
         self, plan: SandboxPlan, place: Place, interface: str, namespace: Namespace
     ) -> Endpoint:
@@ -175,7 +112,7 @@ class Fabric:
         if network.settings.driver == "bridge":
             self.realm.bring_up(network)
         if len(network.endpoints) == _MANY:
-            links.make_room_for_neighbours()
+            make_room_for_neighbours()
         endpoint = self.ledger.join(network, container, place.asked, interface, place.names)
         try:
             published = bool(plan.ports)
@@ -196,7 +133,7 @@ class Fabric:
         joined = self.ledger.of_container(container)
         joined.sort(key=lambda pair: (-priorities.get(pair[0].id, 0), pair[0].name))
         for network, endpoint in joined:
-            if network.settings.internal:
+            if not network.settings.leads_out:
                 continue
             for version in (4, 6):
                 subnet = network.subnet(version)
@@ -243,7 +180,7 @@ class Fabric:
             self._porter.say(briefing.close(container))
         departure = Departure(container, [endpoint for _, endpoint in joined])
         if published:
-            departure.elements = self._port_elements(container)
+            departure.elements = self._publications.elements(container)
         self._departures.leave(departure)
         return [network for network, _ in joined] if plan is not None else []
 
@@ -262,15 +199,16 @@ class Fabric:
         before = self.ledger.of_container(container)
         used = {endpoint.interface for _, endpoint in before}
         name = place.network.settings.free_interface(used)
-        rules = self._port_elements(container)
-        with Namespace.of_process(self._pids[container]) as namespace:
+        rules = self._publications.elements(container)
+        pid = self._pids[container]
+        with Namespace.of_process(pid) as namespace:
             try:
                 endpoint = self._join(plan, place, name, namespace)
             except OSError as error:
                 raise TiffinError(f"the network can't be set up: {error}") from error
             try:
                 self._route(container, plan, namespace)
-                self._publish_anew(plan, rules)
+                self._publications.follow(plan, rules, pid)
                 if is_named(place.network):
                     self._name(plan, namespace, anew=not any(is_named(one) for one, _ in before))
                 self._plans[container] = plan
@@ -300,8 +238,9 @@ class Fabric:
         endpoint = network.endpoints.get(container)
         if endpoint is None:
             return
-        rules = self._port_elements(container)
-        with Namespace.of_process(self._pids[container]) as namespace:
+        rules = self._publications.elements(container)
+        pid = self._pids[container]
+        with Namespace.of_process(pid) as namespace:
             self._pull(container, network, endpoint, namespace)
             self._plans[container] = plan
             self._route(container, plan, namespace)
@@ -311,7 +250,7 @@ class Fabric:
                 self._porter.say(briefing.names(plan, joined))
             else:
                 self._porter.say(briefing.unname(container))
-        self._publish_anew(plan, rules)
+        self._publications.follow(plan, rules, pid)
 
     def _pull(
         self, container: str, network: Network, endpoint: Endpoint, namespace: Namespace
@@ -319,40 +258,6 @@ class Fabric:
         self._links.pull(network, endpoint, namespace)
         self._porter.say(briefing.leave(endpoint.id))
         self.ledger.leave(endpoint)
-
-    def _publish_anew(self, plan: SandboxPlan, before: list[firewall.Element]) -> None:
-        """Lead published ports to where the container is now; ``before`` are its rules till then.
-
-        As in Docker, its ports are free when it has left the last network that they can lead into,
-        and published when it comes into the first.
-        """
-        container = plan.container
-        target = self._target(container)
-        published = self.ledger.ports(container)
-        held: Held = []
-        if target and not published and plan.ports:
-            self._firewall.prepare()
-            held = self._hold_at_last(plan.ports)
-            self.ledger.publish(container, [port for port, _ in held])
-        after = self._port_elements(container)
-        try:
-            if before != after:
-                self._firewall.change(
-                    [one for one in after if one not in before],
-                    [one for one in before if one not in after],
-                )
-        except BaseException:
-            _release(held)
-            raise
-        if held:
-            pid = self._pids[container]
-            messages = briefing.hold(container, held, target)
-            self._porter.say(*messages, briefing.opened(container, pid))
-        elif published:
-            self._porter.say(briefing.aim(container, target))
-            if not target:
-                self._porter.sync()
-                self.ledger.unpublish(container)
 
     def rename(self, plan: SandboxPlan) -> None:
         """A running container has other names now."""
@@ -453,14 +358,12 @@ class Fabric:
                 yield briefing.join(network, endpoint, plan.name)
         published = self.ledger.ports(container)
         if published and container not in held:
-            yield from briefing.hold(
-                container, self._hold_again(published), self._target(container)
-            )
+            yield from self._publications.hold_again(container)
         if any(is_named(network) for network, _ in joined):
             sockets: Sequence[int] = ()
             if container not in named:
                 with self._namespace(container) as namespace:
-                    sockets = briefing.once_released(
+                    sockets = once_released(
                         lambda: briefing.name_sockets(namespace, redirect=False)
                     )
             yield briefing.names(plan, joined, sockets)
@@ -479,17 +382,6 @@ class Fabric:
             raise ProcessLookupError("it has just ended")
         return Namespace.of_process(pid)
 
-    @staticmethod
-    def _hold_again(published: list[Port]) -> Held:
-        held: Held = []
-        for port in published:
-            try:
-                held.append((port, briefing.once_released(functools.partial(ports.bind, port))))
-            except OSError as error:
-                # The firewall redirects it all the same; only localhost's IPv6 is lost.
-                logger.warning("port %d could not be held again: %s", port.host_port, error)
-        return held
-
     def shutdown(self, *, idle: bool) -> None:
         """Let go of everything; where nothing runs (``idle``), the host is left as it was."""
         self._departures.close()
@@ -507,8 +399,3 @@ class Fabric:
             self._firewall.remove()
         else:
             self._firewall.install()
-
-
-def _release(held: Held) -> None:
-    for _, sock in held:
-        sock.close()

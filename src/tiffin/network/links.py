@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import hashlib
 import ipaddress
 import threading
@@ -23,12 +24,15 @@ from tiffin.errors import Conflict, InvalidParameter, TiffinError, Unsupported
 from tiffin.network import rtnetlink
 from tiffin.network.ledger import Network
 from tiffin.network.namespace import Namespace, write_sysctls
+from tiffin.network.patience import once_released
 from tiffin.network.settings import BRIDGE_NAME, Endpoint
 
 BRIDGE_PORTS = 1000
 """How many endpoints a bridge gets: the kernel's 1,023, less those that lead to other bridges."""
 
 _EXFULL = 54
+_LEAVING_SECONDS = 10.0
+_LAST_VLAN = 4094
 
 
 class Links:
@@ -202,11 +206,19 @@ class Links:
             # Those of the further bridge reach the first one's gateway, and nobody at its ports.
             requests.append(rtnetlink.set_port(near, isolated=True, hairpin=False))
         try:
-            self._kernel().run(*requests)
+            # The first bridge may be full of those that have just left.
+            once_released(
+                functools.partial(self._kernel().run, *requests), _LEAVING_SECONDS, _EXFULL
+            )
             write_sysctls([(f"ipv6/conf/{name}/disable_ipv6", "1")])
             self._kernel().run(rtnetlink.set_alias(name, self._alias(network)))
-        except BaseException:
+        except BaseException as error:
             self._kernel().run(rtnetlink.delete_link(near), rtnetlink.delete_link(name))
+            if isinstance(error, OSError) and error.errno == _EXFULL:
+                raise TiffinError(
+                    f"network {network.name} can't grow: its bridge {bridges[0][1]} has all the "
+                    "ports that the kernel allows, and others than containers are at them"
+                ) from error
             raise
         bridge = (index, name, set[str]())
         bridges.append(bridge)
@@ -262,13 +274,19 @@ class Links:
                     raise TiffinError(
                         f"interface {endpoint.interface} is not where it was made: try again"
                     )
-                inside.run(
+                requests = [
                     *(
                         rtnetlink.add_address(link.index, one)
                         for one in [*endpoint.interfaces, *further]
                     ),
                     rtnetlink.set_up(link.index),
-                )
+                ]
+                if network.settings.driver == "bridge":
+                    inside.run(*requests)
+                else:
+                    # On one parent nobody gets an address, or a MAC, of one that is just leaving.
+                    for request in requests:
+                        once_released(functools.partial(inside.run, request), _LEAVING_SECONDS)
         return after > before
 
     def _plug_bridge(
@@ -313,23 +331,20 @@ class Links:
 
     def _plug_parent(self, network: Network, endpoint: Endpoint, namespace: Namespace) -> None:
         kernel = self._kernel()
-        driver, options = network.settings.driver, network.settings.options
+        settings = network.settings
+        driver = settings.driver
         parent = kernel.link(self.parent(network))
         if parent is None:
-            raise InvalidParameter(
-                f"the parent interface {self.parent(network)} of network {network.name} does not "
-                "exist"
-            )
-        mode = None
-        if driver == "macvlan":
-            mode = rtnetlink.MACVLAN_MODES[options.get("macvlan_mode") or "bridge"]
-        else:
-            mode = rtnetlink.IPVLAN_MODES[options.get("ipvlan_mode") or "l2"]
+            raise _missing_parent(self.parent(network), network)
+        mode, flag = settings.choice(f"{driver}_mode"), ""
+        if driver == "ipvlan":
+            flag = settings.choice("ipvlan_flag")
         request = rtnetlink.new_child(
             endpoint.interface,
             parent.index,
             driver,
             mode,
+            flag,
             namespace=namespace.fd,
             mac=endpoint.mac if driver == "macvlan" else "",
             mtu=network.settings.mtu,
@@ -348,10 +363,6 @@ class Links:
         """Make the parent if it is ours to make: a VLAN of an interface (``eth0.10``), or, where
         none was given, one that leads nowhere. Raises TiffinError."""
         name = self.parent(network)
-        if name == "lo":
-            raise InvalidParameter(
-                f"loopback interface is not a valid {network.settings.driver} parent link"
-            )
         with self._lock:
             kernel = self._kernel()
             if kernel.link(name) is not None:
@@ -361,11 +372,13 @@ class Links:
                 if not network.settings.options.get("parent"):
                     kernel.run(rtnetlink.new_dummy(name))
                 elif dot and number.isdigit() and (link := kernel.link(base)) is not None:
+                    if not 1 <= int(number) <= _LAST_VLAN:
+                        raise InvalidParameter(
+                            f"vlan id must be between 1-{_LAST_VLAN}, received: {number}"
+                        )
                     kernel.run(rtnetlink.new_vlan(name, link.index, int(number)))
                 else:
-                    raise InvalidParameter(
-                        f"the parent interface {name} of network {network.name} does not exist"
-                    )
+                    raise _missing_parent(base if dot and number.isdigit() else name, network)
                 kernel.run(rtnetlink.set_alias(name, self._alias(network)))
             except OSError as error:
                 kind = "VLAN" if network.settings.options.get("parent") else "dummy"
@@ -386,7 +399,7 @@ class Links:
                 parent = inside.link("parent")
                 assert parent is not None
                 inside.run(
-                    rtnetlink.new_child("probe", parent.index, driver, None, namespace=namespace.fd)
+                    rtnetlink.new_child("probe", parent.index, driver, namespace=namespace.fd)
                 )
             except OSError as error:
                 raise _explained(error, driver) from error
@@ -463,25 +476,10 @@ def prepare(namespace: Namespace) -> None:
             inside.run(rtnetlink.set_up(1))
 
 
-_ROOM = {"gc_thresh1": 2048, "gc_thresh2": 8192, "gc_thresh3": 16384}
-
-
-def make_room_for_neighbours() -> None:
-    """Let the kernel remember who has which address, for thousands of containers.
-
-    Its tables are one for the whole machine, with room for a thousand; once they are full, nobody
-    reaches anybody. They are made larger, never smaller.
-    """
-    for family in ("ipv4", "ipv6"):
-        for name, least in _ROOM.items():
-            try:
-                with open(f"/proc/sys/net/{family}/neigh/default/{name}") as file:
-                    present = int(file.read())
-            except FileNotFoundError:
-                # Only the machine's first namespace has them.
-                return
-            if present < least:
-                write_sysctls([(f"{family}/neigh/default/{name}", str(least))])
+def _missing_parent(name: str, network: Network) -> InvalidParameter:
+    return InvalidParameter(
+        f"-o parent interface was not found on the host: {name} (network {network.name})"
+    )
 
 
 def _explained(error: OSError, kind: str) -> TiffinError:

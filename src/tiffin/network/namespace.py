@@ -93,3 +93,24 @@ def write_sysctls(settings: Sequence[tuple[str, str]]) -> None:
             os.write(fd, value.encode())
         finally:
             os.close(fd)
+
+
+_ROOM = {"gc_thresh1": 2048, "gc_thresh2": 8192, "gc_thresh3": 16384}
+
+
+def make_room_for_neighbours() -> None:
+    """Let the kernel remember who has which address, for thousands of containers.
+
+    Its tables are one for the whole machine, with room for a thousand; once they are full, nobody
+    reaches anybody. They are made larger, never smaller.
+    """
+    for family in ("ipv4", "ipv6"):
+        for name, least in _ROOM.items():
+            try:
+                with open(f"/proc/sys/net/{family}/neigh/default/{name}") as file:
+                    present = int(file.read())
+            except FileNotFoundError:
+                # Only the machine's first namespace has them.
+                return
+            if present < least:
+                write_sysctls([(f"{family}/neigh/default/{name}", str(least))])

@@ -197,7 +197,7 @@ def bind(port: Port) -> socket.socket:
             # Connections that have ended don't count as somebody who has the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((port.host_address, port.host_port))
-        if port.protocol == "tcp":
+        if kind == socket.SOCK_STREAM:
             sock.listen(128)
     except BaseException:
         sock.close()

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import threading
 
-from tiffin.errors import InvalidParameter, Unsupported
+from tiffin.errors import Forbidden, InvalidParameter, Unsupported
 from tiffin.network import addresses, firewall, links
 from tiffin.network.forwarding import Forwarding
 from tiffin.network.ledger import Ledger, Network, pools_taken
 from tiffin.network.namespace import Namespace
-from tiffin.network.settings import BRIDGE_NAME, DEFAULT_BRIDGE, NetworkSettings
+from tiffin.network.settings import (
+    BRIDGE_NAME,
+    CHILD_CHOICES,
+    DEFAULT_BRIDGE,
+    NetworkSettings,
+)
 
 DRIVERS = ("bridge", "macvlan", "ipvlan")
 DEFAULT = "bridge"
@@ -66,10 +71,37 @@ class Realm:
                 raise
         return network
 
-    @staticmethod
-    def _check(settings: NetworkSettings) -> None:
+    def _check(self, settings: NetworkSettings) -> None:
         # Asking for them makes them complain about values that make no sense.
         _ = (settings.mtu, settings.icc, settings.masquerade, settings.interface_prefix)
+        for option in CHILD_CHOICES:
+            if option.startswith(settings.driver):
+                settings.choice(option)
+        parent = settings.options.get("parent")
+        if settings.driver == "bridge" or not parent:
+            return
+        if parent == "lo":
+            raise InvalidParameter(
+                f"loopback interface is not a valid {settings.driver} parent link"
+            )
+        if settings.driver == "macvlan":
+            self._check_passthru(parent, settings)
+
+    def _check_passthru(self, parent: str, settings: NetworkSettings) -> None:
+        """One network alone has a parent that is passed through."""
+        for other in self._ledger.networks():
+            if other.settings.driver != "macvlan" or other.settings.options.get("parent") != parent:
+                continue
+            if settings.choice("macvlan_mode") == "passthru":
+                raise Forbidden(
+                    f"cannot use mode passthru, macvlan network {other.name} is already using "
+                    f"parent interface {parent}"
+                )
+            if other.settings.choice("macvlan_mode") == "passthru":
+                raise Forbidden(
+                    f"macvlan network {other.name} is already using parent interface {parent} in "
+                    "mode passthru"
+                )
 
     def _fill_in(self, settings: NetworkSettings) -> None:
         """Choose the subnets that were not given."""

@@ -57,11 +57,13 @@ IFLA_INFO_SLAVE_DATA = 5
 IFLA_VLAN_ID = 1
 IFLA_MACVLAN_MODE = 1
 IFLA_IPVLAN_MODE = 1
+IFLA_IPVLAN_FLAGS = 2
 IFLA_BRPORT_MODE = 4
 IFLA_BRPORT_ISOLATED = 33
 VETH_INFO_PEER = 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
@@ -163,7 +165,8 @@ def new_child(
     name: str,
     parent: int,
     kind: str,
-    mode: int | None,
+    mode: str = "",
+    flag: str = "",
     *,
     namespace: int,
     mac: str = "",
@@ -171,10 +174,15 @@ def new_child(
 ) -> Request:
     """Make a macvlan or ipvlan interface of ``parent`` in another namespace."""
     info = [text(IFLA_INFO_KIND, kind)]
-    if mode is not None and kind == "macvlan":
-        info.append(nest(IFLA_INFO_DATA, _number(IFLA_MACVLAN_MODE, mode)))
-    elif mode is not None:
-        info.append(nest(IFLA_INFO_DATA, attribute(IFLA_IPVLAN_MODE, struct.pack("=H", mode))))
+    data = []
+    if mode and kind == "macvlan":
+        data.append(_number(IFLA_MACVLAN_MODE, MACVLAN_MODES[mode]))
+    elif mode:
+        data.append(attribute(IFLA_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[mode])))
+    if flag:
+        data.append(attribute(IFLA_IPVLAN_FLAGS, struct.pack("=H", IPVLAN_FLAGS[flag])))
+    if data:
+        info.append(nest(IFLA_INFO_DATA, *data))
     parts = [
         text(IFLA_IFNAME, name),
         _number(IFLA_LINK, parent),

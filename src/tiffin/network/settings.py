@@ -26,6 +26,14 @@ MTU = f"{_PREFIX}driver.mtu"
 INTERFACE_PREFIX = f"{_PREFIX}container_iface_prefix"
 DEFAULT_BRIDGE = f"{_PREFIX}bridge.default_bridge"
 
+CHILD_CHOICES = {
+    "macvlan_mode": ("bridge", "private", "vepa", "passthru"),
+    "ipvlan_mode": ("l2", "l3", "l3s"),
+    "ipvlan_flag": ("bridge", "private", "vepa"),
+}
+"""How interfaces on one parent meet each other and the world: what may be asked, the default first.
+"""
+
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,11}")
 _TRUE = frozenset(("1", "t", "true"))
 _FALSE = frozenset(("0", "f", "false"))
@@ -69,6 +77,24 @@ class NetworkSettings(msgspec.Struct):
                 "'.', '_' and '-', a letter first"
             )
         return prefix
+
+    def choice(self, option: str) -> str:
+        """One of :data:`CHILD_CHOICES`; raises InvalidParameter in Docker's words."""
+        choices = CHILD_CHOICES[option]
+        chosen = self.options.get(option) or choices[0]
+        if chosen not in choices:
+            driver, _, what = option.partition("_")
+            default = f"'{choices[0]}'" + (" mode" if what == "mode" else "")
+            raise InvalidParameter(
+                f"requested {driver} {what} '{chosen}' is not valid, {default} is the {driver} "
+                f"driver default ({', '.join(choices)})"
+            )
+        return chosen
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether a default route may lead through it: not without a parent, as in Docker."""
+        return not self.internal and (self.driver == "bridge" or bool(self.options.get("parent")))
 
     @property
     def icc(self) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 16
 _FULL = 1 << 18
+"""So much may wait to be written. Of SCTP one message at a time, so that each stays what it is."""
 _IDLE_SECONDS = 90.0
 
 
@@ -39,7 +40,10 @@ class _Side:
 
 
 class Connection:
-    """A TCP connection to a held port, and the one to the container."""
+    """A connection to a held port, by TCP or SCTP, and the one to the container.
+
+    Of SCTP messages are carried, in their order; which stream they were on is not.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,8 @@ class Connection:
         self._closed = closed
         self._open = True
         family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, client.proto)
+        self._full = 1 if client.proto == socket.IPPROTO_SCTP else _FULL
         client.setblocking(False)
         self._client, self._server = _Side(client, True), _Side(server, False)
         self._client.other, self._server.other = self._server, self._client
@@ -67,7 +72,7 @@ class Connection:
             return
         for side in (self._client, self._server):
             events = 0
-            if side.connected and not side.ended and len(side.other.buffer) < _FULL:
+            if side.connected and not side.ended and len(side.other.buffer) < self._full:
                 events |= IN
             if side.buffer or not side.connected:
                 events |= OUT

@@ -65,9 +65,6 @@ class Sandbox:
             self._datagrams.append(Datagrams(self._loop, sock, target))
             return
         self._listeners.append(sock)
-        if protocol == "sctp":
-            # It only holds the port: nobody listens at it.
-            return
 
         def accept(_: int) -> None:
             try:
