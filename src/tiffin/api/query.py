@@ -83,13 +83,15 @@ def strings(request: Request, name: str) -> list[str]:
         raise InvalidParameter(f"invalid JSON in {name}: {error}") from None
 
 
-def platform(request: Request, since: tuple[int, int]) -> str:
-    """The ``platform`` parameter as ``os/architecture[/variant]``, which the API has as a JSON
-    object ``since`` a version; empty if absent, or asked for of an older one. Raises
-    InvalidParameter."""
+def platform(request: Request, since: tuple[int, int], name: str = "platform") -> str:
+    """A parameter as ``os/architecture[/variant]``, which the API has as a JSON object ``since`` a
+    version; empty if absent, or asked for of an older one. Raises InvalidParameter."""
     if request.version < since:
         return ""
-    value = mapping(request, "platform")
+    values = texts(request, name)
+    if len(values) > 1:
+        raise InvalidParameter(f"multiple values of {name} are not supported: name one")
+    value = mapping(request, name)
     parts = [value.get(key) or "" for key in ("os", "architecture", "variant")]
     if not all(isinstance(part, str) for part in parts) or (value and not all(parts[:2])):
         raise InvalidParameter("invalid platform: it needs an os and an architecture")
