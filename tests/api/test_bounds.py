@@ -111,6 +111,27 @@ def test_a_json_body_is_bounded_in_size(
         assert "larger than 1000 bytes" in answer.json()["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"1;" + b"x" * 20_000, "a line between its chunks is too long"),
+        (b"0\r\n" + b"a: b\r\n" * 101 + b"\r\n", "too much follows its last chunk"),
+        (b"f" * 17 + b"\r\n", "is not the size of a chunk"),
+        (b"-1\r\n", "is not the size of a chunk"),
+        (b"2\r\n{}}\r\n", "a chunk is longer than it says"),
+    ],
+)
+def test_what_lies_between_chunks_is_bounded(
+    start: Start, router: Router, body: bytes, complaint: str
+) -> None:
+    client = start(router).client()
+    client.send(CHUNKED + body)
+    answer = client.answer()
+    assert (answer.status, answer.headers["connection"]) == (400, "close")
+    assert complaint in answer.json()["message"]
+    assert client.to_end() == b""
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/attach"])
 def test_a_body_that_nobody_reads_and_that_does_not_come_is_not_waited_for(
     start: Start, router: Router, monkeypatch: pytest.MonkeyPatch, path: str
