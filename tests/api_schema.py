@@ -40,10 +40,10 @@ class ApiSchema:
             (method.upper(), path) for path, methods in self._paths.items() for method in methods
         ]
 
-    def parameters(self, method: str, path: str) -> list[str]:
-        """The names that may stand in the query."""
+    def parameters(self, method: str, path: str, where: str = "query") -> list[str]:
+        """The names that may stand in the query (or in the ``header``)."""
         known = self._paths[path][method.lower()].get("parameters", ())
-        return [parameter["name"] for parameter in known if parameter["in"] == "query"]
+        return [parameter["name"] for parameter in known if parameter["in"] == where]
 
     def statuses(self, method: str, path: str) -> set[int]:
         """The statuses that are described."""

@@ -35,6 +35,12 @@ class InvalidParameter(TiffinError):
     status = 400
 
 
+class TooSlow(InvalidParameter):
+    """A client takes too long to say what it wants."""
+
+    status = 408
+
+
 class Unsupported(InvalidParameter):
     """What was asked is sensible, and tiffin can't do it yet; the message names it."""
 

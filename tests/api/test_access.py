@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tiffin.api import tls
 from tiffin.api.daemon import Access, tcp_address
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
@@ -169,6 +170,14 @@ def test_what_is_no_tls_disturbs_nobody(port: int, certificates: Path) -> None:
     with connect(port, certificates, "client") as connection:
         connection.sendall(b"GET /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
         assert read_all(connection).endswith(b"OK")
+
+
+def test_a_handshake_is_bounded_in_time(
+    port: int, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.1)
+    with socket.create_connection(("127.0.0.1", port), 60) as silent:
+        assert silent.recv(1000) == b""
 
 
 def test_a_hijacked_connection_may_be_closed_half(port: int, certificates: Path) -> None:

@@ -169,6 +169,12 @@ def test_ping_tells_what_clients_negotiate_with(docker: Any) -> None:
         assert answer.headers["server"].startswith("tiffin/")
 
 
+def test_the_version_tells_when_it_was_put_there(docker: Any) -> None:
+    version = docker.request("GET", "/version").json()
+    assert version["BuildTime"] > "2020"  # the docker client shows year 1 without it
+    assert version["BuildTime"] == version["Components"][0]["Details"]["BuildTime"]
+
+
 def test_starting_twice_is_not_modified(docker: Any) -> None:
     identity = create(docker, "sleep", "1000")
     start = f"/containers/{identity}/start"

@@ -91,12 +91,14 @@ def test_nonsense_is_refused(
     target += "?" + "&".join(f"{key}={quote(value)}" for key, value in parameters if value != "")
     content = json.dumps(body).encode() if method in ("POST", "PUT") else b""
     client = docker.client()
-    lines = [f"{method} {target} HTTP/1.1", "Host: d", f"Content-Length: {len(content)}", "", ""]
-    client.send("\r\n".join(lines).encode() + content)
+    lines = [f"{method} {target} HTTP/1.1", "Host: d", f"Content-Length: {len(content)}"]
+    kind = {"Content-Type": "application/json"} if content else {}
+    lines += [f"{key}: {value}" for key, value in kind.items()]
+    client.send("\r\n".join([*lines, "", ""]).encode() + content)
     answer = client.head()
     client.close()
     if answer.status == 500:
-        answer = docker.request(method, target, content)
+        answer = docker.request(method, target, content, kind)
     # Some nonsense is the name of an image on Docker Hub, which can't be reached from everywhere.
     reached = b"docker.io" not in answer.body
     assert answer.status != 500 or not reached, (method, target, content, answer.body)

@@ -258,9 +258,20 @@ def test_onbuild_triggers_run_in_the_next_build(kitchen: Kitchen, context: Path)
         context, "FROM base\nONBUILD COPY Dockerfile /d\nONBUILD ENV A=1\n", tags=["parent"]
     )
     image = kitchen.build(context, "FROM parent\n")
-    assert "# Executing 2 build triggers\n" in kitchen.text()
+    short = image.id.removeprefix("sha256:")[:12]
+    said = kitchen.text().splitlines()
+    assert said[1:3] == ["# Executing 2 build triggers", f" ---> {short}"]  # no other id
     assert image.env[-1] == "A=1" and image.on_build == ()
     assert "d" in kitchen.listing(image)
+
+
+def test_a_health_check_that_gives_way_is_told(kitchen: Kitchen, context: Path) -> None:
+    kitchen.base()
+    first = "FROM base\nHEALTHCHECK NONE\nHEALTHCHECK --retries=2 CMD true\n"
+    kitchen.build(context, first)
+    assert "Note:" not in kitchen.text()
+    kitchen.build(context, f'{first}HEALTHCHECK CMD ["false"]\n')
+    assert "Note: overriding previous HEALTHCHECK: [CMD-SHELL true]\n" in kitchen.text()
 
 
 def test_from_alone_tags_the_base(kitchen: Kitchen, context: Path) -> None:

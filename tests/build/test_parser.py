@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from build.printing import printed
 from tiffin.build.parser import Node, parse
-from tiffin.build.printing import printed
 from tiffin.errors import InvalidParameter, TiffinError
 
 CASES = Path(__file__).parent / "cases"

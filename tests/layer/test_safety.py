@@ -199,7 +199,8 @@ def test_a_truncated_tar_is_refused(tmp_path_factory, length: int) -> None:
         layer = Layer(tmp_path_factory.mktemp("cut"), SAMPLE[:length])
     except CorruptArchive:
         return
-    assert length % 512 == 0
+    # It may end between two entries, and in what fills up the last content's block.
+    assert not any(SAMPLE[length : length + -length % 512])
     assert len(layer.index.entries) < 5
 
 

@@ -151,3 +151,16 @@ def test_a_file_larger_than_8_gib_is_read_in_base_256(tmp_path: Path, layer) -> 
     assert entry is not None
     assert entry.size == (8 << 30) + 5
     assert (made.directory / "huge").stat().st_size == entry.size
+
+
+@pytest.mark.parametrize("cut", [1, 100, 511])
+def test_a_tar_that_ends_with_its_last_content_comes_back_the_same(layer, cut: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("f")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    data = buffer.getvalue()[: 1024 - cut]
+    made = layer(data)
+    assert [entry.path for entry in made.index.entries] == [b"f"]
+    assert made.tar() == data

@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -47,6 +49,16 @@ def send(connection: socket.socket, parts: list[ReadableBuffer]) -> None:
         raise Disconnected("the client closed the connection") from error
 
 
+def await_data(connection: socket.socket, deadline: float | None) -> None:
+    """Return when there is something to receive; raises TimeoutError after the deadline."""
+    if deadline is None:
+        return
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("nothing came")
+
+
 def receive(connection: socket.socket, size: int, flags: int = 0) -> bytes:
     """Up to ``size`` bytes, empty at the end of the stream; raises Disconnected on a reset."""
     try:
@@ -69,6 +81,8 @@ class SizedBody(io.BufferedIOBase):
         self.broken = False
         """Whether the client sent something else than it announced."""
         self._before: Callable[[], None] | None = before
+        self.deadline: float | None = None
+        """Until when ``read1`` may wait, by the monotonic clock."""
 
     @property
     def unread(self) -> int:
@@ -120,6 +134,7 @@ class SizedBody(io.BufferedIOBase):
             return start
         if not self._left or not size:
             return b""
+        await_data(self._connection, self.deadline)
         data = receive(self._connection, min(size, self._left))
         if not data:
             raise self._missing()
@@ -170,6 +185,8 @@ class ChunkedBody(io.BufferedIOBase):
         self.ended = False
         self.broken = False
         """Whether what the client sent makes no sense."""
+        self.deadline: float | None = None
+        """Until when a read may wait, by the monotonic clock."""
 
     @property
     def rest(self) -> bytes:
@@ -184,6 +201,7 @@ class ChunkedBody(io.BufferedIOBase):
         return InvalidParameter(f"the request's body is malformed: {what}")
 
     def _receive(self, into: memoryview) -> int:
+        await_data(self._connection, self.deadline)
         try:
             size = self._connection.recv_into(into)
         except ConnectionResetError as error:

@@ -22,16 +22,17 @@ import socket
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qs, unquote
 
 import h11
-import msgspec
 
+from tiffin.api import documents
 from tiffin.api.bodies import BodyWriter, ChunkedBody, Disconnected, SizedBody, send
 from tiffin.api.shapes import checked
-from tiffin.errors import InvalidParameter
+from tiffin.errors import InvalidParameter, TooSlow
 from tiffin.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ MAX_JSON = 16 * 1024 * 1024
 
 DRAIN_LIMIT = 256 * 1024
 """An unread rest of a body up to this size is skipped to keep the connection, as Go does."""
+
+JSON_SECONDS = 60.0
+"""A JSON body has this long to arrive."""
+DRAIN_SECONDS = 5.0
+"""And the rest of one that nobody wanted this long."""
 
 COMMON_HEADERS = (
     ("Api-Version", API_VERSION),
@@ -84,10 +90,17 @@ class Request:
         if "://" in target[:8]:  # the absolute form, which proxies send
             target = "/" + target.split("://", 1)[1].partition("/")[2]
         self.path = unquote(target, errors="surrogateescape")
-        self.query: Mapping[str, list[str]] = parse_qs(query, keep_blank_values=True)
-        self.headers = {
-            name.decode("ascii"): value.decode("latin-1") for name, value in head.headers
-        }
+        # Names of files may hold any byte, but 0; the module ``query`` cleans everything else.
+        self.query: Mapping[str, list[str]] = parse_qs(
+            query, keep_blank_values=True, errors="surrogateescape"
+        )
+        if "%00" in query or "\0" in self.path:
+            raise ValueError("a byte 0 in the path or the query")
+        self.headers: dict[str, str] = {}
+        for name, value in head.headers:
+            key, text = name.decode("ascii"), value.decode("latin-1")
+            # Several headers of one name are one list (RFC 9110, 5.3).
+            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
         self.http_version = head.http_version.decode("ascii")
         self.version: tuple[int, int] = (1, 50)
         """The API version that the client asked for."""
@@ -132,9 +145,7 @@ class Request:
         It has to say that it is JSON, as Docker wants it: a page in somebody's browser can send
         other types anywhere without being asked.
         """
-        data = self._body.read(MAX_JSON + 1)
-        if len(data) > MAX_JSON:
-            raise InvalidParameter(f"invalid JSON: the body is larger than {MAX_JSON} bytes")
+        data = self._small_body()
         if not data.strip():
             return None
         said = self.headers.get("content-type", "")
@@ -142,10 +153,33 @@ class Request:
             raise InvalidParameter(
                 f"unsupported Content-Type header ({said}): must be 'application/json'"
             )
+        return documents.decode(data)
+
+    def _small_body(self) -> bytes:
+        """A whole body that is bounded in size and in time. Raises InvalidParameter, TooSlow."""
+        body = self._body
+        data = bytearray()
         try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidParameter(f"invalid JSON: {error}") from None
+            with self._within(JSON_SECONDS):
+                while piece := body.read1():
+                    data += piece
+                    if len(data) > MAX_JSON:
+                        raise InvalidParameter(
+                            f"invalid JSON: the body is larger than {MAX_JSON} bytes"
+                        )
+        except TimeoutError:
+            body.broken = True
+            raise TooSlow("the request's body took too long to arrive") from None
+        return bytes(data)
+
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Have a read of the body raise TimeoutError where it waits beyond a moment from now."""
+        self._body.deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._body.deadline = None
 
     def json_object(self, shape: Any) -> dict[str, Any]:
         """The body's JSON object, checked against a shape of :mod:`tiffin.api.shapes`.
@@ -190,18 +224,20 @@ class Request:
         )
 
     def drain(self) -> bool:
-        """Skip what was not read of the body; False if that is too much, or can't be done."""
+        """Skip what was not read of the body; False if that is too much, takes too long, or can't
+        be done."""
         body = self._body
         if self.stuck:
             return False
         skipped = 0
         try:
-            while skipped <= DRAIN_LIMIT:
-                piece = body.read1()
-                if not piece:
-                    return True
-                skipped += len(piece)
-        except InvalidParameter:
+            with self._within(DRAIN_SECONDS):
+                while skipped <= DRAIN_LIMIT:
+                    piece = body.read1()
+                    if not piece:
+                        return True
+                    skipped += len(piece)
+        except (InvalidParameter, TimeoutError):
             # A body that is malformed has no end to skip to.
             pass
         return False
@@ -238,7 +274,7 @@ class Response:
 
     def json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
         """Answer with a JSON value."""
-        self.whole(encode_json(value) + b"\n", "application/json", status, headers)
+        self.whole(documents.encode(value) + b"\n", "application/json", status, headers)
 
     def empty(self, status: int = 204, headers: Headers = ()) -> None:
         """Answer without a body."""
@@ -418,6 +454,7 @@ _REASONS = {
     401: b"Unauthorized",
     403: b"Forbidden",
     404: b"Not Found",
+    408: b"Request Timeout",
     409: b"Conflict",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
@@ -426,17 +463,6 @@ _REASONS = {
     503: b"Service Unavailable",
     507: b"Insufficient Storage",
 }
-
-
-def encode_json(value: Any) -> bytes:
-    """``value`` as JSON; file names that are not UTF-8 come out as escapes."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        # Lone surrogates stand for the bytes of a name that is not UTF-8. msgspec refuses them.
-        import json
-
-        return json.dumps(value).encode("ascii")
 
 
 _HEAD_READ_SECONDS = 0.1
@@ -467,7 +493,7 @@ def media_type(request: Request, *, multiplexed: bool) -> str:
 
 def error_answer(status: int, message: str) -> bytes:
     """A whole answer to a request that could not even be read; it closes the connection."""
-    body = encode_json({"message": message}) + b"\n"
+    body = documents.encode({"message": message}) + b"\n"
     reason = _REASONS.get(status, b"Error").decode()
     return (
         f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n"

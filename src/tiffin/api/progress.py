@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tiffin.api.exchange import Response, encode_json
+from tiffin.api import documents
+from tiffin.api.exchange import Response
 from tiffin.errors import BuildFailure, TiffinError
 
 
@@ -21,7 +22,7 @@ class Progress:
         self._writer = response.stream("application/json")
 
     def __call__(self, message: dict[str, Any]) -> None:
-        self._writer.write(encode_json(message) + b"\r\n")
+        self._writer.write(documents.encode(message) + b"\r\n")
         self._writer.flush()
 
     @property

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from tiffin.api import documents
 from tiffin.api.exchange import Request
 from tiffin.errors import InvalidParameter
 
@@ -21,12 +20,27 @@ Filters = dict[str, list[str]]
 def text(request: Request, name: str, default: str = "") -> str:
     """The first value of a parameter."""
     values = request.query.get(name)
-    return values[0] if values else default
+    return _clean(values[0]) if values else default
+
+
+def file_name(request: Request, name: str) -> str:
+    """As :func:`text`, for the name of a file, which may hold any byte but 0."""
+    values = request.query.get(name)
+    return values[0] if values else ""
+
+
+def _clean(value: str) -> str:
+    """A value without the bytes that are no UTF-8."""
+    return (
+        value
+        if value.isprintable()
+        else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    )
 
 
 def texts(request: Request, name: str) -> list[str]:
     """All values of a parameter that may be given several times; empty ones are left out."""
-    return [value for value in request.query.get(name, ()) if value]
+    return [_clean(value) for value in request.query.get(name, ()) if value]
 
 
 def boolean(request: Request, name: str, default: bool = False) -> bool:
@@ -61,10 +75,7 @@ def mapping(request: Request, name: str) -> dict[str, Any]:
     value = text(request, name)
     if not value:
         return {}
-    try:
-        result = msgspec.json.decode(value.encode())
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise InvalidParameter(f"invalid JSON in {name}: {error}") from None
+    result = documents.decode(value.encode(), name)
     if result is None:
         return {}
     if not isinstance(result, dict):
@@ -77,19 +88,18 @@ def strings(request: Request, name: str) -> list[str]:
     value = text(request, name)
     if not value:
         return []
-    try:
-        return msgspec.json.decode(value.encode(), type=list[str] | None) or []
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise InvalidParameter(f"invalid JSON in {name}: {error}") from None
+    return documents.decode(value.encode(), name, list[str] | None) or []
 
 
-def platform(request: Request, since: tuple[int, int]) -> str:
-    """The ``platform`` parameter as ``os/architecture[/variant]``, which the API has as a JSON
-    object ``since`` a version; empty if absent, or asked for of an older one. Raises
-    InvalidParameter."""
+def platform(request: Request, since: tuple[int, int], name: str = "platform") -> str:
+    """A parameter as ``os/architecture[/variant]``, which the API has as a JSON object ``since`` a
+    version; empty if absent, or asked for of an older one. Raises InvalidParameter."""
     if request.version < since:
         return ""
-    value = mapping(request, "platform")
+    values = texts(request, name)
+    if len(values) > 1:
+        raise InvalidParameter(f"multiple values of {name} are not supported: name one")
+    value = mapping(request, name)
     parts = [value.get(key) or "" for key in ("os", "architecture", "variant")]
     if not all(isinstance(part, str) for part in parts) or (value and not all(parts[:2])):
         raise InvalidParameter("invalid platform: it needs an os and an architecture")

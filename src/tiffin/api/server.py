@@ -64,7 +64,9 @@ class Limits:
     """From a connection to its first request, if the server stops meanwhile."""
     stop_seconds: float = 10
     """How long a graceful stop waits for requests under way."""
-    stack_bytes: int = 1024 * 1024
+    stack_bytes: int = 4 * 1024 * 1024
+    """Of each thread; Python's JSON decoder takes two of it where a document is nested without
+    end, before it refuses (Python 3.13)."""
 
 
 class Server:
@@ -79,6 +81,8 @@ class Server:
         self.limits = limits or Limits()
         self._listeners: list[_Listener | _TcpListener] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Held to write to it, or to close it; a signal may come to the thread that holds it.
+        self._waking = threading.RLock()
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._active = 0
@@ -147,8 +151,9 @@ class Server:
     def stop(self) -> None:
         """Make ``serve`` return once the requests under way are done; safe in a signal handler."""
         self._stopping = True
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Stop listening, remove the sockets, wait (for a bounded time) for requests under way."""
@@ -166,9 +171,11 @@ class Server:
                 self._changed.wait(left)
             if self._active:
                 logger.warning("left %d requests unfinished", self._active)
-            elif self._wake >= 0:
-                os.close(self._wake)
-                self._wake = -1
+                return
+        with self._waking:
+            wake, self._wake = self._wake, -1
+            if wake >= 0:
+                os.close(wake)
 
     def _accept(self, listener: _Listener | _TcpListener) -> bool:
         try:

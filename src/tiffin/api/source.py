@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from tiffin.api import documents
 from tiffin.api.exchange import Request
 from tiffin.errors import Conflict, InvalidParameter
 
@@ -39,11 +40,8 @@ def source(request: Request, *, folders: bool = False) -> Path | None:
     header = request.headers.get(HEADER)
     if header is None:
         return None
-    try:
-        # Header values are bytes, and a path may hold any byte but 0: JSON brings it as UTF-8.
-        wanted = msgspec.json.decode(header.encode("latin-1"), type=_Source)
-    except msgspec.MsgspecError as error:
-        raise InvalidParameter(f"malformed {HEADER} header: {error}") from None
+    # Header values are bytes, and a path may hold any byte but 0: JSON brings it as UTF-8.
+    wanted: _Source = documents.decode(header.encode("latin-1"), f"the header {HEADER}", _Source)
     if not wanted.path.startswith("/") or "\0" in wanted.path:
         raise InvalidParameter(f"malformed {HEADER} header: {wanted.path!r} is not absolute")
     try:

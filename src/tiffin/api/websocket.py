@@ -25,6 +25,8 @@ _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0
 _NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _TOO_BIG = 1000, 1001, 1002, 1009
 _PATIENCE = 2.0
 _READ_SIZE = 32 * 1024
+_HELD = 256 * 1024
+"""With so much input for a container under way, no more is taken from the client."""
 MAX_FRAME = 1024 * 1024
 """The longest frame that is taken; a terminal's input is a few bytes a frame."""
 
@@ -139,31 +141,8 @@ def carry(
     ``initial`` are bytes that came with the handshake. Neither socket is closed here. ``stopping``
     is asked now and then.
     """
-    frames = Frames()
-    opcode = _TEXT if text else _BINARY
-    poll = select.poll()
-    poll.register(client, select.POLLIN)
-    poll.register(container, select.POLLIN)
     try:
-        if _take(client, container, frames.feed(initial)):
-            return
-        while True:
-            ready = dict(poll.poll(_PATIENCE * 1000))
-            if not ready and stopping():
-                send(client, [frame(_CLOSE, struct.pack(">H", _GOING_AWAY))])
-                return
-            if container.fileno() in ready:
-                output = _output(container)
-                if not output:
-                    send(client, [frame(_CLOSE, struct.pack(">H", _NORMAL))])
-                    return
-                if text:
-                    output = output.decode("utf-8", "replace").encode()
-                send(client, [frame(opcode, output)])
-            if client.fileno() in ready:
-                data = receive(client, _READ_SIZE)
-                if not data or _take(client, container, frames.feed(data)):
-                    return
+        _Carriage(client, container, text=text).run(initial, stopping)
     except Broken as error:
         send(client, [frame(_CLOSE, struct.pack(">H", error.code) + str(error).encode())])
     except Disconnected:
@@ -171,25 +150,89 @@ def carry(
         return
 
 
+class _Carriage:
+    """Waits for the container's reading and for its output at once: a program that answers while
+    it is written to must not wait for a client that waits for it."""
+
+    def __init__(self, client: socket.socket, container: socket.socket, *, text: bool) -> None:
+        self._client = client
+        self._container = container
+        self._text = text
+        self._frames = Frames()
+        self._input = bytearray()
+        """What the container has not taken yet."""
+        self._leaving = False
+        """Whether the client says no more; what it said before still goes to the container."""
+
+    def run(self, initial: bytes, stopping: Callable[[], bool]) -> None:
+        self._take(initial)
+        while not self._leaving or self._input:
+            ready = self._wait()
+            if not ready and self._leaving:
+                return
+            if not ready and stopping():
+                send(self._client, [frame(_CLOSE, struct.pack(">H", _GOING_AWAY))])
+                return
+            if self._input:
+                self._write()
+            if ready.get(self._container.fileno(), 0) & ~select.POLLOUT and not self._read():
+                return
+            if self._client.fileno() in ready:
+                data = receive(self._client, _READ_SIZE) if self._is_listening else b""
+                if data:
+                    self._take(data)
+                else:
+                    self._leaving = True
+
+    @property
+    def _is_listening(self) -> bool:
+        return not self._leaving and len(self._input) < _HELD
+
+    def _wait(self) -> dict[int, int]:
+        poll = select.poll()
+        poll.register(self._container, select.POLLIN | (select.POLLOUT if self._input else 0))
+        if not self._leaving:
+            # Without asked-for events, poll reports that the client is gone.
+            poll.register(self._client, select.POLLIN if self._is_listening else 0)
+        return dict(poll.poll(_PATIENCE * 1000))
+
+    def _read(self) -> bool:
+        """Pass the container's output on; False at its end."""
+        output = _output(self._container)
+        if not output:
+            if not self._leaving:
+                send(self._client, [frame(_CLOSE, struct.pack(">H", _NORMAL))])
+            return False
+        if not self._leaving:
+            if self._text:
+                output = output.decode("utf-8", "replace").encode()
+            send(self._client, [frame(_TEXT if self._text else _BINARY, output)])
+        return True
+
+    def _write(self) -> None:
+        try:
+            del self._input[: self._container.send(self._input, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            # The container reads no more; what it still writes is on the way.
+            self._input.clear()
+
+    def _take(self, data: bytes) -> None:
+        """Do what the client's frames say."""
+        for opcode, content in self._frames.feed(data):
+            if opcode == _CLOSE:
+                send(self._client, [frame(_CLOSE, content[:2])])
+                self._leaving = True
+                return
+            if opcode == _PING:
+                send(self._client, [frame(_PONG, content)])
+            elif opcode != _PONG:
+                self._input += content
+
+
 def _output(container: socket.socket) -> bytes:
     try:
         return receive(container, _READ_SIZE)
     except Disconnected:
         return b""
-
-
-def _take(client: socket.socket, container: socket.socket, found: list[tuple[int, bytes]]) -> bool:
-    """Do what the client's frames say; True once it closes."""
-    for opcode, content in found:
-        if opcode == _CLOSE:
-            send(client, [frame(_CLOSE, content[:2])])
-            return True
-        if opcode == _PING:
-            send(client, [frame(_PONG, content)])
-        elif opcode != _PONG and content:
-            try:
-                send(container, [content])
-            except Disconnected:
-                # The container reads no more; what it still writes is on the way.
-                continue
-    return False

@@ -196,7 +196,7 @@ def _number(text: str, name: str) -> int:
 def _json(text: str, name: str, kind: type[Any]) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
         raise InvalidParameter(f"{name} must be JSON: a {kind.__name__}")
@@ -225,7 +225,7 @@ def _strings(text: str, name: str, *, optional: bool) -> dict[str, str | None]:
         return {}
     try:
         members: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         members = None
     if members is None and text == "null":
         return {}

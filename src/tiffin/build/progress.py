@@ -123,10 +123,11 @@ class StageProgress:
         """A step of the base image's begins, which has no number."""
         self._event("started", text=text)
 
-    def done(self, image_id: str) -> None:
-        """A step's end: the id that an image would have now."""
+    def done(self, image_id: str, *, told: bool = True) -> None:
+        """A step's end: the id that an image would have now; ``told``: it has a line."""
         self._event("done", id=image_id)
-        self.line(f" ---> {short(image_id)}" if image_id else " ---> ")
+        if told:
+            self.line(f" ---> {short(image_id)}" if image_id else " ---> ")
 
     def using_cache(self) -> None:
         self._event("cached")

@@ -73,7 +73,8 @@ class StageBuild:
             self._progress.step(stage.base.text)
             with located(stage.base):
                 state = self._start()
-            self._progress.done(state.image_id)
+            # As dockerd: of a FROM with triggers, the image after the last one is told.
+            self._progress.done(state.image_id, told=not state.config.on_build)
             state = self._triggers(state, stage.base)
             for instruction in stage.instructions:
                 self._progress.step(instruction.text)
@@ -121,12 +122,12 @@ class StageBuild:
         state = replace(state, config=state.config.without_on_build())
         plural = "s" if len(triggers) > 1 else ""
         self._progress.line(f"# Executing {len(triggers)} build trigger{plural}")
-        for text in triggers:
+        for number, text in enumerate(triggers, 1):
             with located(base):
                 instruction = stages.single(text)
             self._progress.trigger(text)
             state = self._step(state, replace(instruction, line=base.line))
-            self._progress.done(state.image_id)
+            self._progress.done(state.image_id, told=number == len(triggers))
         return state
 
     # -- steps
@@ -152,10 +153,18 @@ class StageBuild:
                     return self._workdir(state, instruction)
                 case dockerfile.Arg():
                     self._arguments.declare(instruction)
+                case dockerfile.Healthcheck():
+                    self._note_healthcheck(state.config)
             config = changes.apply(state.config, instruction, cmd_set=state.cmd_set)
             step = changes.created_by(config, instruction)
             state = self._cached(state, self._parts(state, step), lambda: Made(config, None))
             return replace(state, cmd_set=state.cmd_set or instruction.name == "CMD")
+
+    def _note_healthcheck(self, config: ImageConfig) -> None:
+        """Say that an earlier health check, perhaps the base image's, gives way."""
+        earlier = (config.healthcheck or {}).get("Test") or ["NONE"]
+        if earlier[0] != "NONE":
+            self._progress.line(f"Note: overriding previous HEALTHCHECK: [{' '.join(earlier)}]")
 
     def _parts(self, state: State, step: str) -> Parts:
         parts = Parts(step)

@@ -11,6 +11,7 @@ from tiffin.cli.flags import BOOL, LIST, STRING, Flag
 from tiffin.cli.progress import show_messages
 from tiffin.cli.sources import send_file
 from tiffin.cli.terminal import is_terminal
+from tiffin.cli.values import platform_object
 from tiffin.client.connection import escape
 
 TYPE_CHECKING = False
@@ -61,7 +62,8 @@ def save(call: Invocation) -> int:
     """Writes images to an archive."""
     path = call.options["output"]
     _check_output(path, "save image")
-    response = call.client.call("GET", "/images/get", {"names": call.arguments})
+    query = {"names": call.arguments, "platform": platform_object(call.options["platform"])}
+    response = call.client.call("GET", "/images/get", query)
     _download(response, path)
     return 0
 
@@ -82,7 +84,10 @@ def load(call: Invocation) -> int:
     path = options["input"]
     if not path and is_terminal(0):
         raise CommandError("requested load from stdin, but stdin is empty")
-    query = {"quiet": "1" if options["quiet"] or not is_terminal(1) else "0"}
+    query = {
+        "quiet": "1" if options["quiet"] or not is_terminal(1) else "0",
+        "platform": platform_object(options["platform"]),
+    }
     response = _send(call, path, "/images/load", query)
     if response.headers.get("content-type", "").startswith("application/json"):
         show_messages(response, sys.stdout)
@@ -123,7 +128,10 @@ SAVE = Command(
     save,
     "Write images to an archive",
     "[OPTIONS] IMAGE [IMAGE...]",
-    (Flag("output", STRING, "Write to this file instead of stdout", short="o"),),
+    (
+        Flag("output", STRING, "Write to this file instead of stdout", short="o"),
+        Flag("platform", STRING, "Only if the images are for this platform (os/architecture)"),
+    ),
     minimum=1,
 )
 EXPORT = Command(
@@ -140,6 +148,7 @@ LOAD = Command(
     "[OPTIONS]",
     (
         Flag("input", STRING, "Read this file instead of stdin", short="i"),
+        Flag("platform", STRING, "Load only images for this platform (os/architecture)"),
         Flag("quiet", BOOL, "Show no progress", short="q"),
     ),
     maximum=0,

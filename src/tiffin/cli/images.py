@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tiffin.cli.command import Command, Invocation, report
 from tiffin.cli.containers import split_name
-from tiffin.cli.flags import BOOL, Flag
+from tiffin.cli.flags import BOOL, STRING, Flag
 from tiffin.cli.listing import FORMAT, Listing
 from tiffin.cli.moments import ago, rfc3339
 from tiffin.cli.tables import ellipsis, short_id
-from tiffin.cli.values import FILTERS
+from tiffin.cli.values import FILTERS, platform_object
 from tiffin.client.connection import DaemonError, escape
 from tiffin.units import human_size
 
@@ -37,6 +37,7 @@ def remove(call: Invocation) -> int:
                 f"/images/{escape(name)}",
                 force=options["force"],
                 noprune=options["no-prune"],
+                platforms=platform_object(options["platform"]),
             )
         except DaemonError as error:
             failures.append((error.message, error.http_status == 404))
@@ -130,6 +131,7 @@ RMI = Command(
     (
         Flag("force", BOOL, "Remove even what containers use", short="f"),
         Flag("no-prune", BOOL, "Keep parents that have no name"),
+        Flag("platform", STRING, "Only if the image is for this platform (os/architecture)"),
     ),
     minimum=1,
 )

@@ -6,6 +6,7 @@ ValueError with docker's sentence for a text that makes no sense.
 
 from __future__ import annotations
 
+import json
 import os
 
 from tiffin.cli.flags import Kind, parse_int, quote
@@ -46,6 +47,18 @@ def resolve_environment(texts: list[str]) -> list[str]:
             text = f"{name}={os.environ[name]}"
         resolved[name] = text
     return list(resolved.values())
+
+
+def platform_object(text: str) -> str | None:
+    """``os/architecture[/variant]`` (or an architecture) as the JSON that the API takes for images
+    that are here; None if empty."""
+    if not text:
+        return None
+    parts = text.split("/")
+    named = dict(zip(("os", "architecture", "variant"), parts, strict=False))
+    if len(parts) == 1:
+        named = {"os": "linux", "architecture": text}
+    return json.dumps(named)
 
 
 def label(text: str) -> str:

@@ -53,11 +53,16 @@ class Archives:
             raise
 
     def load(
-        self, source: BinaryIO | str | os.PathLike[str], progress: Progress | None = None
+        self,
+        source: BinaryIO | str | os.PathLike[str],
+        progress: Progress | None = None,
+        platform: str = "",
     ) -> list[Image]:
-        """Take in the images of a ``docker save`` archive or an OCI layout.
+        """Take in the images of a ``docker save`` archive or an OCI layout; only those for
+        ``platform``, if it is not empty.
 
-        Raises CorruptArchive, DigestMismatch; then nothing of the archive stays.
+        Raises CorruptArchive, DigestMismatch, and InvalidParameter where it has none for the
+        platform; then nothing of the archive stays.
         """
         # Loaded when somebody loads or saves, as the start of the daemon is waited for.
         from tiffin.image.archive import read_archive
@@ -66,7 +71,11 @@ class Archives:
         loaded = []
         with self._collected_on_failure(), self._layers.lease(), self._opened(source) as file:
             for one in read_archive(
-                file, self._ingest, known=self._layers.known, spool=self._root.work
+                file,
+                self._ingest,
+                known=self._layers.known,
+                spool=self._root.work,
+                platform=Platform.parse(platform) if platform else None,
             ):
                 names = [Reference.parse(name) for name in one.names]
                 image = self._images.add(one.config, one.top, names)

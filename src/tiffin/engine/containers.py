@@ -393,8 +393,9 @@ class Containers:
 
     @staticmethod
     def _let_speak(container: Container) -> None:
-        """Who asks right after the start means what a short command has said, and starts here take
-        less time than one needs to say it."""
+        """Who asks right after the start means what a short command has said. Nothing in the API
+        tells when it has: clients that start ``ls`` and ask (as docker-py's tests do) get all of
+        it from dockerd because its starts take longer than the command. Here they don't."""
         rest = _SHORT_COMMAND - (time.time_ns() - container.state.started) / 1e9
         if container.running and 0 < rest <= _SHORT_COMMAND:
             Waiter(container, "not-running").result(rest)

@@ -46,13 +46,17 @@ class ImageRemoval:
         self.mounted: Callable[[], set[str]] = set
         """The layers that containers have mounted beside their own."""
 
-    def remove(self, reference: str, force: bool = False, noprune: bool = False) -> Rows:
+    def remove(
+        self, reference: str, force: bool = False, noprune: bool = False, platform: str = ""
+    ) -> Rows:
         """Remove a name, or the image with all its names: ``[{"Untagged"} | {"Deleted"}]``.
 
         ``noprune`` changes nothing: what an image was made from is an image of its own, or none.
-        Raises Conflict where a container uses it, or where an ID has several names.
+        Raises Conflict where a container uses it, or where an ID has several names; NotFound where
+        it is not for ``platform``, if that is not empty.
         """
         del noprune
+        self._images.find(reference, platform)
         image, name = self._images.named(reference)
         tags = self._images.tags(image.id)
         done: Rows = []

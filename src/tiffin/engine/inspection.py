@@ -24,6 +24,11 @@ JSON = dict[str, Any]
 Names = Sequence[str]
 
 
+def status(container: Container) -> str:
+    """``Status``: the state that is written down, or that the container is just going."""
+    return "removing" if container.removing else container.state.status
+
+
 def status_text(container: Container, now: float | None = None) -> str:
     """The STATUS column: ``Up 3 hours``, ``Exited (0) 2 minutes ago``, ``Created``."""
     state = container.state
@@ -96,7 +101,7 @@ def summary(
         "Created": container.created // 10**9,
         "Ports": networks.ports_view(container),
         "Labels": container.labels,
-        "State": container.state.status,
+        "State": status(container),
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": container.spec.host["NetworkMode"]},
         "NetworkSettings": {"Networks": networks.networks_view(container)},
@@ -113,7 +118,7 @@ def state_view(container: Container) -> JSON:
     """The ``State`` object."""
     state = container.state
     view: JSON = {
-        "Status": state.status,
+        "Status": status(container),
         "Running": container.active,
         "Paused": state.status == "paused",
         "Restarting": state.status == "restarting",

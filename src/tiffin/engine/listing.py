@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tiffin.engine import filters as filtering
@@ -12,12 +13,13 @@ from tiffin.engine.lifecycle import Lifecycle
 from tiffin.engine.roster import Roster
 from tiffin.errors import InvalidParameter, NotFound
 from tiffin.layer.store import LayerStore
+from tiffin.network.ports import PROTOCOLS, parse_range
 
 Rows = list[dict[str, Any]]
 
 _FILTERS = {
     "ancestor", "before", "exited", "health", "id", "is-task", "label", "name", "network",
-    "publish", "expose", "since", "status", "volume",
+    "publish", "expose", "since", "status", "volume", "isolation",
 }  # fmt: skip
 _STATUSES = {"created", "running", "paused", "restarting", "removing", "exited", "dead"}
 
@@ -57,12 +59,20 @@ class Listing:
         filtering.check(filters, _FILTERS)
         for value in filters.get("exited", ()):
             if not value.removeprefix("-").isdigit():
-                raise InvalidParameter(f'strconv.Atoi: parsing "{value}": invalid syntax')
+                raise InvalidParameter(
+                    f"invalid filter 'exited={value}': strconv.Atoi: parsing \"{value}\": "
+                    "invalid syntax"
+                )
         wanted = set(filters.get("status", ()))
         if wanted - _STATUSES:
             raise InvalidParameter(f"invalid filter 'status={', '.join(wanted - _STATUSES)}'")
         for value in set(filters.get("health", ())) - set(health.STATUSES):
             raise InvalidParameter(f"Unrecognised filter value for health: {value}")
+        tasks = filtering.boolean(filters, "is-task", False)
+        isolated = set(filters.get("isolation", ())) - {"", "default"}
+        wanted_ports = {
+            (key, port) for key in ("publish", "expose") for port in _ports(filters, key)
+        }
         everything = all or limit > 0 or bool(wanted) or "exited" in filters
         bounds = {
             key: self._roster.get(filters[key][0]).created
@@ -78,7 +88,10 @@ class Listing:
         for container in reversed(self._roster.all()):
             if (
                 (everything or container.active)
-                and (not wanted or container.state.status in wanted)
+                # No container is a task of a swarm, or isolated in one of Windows' ways.
+                and not (tasks or isolated)
+                and (not wanted or inspection.status(container) in wanted)
+                and (not wanted_ports or bool(wanted_ports & set(self._ports(container))))
                 and ("before" not in bounds or container.created < bounds["before"])
                 and ("since" not in bounds or container.created > bounds["since"])
                 and (ancestors is None or container.image in ancestors)
@@ -102,6 +115,12 @@ class Listing:
             except (NotFound, InvalidParameter):
                 names[name] = None
         return name if names[name] == container.image else container.image
+
+    def _ports(self, container: Container) -> Iterator[tuple[str, tuple[int, str]]]:
+        for row in self._lifecycle.sandboxes.views.ports_view(container):
+            yield "expose", (row["PrivatePort"], row["Type"])
+            if "PublicPort" in row:
+                yield "publish", (row["PublicPort"], row["Type"])
 
     def _ancestors(self, names: Any) -> set[str] | None:
         if not names:
@@ -139,3 +158,21 @@ class Listing:
                 or self._lifecycle.sandboxes.uses(container, filters["network"])
             )
         )
+
+
+def _ports(filters: filtering.Filters, key: str) -> Iterator[tuple[int, str]]:
+    """The ports that a filter names: ``80``, ``80/udp``, ``8000-8010/tcp``."""
+    for value in filters.get(key, ()):
+        if ":" in value:
+            raise InvalidParameter(f"filter for '{key}' should not contain ':': {value}")
+        numbers, slash, protocol = value.partition("/")
+        protocol = protocol.lower() if slash else "tcp"
+        if protocol not in PROTOCOLS:
+            raise InvalidParameter(
+                f"error while looking up for {key} {value}: invalid protocol: {protocol}"
+            )
+        first, last = parse_range(numbers)
+        if not first:
+            raise InvalidParameter(f"error while looking up for {key} {value}: no port is named")
+        for number in range(first, last + 1):
+            yield number, protocol

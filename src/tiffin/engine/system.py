@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiffin.engine import logdrivers, security, timestamps
@@ -23,6 +24,7 @@ from tiffin.runtime import foreign
 from tiffin.storage import drivers
 from tiffin.store.database import Database
 from tiffin.version import API_VERSION, MIN_API_VERSION, __version__
+from tiffin.version import __file__ as version_file
 
 if TYPE_CHECKING:
     from tiffin.engine.builds import Builds
@@ -62,7 +64,8 @@ class System:
     def version(self) -> JSON:
         """Docker's ``version``."""
         kernel = os.uname().release
-        built = timestamps.ZERO
+        # There is no build: the day when this version was put where it is comes nearest.
+        built = timestamps.rfc3339(Path(version_file).stat().st_mtime_ns)
         return {
             "Platform": {"Name": "tiffin"},
             "Components": [

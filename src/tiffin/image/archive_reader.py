@@ -83,7 +83,8 @@ def read_archive(
     """Brings the layers of all images of an archive into the store.
 
     ``file`` is a path, or a stream, which is copied into the folder ``spool`` unless it is a plain
-    tar in a file; ``platform`` (this machine's, if None) decides where an OCI layout has a choice.
+    tar in a file; only images for ``platform`` are read, if it is given; if not, this machine's
+    decides where an OCI layout has a choice.
     All documents are read and checked before the first layer is. Raises CorruptArchive,
     DigestMismatch, StorageFull or Unsupported naming the member, and what ``ingest`` raises; what
     has been ingested until then is the caller's to collect.
@@ -92,7 +93,7 @@ def read_archive(
         if "manifest.json" in archive:
             listed: Iterable[_Listed] = _read_docker(archive)
         elif "index.json" in archive:
-            listed = _read_layout(archive, platform or Platform.of_host())
+            listed = _read_layout(archive, platform or Platform.of_host(), any_single=not platform)
         elif "repositories" in archive:
             raise Unsupported(
                 "invalid archive: it is in the image format before Docker 1.10 (repositories, but"
@@ -109,12 +110,27 @@ def read_archive(
                 )
             )
         merged: dict[str, _Listed] = {}
+        listed = [image for image in listed if platform is None or _is_for(image, platform)]
+        if platform is not None and not listed:
+            raise _nothing_for(platform)
         for image in listed:
             if first := merged.get(image.config.id):
                 first.names.extend(name for name in image.names if name not in first.names)
             else:
                 merged[image.config.id] = image
         return [_load(archive, image, ingest, known) for image in merged.values()]
+
+
+def _is_for(image: _Listed, platform: Platform) -> bool:
+    config = image.config
+    return bool(platform.runs(Platform(config.os, config.architecture, config.variant)))
+
+
+def _nothing_for(platform: Platform) -> InvalidParameter:
+    return InvalidParameter(
+        f"invalid archive: it has no image for the platform {platform}; name another with"
+        " --platform"
+    )
 
 
 def _load(archive: Archive, image: _Listed, ingest: Ingest, known: Known | None) -> LoadedImage:
@@ -170,8 +186,12 @@ def _read_docker(archive: Archive) -> list[_Listed]:
     return images
 
 
-def _read_layout(archive: Archive, platform: Platform) -> Iterator[_Listed]:
-    """The images that an OCI layout's ``index.json`` lists, one for each name or entry."""
+def _read_layout(archive: Archive, platform: Platform, *, any_single: bool) -> Iterator[_Listed]:
+    """The images that an OCI layout's ``index.json`` lists, one for each name or entry.
+
+    ``any_single``: a name's only image is taken whatever platform it is for, as people do load
+    foreign images.
+    """
     if "oci-layout" in archive:
         _check_layout(archive.read("oci-layout", _DOCUMENT_MAX))
     index = _parse_manifest(archive.read("index.json", _DOCUMENT_MAX), "index.json")
@@ -183,26 +203,28 @@ def _read_layout(archive: Archive, platform: Platform) -> Iterator[_Listed]:
         groups.setdefault(_name_in(entry) or f"#{place}", []).append(entry)
     found = False
     for key, entries in groups.items():
-        manifest = _choose(archive, entries, platform, _DEPTH_MAX)
+        single = any_single and len(entries) == 1 and entries[0].media_type in MANIFEST_TYPES
+        manifest = _choose(archive, entries, platform, _DEPTH_MAX, only=single)
         if manifest is None:
             continue
         found = True
         yield _of_manifest(archive, manifest, [] if key.startswith("#") else [key])
     if not found and index.manifests:
-        raise InvalidParameter(
-            f"invalid archive: it has no image for the platform {platform}; name another with"
-            " --platform"
-        )
+        raise _nothing_for(platform)
 
 
 def _choose(
-    archive: Archive, entries: list[Descriptor], platform: Platform, depth: int
+    archive: Archive,
+    entries: list[Descriptor],
+    platform: Platform,
+    depth: int,
+    *,
+    only: bool = False,
 ) -> Manifest | None:
-    """The best image manifest among the entries that the archive has."""
+    """The best image manifest among the entries that the archive has; ``only``: there is but one,
+    and it is meant."""
     if not depth:
         raise CorruptArchive("invalid archive: its indexes are nested too deeply")
-    # A single manifest is taken whatever platform it is for, as people do load foreign images.
-    only = len(entries) == 1 and entries[0].media_type in MANIFEST_TYPES and depth == _DEPTH_MAX
     index = Index(b"", "", {}, tuple(entries))
     present = False
     for entry in entries if only else index.best_first(platform):

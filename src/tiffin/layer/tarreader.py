@@ -5,8 +5,10 @@ The dialects: v7, ustar, PAX (global and local headers, fractions of seconds, ``
 star's shorter prefix. Names are bytes throughout.
 
 The reader keeps every byte that is not content in ``raw``, so that the tar can be given back. It
-ends at the first block of zeros, or at the stream's end on a header's boundary; whatever follows
-is trailer. Anything that is not a tar, or ends early, is a CorruptArchive naming the last entry.
+ends at the first block of zeros, or at the stream's end on a header's boundary or in what fills up
+the last content's block (the docker client leaves that out behind a Dockerfile that it adds to a
+context, and Go's reader takes it so); whatever follows is trailer. Anything that is not a tar, or
+ends early, is a CorruptArchive naming the last entry.
 
 Source: POSIX.1-2017 ``pax``; the GNU tar manual, "Basic Tar Format" and "Storing Sparse Files";
 star(5).
@@ -99,11 +101,18 @@ class TarReader:
         return CorruptArchive(f"the tar {what}{where}")
 
     def _skip_padding(self) -> None:
-        """Move the padding of the last content into ``raw``."""
-        if self._padding:
-            for part in self._parts(self._padding):
-                self.raw += part
-            self._padding = 0
+        """Move the padding of the last content into ``raw``; the stream may end in it."""
+        while self._padding:
+            part = self._block[self._at : self._at + self._padding]
+            if not part:
+                self._block = self._next_block()
+                self._at = 0
+                if not len(self._block):
+                    self._padding = 0
+                continue
+            self._at += len(part)
+            self._padding -= len(part)
+            self.raw += part
 
     def _parts(self, length: int) -> Iterator[memoryview]:
         while length:

@@ -99,7 +99,7 @@ def parse_header(value: str | None) -> Credentials | None:
         return None
     try:
         document = json.loads(urlsafe_b64decode(value + "=" * (-len(value) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidParameter("malformed X-Registry-Auth header: not base64 of JSON") from None
     return Credentials.of_document(document or {}) or None
 
@@ -113,7 +113,7 @@ def parse_config_header(value: str) -> dict[str, Credentials]:
         # Docker's clients differ in the alphabet that they use.
         text = value.replace("+", "-").replace("/", "_")
         document = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise InvalidParameter("malformed X-Registry-Config header: not base64 of JSON")

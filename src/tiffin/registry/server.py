@@ -16,7 +16,6 @@ import ssl
 import threading
 from http.server import HTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tiffin.errors import Conflict, InvalidParameter
@@ -129,12 +128,7 @@ class RegistryServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
         if self._thread is not None:
             self._thread.join()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from json import loads
 from struct import Struct
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from tiffin.client.connection import Response
@@ -49,12 +48,7 @@ class Output(Generic[T]):
     def __enter__(self) -> Output[T]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -72,11 +72,6 @@ def parse_settings(options: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def survey(root: Path) -> list[tuple[str, Support]]:
-    """Whether each driver works under this root, in the order of preference."""
-    return [(driver.name, probe(driver, home(root, driver.name))) for driver, _, _ in DRIVERS]
-
-
 def probe(
     driver: type[StorageDriver], place: Path, settings: Mapping[str, str] | None = None
 ) -> Support:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from tiffin.api import query
-from tiffin.api.exchange import Request, Response, encode_json
+from tiffin.api import documents, query
+from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 from tiffin.errors import InvalidParameter
 
@@ -30,14 +30,14 @@ class ArchiveRoutes:
         router.add("GET", "/containers/{name:.*}/export", self.export)
 
     def _path(self, request: Request) -> str:
-        path = query.text(request, "path")
+        path = query.file_name(request, "path")
         if not path:
             raise InvalidParameter("path cannot be empty")
         return path
 
     def _stat(self, request: Request) -> tuple[str, str]:
         stat = self._engine.containers.archive_stat(request.names["name"], self._path(request))
-        return _STAT_HEADER, base64.b64encode(encode_json(stat)).decode("ascii")
+        return _STAT_HEADER, base64.b64encode(documents.encode(stat)).decode("ascii")
 
     def stat(self, request: Request, response: Response) -> None:
         response.empty(200, [self._stat(request)])

@@ -76,6 +76,7 @@ class ImageRoutes:
             request.names["name"],
             force=query.boolean(request, "force"),
             noprune=query.boolean(request, "noprune"),
+            platform=query.platform(request, (1, 50), "platforms"),
         )
         response.json(gone)
 
@@ -95,6 +96,7 @@ class ImageRoutes:
 
     def load(self, request: Request, response: Response) -> None:
         archive = source(request) or request.body
+        platform = query.platform(request, (1, 48))
         quiet = query.boolean(request, "quiet")
         progress = Progress(response)
 
@@ -103,7 +105,7 @@ class ImageRoutes:
                 progress(message)
 
         try:
-            self._engine.images.load(archive, say)
+            self._engine.images.load(archive, say, platform)
         except TiffinError as error:
             # Docker has begun its answer by now, and clients look for the error inside it.
             progress.fail(error)

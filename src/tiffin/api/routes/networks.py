@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
+from tiffin.errors import InvalidParameter, NotFound
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -35,6 +36,12 @@ class NetworkRoutes:
         response.json(self._engine.networks.list(query.filters(request), members=members))
 
     def inspect(self, request: Request, response: Response) -> None:
+        # It adds the services of a swarm, of which there are none.
+        verbose = query.text(request, "verbose")
+        if verbose.lower() not in ("", "0", "1", "f", "t", "false", "true"):
+            raise InvalidParameter(f"invalid value for verbose: {verbose}")
+        if query.text(request, "scope") not in ("", "local"):
+            raise NotFound(f"network {request.names['name']} not found")
         response.json(self._engine.networks.inspect(request.names["name"]))
 
     def remove(self, request: Request, response: Response) -> None:

@@ -81,6 +81,10 @@ class RegistryRoutes:
 
     def push(self, request: Request, response: Response) -> None:
         level = query.integer(request, "compression-level")
+        if platform := query.platform(request, (1, 46)):
+            tag = query.text(request, "tag")
+            name = request.names["name"]
+            self._engine.images.find(f"{name}:{tag}" if tag else name, platform)
         with reported(response) as say:
             self._engine.registries.push(
                 request.names["name"],

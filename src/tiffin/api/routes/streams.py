@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tiffin.api import query, websocket
+from tiffin.api import documents, query, websocket
 from tiffin.api.bodies import BodyWriter
-from tiffin.api.exchange import Request, Response, encode_json, media_type
+from tiffin.api.exchange import Request, Response, media_type
 from tiffin.api.routing import Router
 from tiffin.engine.streams import NUMBERS, header
 from tiffin.engine.timestamps import ZERO
@@ -116,7 +116,7 @@ class StreamRoutes:
                 return
         if answer.get("Error") is None:
             answer = {key: value for key, value in answer.items() if key != "Error"}
-        writer.write(encode_json(answer) + b"\n")
+        writer.write(documents.encode(answer) + b"\n")
 
     def logs(self, request: Request, response: Response) -> None:
         stdout, stderr = query.boolean(request, "stdout"), query.boolean(request, "stderr")
@@ -152,7 +152,7 @@ class StreamRoutes:
             earlier = reading
             reading = containers.stats(name, earlier)
         writer = response.stream("application/json")
-        writer.write(encode_json(reading) + b"\n")
+        writer.write(documents.encode(reading) + b"\n")
         writer.flush()
         while lasting:
             time.sleep(_STATS_SECONDS)
@@ -163,7 +163,7 @@ class StreamRoutes:
             except NotFound:
                 # It was removed; what was said stands.
                 return
-            writer.write(encode_json(reading) + b"\n")
+            writer.write(documents.encode(reading) + b"\n")
             writer.flush()
 
 

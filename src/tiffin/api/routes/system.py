@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tiffin.api import query, versions
-from tiffin.api.exchange import Request, Response, encode_json
+from tiffin.api import documents, query, versions
+from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 from tiffin.errors import InvalidParameter, NotFound, NotModified
 
@@ -96,7 +96,7 @@ class SystemRoutes:
                 if end is not None and event["timeNano"] > end:
                     return
                 if wanted.matches(event):
-                    writer.write(encode_json(event) + b"\n")
+                    writer.write(documents.encode(event) + b"\n")
                     if events.empty():
                         writer.flush()
 
