@@ -89,7 +89,7 @@ def test_options_of_the_cache_are_nothing_to_what_needs_none(engine: Engine, kin
 
 @pytest.mark.parametrize("said", ["true", "1", "T"])
 def test_without_a_cache_nothing_can_be_read(engine: Engine, said: str) -> None:
-    with listener(("127.0.0.1", 0)) as sock:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
         options = log("syslog", syslog_address=address, cache_disabled=said)
         container = run(engine, "echo here", options)

@@ -65,7 +65,11 @@ class Containers:
         self._forwarders: set[Forwarder] = set()
         self._memory = MemoryWatch(loop, launcher, tell)
         self._remains = Remains(
-            loop, directory, launcher, lambda id: id in self._starting or id in self._containers
+            loop,
+            directory,
+            launcher,
+            known=lambda id: id in self._starting or id in self._containers,
+            used=self._uses,
         )
 
     @property
@@ -378,6 +382,12 @@ class Containers:
     def _drop_pending(self, id: str) -> None:
         for attachment in self._pending.pop(id, []):
             attachment.close()
+
+    def _uses(self, cgroup: str) -> bool:
+        """Whether something runs, or is being started, in a cgroup."""
+        return any(one.cgroup == cgroup for one, _, _ in self._starting.values()) or any(
+            one.cgroup == cgroup for one in self._containers.values() if one.running
+        )
 
     def _settled(self, container: Container) -> None:
         """A container has ended; what remains is its cgroup."""

@@ -20,16 +20,25 @@ _PAUSE = 0.02
 
 
 class Remains:
-    """Removes what is left of containers whose folders are in ``directory``; it asks ``known``
-    whether there is another start, or end, of the same container meanwhile."""
+    """Removes what is left of containers whose folders are in ``directory``.
+
+    It asks ``known`` whether there is another start, or end, of the same container meanwhile, and
+    ``used`` whether a cgroup is again that of one.
+    """
 
     def __init__(
-        self, loop: Loop, directory: str, launcher: NativeLauncher, known: Callable[[str], bool]
+        self,
+        loop: Loop,
+        directory: str,
+        launcher: NativeLauncher,
+        known: Callable[[str], bool],
+        used: Callable[[str], bool],
     ) -> None:
         self._loop = loop
         self._directory = directory
         self._launcher = launcher
         self._known = known
+        self._used = used
 
     def of_start(self, id: str, cgroup: str | None, tries: int = _TRIES) -> None:
         """Remove what a start has left that failed, or whose keeper was killed."""
@@ -49,6 +58,9 @@ class Remains:
 
     def cgroup(self, name: str, tries: int = _TRIES) -> None:
         """Kill what is left in a cgroup, and remove it."""
+        if self._used(name):
+            # What is left goes with the container that has been started in it.
+            return
         problem = "it still has processes"
         try:
             if self._launcher.remove(name):
