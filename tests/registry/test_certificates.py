@@ -16,9 +16,10 @@ from urllib3.exceptions import SSLError
 from registry.conftest import HASTY, MadeImage, layer_tar
 from registry.faulty import FaultyProxy
 from tiffin.errors import Forbidden, InvalidParameter, Unreachable
+from tiffin.registry.answers import Answer
 from tiffin.registry.client import Registry
 from tiffin.registry.endpoints import Configuration
-from tiffin.registry.transport import Answer, Transport
+from tiffin.registry.transport import Transport
 
 IMAGE = MadeImage([layer_tar({"etc/a": b"a" * 50_000})])
 

@@ -18,7 +18,8 @@ from typing import Any
 from tiffin.errors import DigestMismatch, TiffinError, Unreachable
 from tiffin.image.manifest import Descriptor
 from tiffin.layer.space import space_needed
-from tiffin.registry.transport import BROKEN, Answer, Transport, failure
+from tiffin.registry.answers import BROKEN, Answer, failure
+from tiffin.registry.transport import Transport
 
 _BLOCK = 1 << 20
 

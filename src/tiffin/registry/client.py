@@ -35,17 +35,11 @@ from tiffin.image.manifest import (
     parse_manifest,
 )
 from tiffin.image.reference import is_digest
+from tiffin.registry.answers import Answer, failure, shown
 from tiffin.registry.blobs import BlobStream, Progress
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.endpoints import Endpoint
-from tiffin.registry.transport import (
-    Answer,
-    Cancelled,
-    Patience,
-    Transport,
-    failure,
-    shown,
-)
+from tiffin.registry.transport import Cancelled, Patience, Transport
 from tiffin.registry.upload import Upload
 
 __all__ = ["Cancelled", "Patience", "Registry"]

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
+from tiffin.registry.answers import failure
 from tiffin.registry.client import Patience, Registry
 from tiffin.registry.credentials import Credentials
 from tiffin.registry.endpoints import Endpoint
-from tiffin.registry.transport import failure
 
 _HUB = "docker.io"
 _HUB_INDEX = "index.docker.io"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from urllib.parse import urljoin
 
 from tiffin.errors import DigestMismatch, NotFound, TiffinError, Unreachable
-from tiffin.registry.transport import FAILED, Answer, Transport, failure
+from tiffin.registry.answers import Answer, failure
+from tiffin.registry.transport import FAILED, Transport
 
 CHUNK = 16 << 20
 """Bytes of one chunk, unless the registry wants larger ones."""
