@@ -198,7 +198,13 @@ def bind(port: Port) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((port.host_address, port.host_port))
         if kind == socket.SOCK_STREAM:
-            sock.listen(128)
+            try:
+                sock.listen(128)
+            except OSError as error:
+                if port.protocol != "sctp" or error.errno != errno.ENOSYS:
+                    raise
+                # The kernel lacks the hash that SCTP's cookies are signed with. It is held and
+                # redirected all the same; nobody can listen on this host.
     except BaseException:
         sock.close()
         raise

@@ -65,6 +65,9 @@ class Sandbox:
             self._datagrams.append(Datagrams(self._loop, sock, target))
             return
         self._listeners.append(sock)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            # It only holds the port.
+            return
 
         def accept(_: int) -> None:
             try:
