@@ -175,6 +175,18 @@ def test_the_version_tells_when_it_was_put_there(docker: Any) -> None:
     assert version["BuildTime"] == version["Components"][0]["Details"]["BuildTime"]
 
 
+def test_a_network_may_be_switched_off(docker: Any) -> None:
+    made = run(docker, "ls", "/sys/class/net", NetworkDisabled=True, HostConfig={})
+    logs = docker.request("GET", f"/containers/{made}/logs?stdout=1").body
+    assert output(logs) == b"lo\n"
+
+
+def test_a_volume_of_a_cluster_needs_one(docker: Any) -> None:
+    answer = docker.request("POST", "/volumes/create", {"Name": "cv", "ClusterVolumeSpec": {}})
+    assert answer.status == 503
+    assert "not a swarm manager" in answer.json()["message"]
+
+
 def test_starting_twice_is_not_modified(docker: Any) -> None:
     identity = create(docker, "sleep", "1000")
     start = f"/containers/{identity}/start"

@@ -213,6 +213,27 @@ def test_what_is_not_done_yet_is_refused_by_name(engine: Engine, field: str, val
     assert engine.containers.list(all=True) == []
 
 
+def test_annotations_are_for_the_runtime(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiffin.engine import isolation
+    from tiffin.runtime.oci import oci_config
+    from tiffin.runtime.settings import ContainerSettings
+
+    made: list[ContainerSettings] = []
+
+    def settings(**members: Any) -> ContainerSettings:
+        made.append(ContainerSettings(**members))
+        return made[-1]
+
+    monkeypatch.setattr(isolation, "ContainerSettings", settings)
+    host = {"Annotations": {"org.example.note": "said"}}
+    body = {"Image": "busybox", "Cmd": ["true"], "HostConfig": host}
+    key = engine.containers.create(body)["Id"]
+    engine.containers.start(key)
+    engine.containers.wait(key)
+    assert engine.containers.inspect(key)["HostConfig"]["Annotations"] == host["Annotations"]
+    assert oci_config(made[0])["annotations"]["org.example.note"] == "said"
+
+
 def test_a_named_volume_keeps_data_and_starts_with_the_images(engine: Engine) -> None:
     host = {"Binds": ["data:/etc"]}
     finished(engine, "sh", "-c", "echo kept > /etc/kept", host=host)

@@ -65,7 +65,10 @@ def normalise(body: JSON) -> tuple[JSON, JSON, JSON]:
     _check_host(host)
     if config.get("Hostname") and host.get("UTSMode") == "host":
         raise InvalidParameter("conflicting options: hostname and the UTS mode")
-    networks = networkmodes.normalise(config, host, body.get("NetworkingConfig") or {})
+    wanted = body.get("NetworkingConfig") or {}
+    if config.get("NetworkDisabled"):
+        host["NetworkMode"], wanted = "none", {}
+    networks = networkmodes.normalise(config, host, wanted)
     return config, host, {"EndpointsConfig": networks}
 
 

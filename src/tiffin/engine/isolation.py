@@ -259,6 +259,7 @@ def container_settings(
         id=container.id,
         hostname=hostname(container),
         domainname=config.get("Domainname") or "",
+        annotations=dict(host.get("Annotations") or {}),
         process=process_settings(
             container,
             args=container.arguments,

@@ -53,7 +53,7 @@ def oci_config(settings: ContainerSettings, account: Account | None = None) -> d
         },
         "root": {"path": "rootfs", "readonly": settings.readonly_rootfs},
         "mounts": _mounts(settings),
-        "annotations": annotations,
+        "annotations": {**settings.annotations, **annotations},
         "linux": {
             "namespaces": [
                 {"type": kind} if path is None else {"type": kind, "path": path}

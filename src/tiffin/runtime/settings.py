@@ -220,6 +220,8 @@ class ContainerSettings:
     masked_paths: list[str] = field(default_factory=lambda: list(MASKED_PATHS))
     readonly_paths: list[str] = field(default_factory=lambda: list(READONLY_PATHS))
     sysctls: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    """For other runtimes, some of which act on them; the native one knows none."""
     resources: Resources = field(default_factory=Resources)
     shm_size: int = 64 << 20
     """Of /dev/shm; 0: there is none."""

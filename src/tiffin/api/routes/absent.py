@@ -6,8 +6,10 @@ from tiffin.api.exchange import Request, Response
 from tiffin.api.routing import Router
 from tiffin.errors import NotFound, Unreachable, Unsupported
 
-_SWARM = "This node is not a swarm manager. {} and try again."
-_JOIN = 'Use "docker swarm init" or "docker swarm join" to connect this node to swarm'
+NO_MANAGER = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect '
+    "this node to swarm and try again."
+)
 _NOUNS = ("services", "tasks", "nodes", "secrets", "configs")
 
 
@@ -38,7 +40,7 @@ class AbsentRoutes:
         router.add("POST", "/grpc", self.no_session)
 
     def no_manager(self, request: Request, response: Response) -> None:
-        raise Unreachable(_SWARM.format(_JOIN))
+        raise Unreachable(NO_MANAGER)
 
     def no_member(self, request: Request, response: Response) -> None:
         raise Unreachable("This node is not part of a swarm")

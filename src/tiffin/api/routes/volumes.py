@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from tiffin.api import query, shapes
 from tiffin.api.exchange import Request, Response
+from tiffin.api.routes.absent import NO_MANAGER
 from tiffin.api.routing import Router
-from tiffin.errors import Unsupported
+from tiffin.errors import Unreachable, Unsupported
 
 if TYPE_CHECKING:
     from tiffin.engine import Engine
@@ -34,6 +35,8 @@ class VolumeRoutes:
 
     def create(self, request: Request, response: Response) -> None:
         body = request.json_object(shapes.VOLUME)
+        if body.get("ClusterVolumeSpec") is not None:
+            raise Unreachable(NO_MANAGER)
         made = self._engine.volumes.create(
             body.get("Name") or "",
             driver=body.get("Driver") or "local",
