@@ -143,6 +143,9 @@ def _running(name: str, home: Path, command: Sequence[str]) -> Iterator[Peer]:
     finally:
         _stop(process)
         kill_keeper(home / "root")
+        for namespace in (home / "exec/netns").glob("*"):
+            # dockerd leaves the one of the network "host" mounted.
+            subprocess.run(["umount", str(namespace)], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(home, ignore_errors=True)
 
 
