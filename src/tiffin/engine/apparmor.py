@@ -18,7 +18,8 @@ from tiffin.errors import Conflict
 
 DEFAULT = "tiffin-default"
 UNCONFINED = "unconfined"
-_LOADED = "/sys/kernel/security/apparmor/profiles"
+_FILES = "/sys/kernel/security/apparmor"
+_LOADED = f"{_FILES}/profiles"
 _PROFILE = """
 #include <tunables/global>
 
@@ -58,10 +59,11 @@ _lock = threading.Lock()
 
 
 def enabled() -> bool:
-    """Whether the host's kernel enforces AppArmor profiles."""
+    """Whether the host's kernel enforces AppArmor profiles, and they can be loaded here: for that
+    its files have to be mounted (securityfs)."""
     try:
         with open("/sys/module/apparmor/parameters/enabled") as file:
-            return file.read(1) == "Y"
+            return file.read(1) == "Y" and os.path.isdir(_FILES)
     except OSError:
         # The kernel is built without it.
         return False
@@ -78,7 +80,7 @@ def loaded(name: str) -> bool:
         with open(_LOADED) as file:
             return any(line.rpartition(" (")[0] == name for line in file)
     except OSError:
-        # securityfs is not mounted, or is not shown to us: loading it once more does no harm.
+        # It is not shown to us: loading it once more does no harm.
         return False
 
 
