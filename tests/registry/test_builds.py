@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from command.conftest import Command
 from conftest import busybox_tar, kill_keeper
@@ -69,8 +70,11 @@ def cached(output: str) -> int:
     return output.count(" ---> Using cache\n")
 
 
+@pytest.mark.parametrize(
+    "damage", [b"damaged", zstandard.compress(bytes(10240))], ids=["no tar", "another tar"]
+)
 def test_a_cache_in_a_folder_makes_another_engine_hit(
-    engines: list[Command], folder: Path, tmp_path: Path
+    engines: list[Command], folder: Path, tmp_path: Path, damage: bytes
 ) -> None:
     here, there = engines
     place = tmp_path / "cache"
@@ -85,12 +89,15 @@ def test_a_cache_in_a_folder_makes_another_engine_hit(
     assert len(list((place / "blobs" / "sha256").iterdir())) == blobs
     for blob in (place / "blobs" / "sha256").iterdir():
         if blob.read_bytes().startswith(b"\x28\xb5\x2f\xfd"):
-            blob.write_bytes(b"damaged")
+            blob.write_bytes(damage)
     there("builder", "prune", "-af")
     there("image", "prune", "-af")
     there("load", "-qi", str(tmp_path / "image.tar"))
     output = there("build", "--cache-from", f"type=local,src={place}", str(folder))
-    assert "[Warning] cache " in output and "can't be used" in output and cached(output) == 1
+    assert "[Warning] cache " in output and "can't be used" in output
+    # What needs no damaged layer is taken all the same: ENV has none, and that of the last COPY is
+    # the very one that the other stage has just made anew.
+    assert cached(output) == 2
 
 
 def test_only_the_image_s_own_steps(engines: list[Command], folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import zstandard
 
 from tiffin.build.backend import Layers
 from tiffin.build.cache import BuildCache, Record
-from tiffin.errors import CorruptArchive, InvalidParameter, NotFound, TiffinError
+from tiffin.errors import CorruptArchive, DigestMismatch, InvalidParameter, NotFound, TiffinError
 from tiffin.image.config import ImageConfig, chain_ids
 from tiffin.image.manifest import Descriptor, Index, Manifest, parse_manifest
 from tiffin.registry.packing import Compression
@@ -74,7 +74,8 @@ class RemoteCache:
             with self._lock:
                 told, self._told = self._told, True
                 # What is damaged is this step; a place that fails would fail again.
-                self._failed = self._failed or not isinstance(error, CorruptArchive)
+                damage = isinstance(error, CorruptArchive | DigestMismatch)
+                self._failed = self._failed or not damage
             if not told:
                 self._say(f"[Warning] cache {self._name} can't be used: {error.message}")
             return None
