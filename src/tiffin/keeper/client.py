@@ -21,8 +21,11 @@ Sockets and descriptors that are handed over stay the caller's: the keeper has i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
+import select
+import signal
 import socket
 import sys
 import threading
@@ -35,12 +38,12 @@ from tiffin import errors
 from tiffin.keeper import protocol
 from tiffin.keeper.connection import START_SECONDS, Connection, NotAnswered, NotSent
 from tiffin.keeper.keys import parse_keys
-from tiffin.linux import daemons
 from tiffin.linux.mounts import read_only_executable
 from tiffin.linux.sockets import connect_unix
 
 Event = dict[str, Any]
 _Fds = list[int]
+_READY_FD = 3
 _TRIES = 4
 _DIED = "it ended while starting"
 _START_TRIES = 5
@@ -336,21 +339,49 @@ class KeeperClient:
     def _spawn(self, deadline: float) -> str:
         """Start a keeper and wait until it is ready; what it said."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        program = _sealed(self._command[0])
+        reader, writer = os.pipe()
         try:
-            said = daemons.start(
-                self._command,
-                self._directory / "keeper.log",
-                ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-                deadline,
-                self._command[0] if program is None else f"/proc/self/fd/{program}",
-            )
-        except OSError as error:
-            raise errors.Unreachable(f"the keeper cannot be started: {error}") from error
+            # Above the descriptors that the file actions below write to.
+            ready = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 10)
+            os.close(writer)
+            log = str(self._directory / "keeper.log")
+            append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+            program = _sealed(self._command[0])
+            try:
+                pid = os.posix_spawn(
+                    self._command[0] if program is None else f"/proc/self/fd/{program}",
+                    [*self._command, str(_READY_FD)],
+                    {name: os.environ[name] for name in kept if name in os.environ},
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                        (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
+                        (os.POSIX_SPAWN_DUP2, 1, 2),
+                        (os.POSIX_SPAWN_DUP2, ready, _READY_FD),
+                    ],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+                )
+            except OSError as error:
+                raise errors.Unreachable(f"the keeper cannot be started: {error}") from error
+            finally:
+                os.close(ready)
+                if program is not None:
+                    os.close(program)
+            said = b""
+            poll = select.poll()
+            poll.register(reader, select.POLLIN)
+            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                data = os.read(reader, 4096)
+                if not data:
+                    break
+                said += data
+            # What was started forks the keeper, which belongs to no one, and ends.
+            os.waitpid(pid, 0)
         finally:
-            if program is not None:
-                os.close(program)
-        return said or _DIED
+            os.close(reader)
+        return said.decode(errors="replace").strip() or _DIED
 
     def _receive(self, message: dict[str, Any], fds: _Fds) -> None:
         """What is not an answer to a request; and the descriptors of those that are."""
@@ -418,7 +449,8 @@ def _sealed(program: str) -> int | None:
     except PermissionError:
         return None
     try:
-        return daemons.above(fd)
+        # Above the descriptors that the file actions write to.
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     finally:
         os.close(fd)
 

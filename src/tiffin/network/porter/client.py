@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from tiffin.errors import TiffinError, Unreachable
-from tiffin.linux import daemons
 from tiffin.linux.sockets import connect_unix
 from tiffin.network.porter.server import PACKET
 
@@ -220,14 +221,48 @@ class PorterClient:
 
     def _spawn(self, deadline: float) -> str:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        main = str(Path(__file__).with_name("__main__.py"))
-        said = daemons.start(
-            [sys.executable, "-I", "-S", main, str(self._root.absolute())],
-            self._directory / "porter.log",
-            ("PATH", "LANG"),
-            deadline,
-        )
-        return said or "it ended while starting"
+        reader, writer = os.pipe()
+        try:
+            # Above the descriptor that it becomes.
+            ready = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 10)
+            os.close(writer)
+            log = str(self._directory / "porter.log")
+            main = str(Path(__file__).with_name("__main__.py"))
+            try:
+                pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, "-I", "-S", main, str(self._root.absolute()), "3"],
+                    {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                        (
+                            os.POSIX_SPAWN_OPEN,
+                            1,
+                            log,
+                            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                            0o600,
+                        ),
+                        (os.POSIX_SPAWN_DUP2, 1, 2),
+                        (os.POSIX_SPAWN_DUP2, ready, 3),
+                    ],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+                )
+            finally:
+                os.close(ready)
+            said = b""
+            poll = select.poll()
+            poll.register(reader, select.POLLIN)
+            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                data = os.read(reader, 4096)
+                if not data:
+                    break
+                said += data
+            os.waitpid(pid, 0)
+        finally:
+            os.close(reader)
+        return said.decode(errors="replace").strip() or "it ended while starting"
 
     def close(self, *, shutdown: bool = False) -> None:
         """Say what is left to be said, and leave; with ``shutdown`` the porter leaves too."""
