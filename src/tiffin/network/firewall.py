@@ -153,9 +153,14 @@ class _Nftables:
     """How nft commands are run: by the library where that is possible, else by the program."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._library: _Library | None = None
         self._looked = False
+        self._begin()
+        # A child that shared the context's socket would read its parent's answers.
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
         self._host: int | None = None
 
     def prepare(self) -> None:
